@@ -15,7 +15,7 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.client.execution_environment import notebook_named
 from openruntime_jupyter.errors import NotAllowed, NotConnected, OpenRuntimeError, gigabytes
-from openruntime_jupyter.notebook.display.format import file_name
+from openruntime_jupyter.notebook.display.format import file_name, shortened
 from openruntime_jupyter.notebook.display.html import text_table
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--notebook", metavar="FILE", help="only tasks of this notebook")
     command.set_defaults(answer=_tasks)
     command = _command(commands, common, "cancel", "cancel a pending or running task")
-    command.add_argument("id", help="task id, as shown by `tasks`")
+    command.add_argument("id", help="task id, as shown by `tasks`, or a unique beginning of it")
     command.set_defaults(answer=_cancel)
     return made
 
@@ -150,7 +150,7 @@ def _tasks(client: Client, options: argparse.Namespace) -> str:
 
 def _row(task: Task) -> tuple[str, ...]:
     seconds = "" if task.execution_time is None else f"{task.execution_time:.2f}"
-    about = _about(task).partition("\n")[0][:80]
+    about = shortened(_about(task).partition("\n")[0], 80)
     return task.task_id, str(task.status), str(task.priority), task.operation, seconds, file_name(task.notebook), about
 
 
@@ -161,7 +161,7 @@ def _about(task: Task) -> str:
 
 
 def _cancel(client: Client, options: argparse.Namespace) -> str:
-    task = client.cancel(options.id)
+    task = client.task(options.id).cancel()
     if options.json:
         return _json(task)
     if task.status != TaskState.CANCELLED:

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.futures import Completions
-from openruntime_jupyter.client.handles import Output, PromptHandle, TaskHandle
+from openruntime_jupyter.client.handles import Output, PromptHandle, TaskHandle, after_cancel
+from openruntime_jupyter.client.interruption import pulse, shown_as_line
+from openruntime_jupyter.client.map import MapStopped, run_map
 from openruntime_jupyter.client.transport.watch import CONNECTED
+from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
 if TYPE_CHECKING:
@@ -23,6 +26,15 @@ Result = TypeVar("Result")
 
 MOST_UNREAD = 10_000
 """Buffered messages per watcher."""
+
+
+async def _request(function: Callable[Params, Result], /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
+    """Call a function in a thread. The stop button of a notebook ends the wait for it."""
+    try:
+        with pulse():
+            return await asyncio.to_thread(function, *args, **kwargs)
+    except asyncio.CancelledError:
+        raise shown_as_line(asyncio.CancelledError("the request was interrupted")) from None
 
 
 class AsyncTaskHandle:
@@ -46,15 +58,19 @@ class AsyncTaskHandle:
         loop = asyncio.get_running_loop()
         done = loop.create_future()
         future.add_done_callback(lambda _: _on(loop, _settle, done))
-        await asyncio.wait_for(done, timeout)
-        return await asyncio.to_thread(self._handle.result, 0) if future.cancelled() else future.result()
+        try:
+            with pulse():
+                await asyncio.wait_for(done, timeout)
+        except asyncio.CancelledError:
+            raise shown_as_line(asyncio.CancelledError(f"{self.id} continues to run: cancel() of its handle stops it")) from None
+        return await _request(self._handle.result, 0) if future.cancelled() else future.result()
 
     def __await__(self) -> Any:
         return self.result().__await__()
 
     async def task(self) -> Task:
         """Return the current record."""
-        return await asyncio.to_thread(lambda: self._handle.task)
+        return await _request(lambda: self._handle.task)
 
     async def status(self) -> TaskState:
         """Return the current state."""
@@ -62,15 +78,15 @@ class AsyncTaskHandle:
 
     async def output(self) -> Output:
         """Return the output so far."""
-        return await asyncio.to_thread(lambda: self._handle.output)
+        return await _request(lambda: self._handle.output)
 
     async def cancel(self) -> Task:
         """Cancel the task and return its final record."""
-        return await asyncio.to_thread(self._handle.cancel)
+        return await _request(self._handle.cancel)
 
     async def set_priority(self, priority: int) -> Task:
         """Change the priority of the pending task. Raises `TaskConflict` once it has started."""
-        return await asyncio.to_thread(self._handle.set_priority, priority)
+        return await _request(self._handle.set_priority, priority)
 
     def __repr__(self) -> str:
         return f"<Async{self._handle!r}>".replace("<Async<", "<Async").replace(">>", ">")
@@ -133,7 +149,7 @@ def in_thread(
 
     @wraps(method)
     async def call(self: AsyncClient, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
-        return await asyncio.to_thread(method, self.client, *args, **kwargs)
+        return await _request(method, self.client, *args, **kwargs)
 
     return call
 
@@ -155,7 +171,7 @@ class AsyncClient:
 
     async def run(self, operation: str, /, **parameters: Any) -> Any:
         """Run a task and return its output; see `Client.run`."""
-        return await self._finish(await self.submit(operation, **parameters))
+        return await self._finish(self.submit(operation, **parameters))
 
     async def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> AsyncTaskHandle:
         """Submit a function call; see `Client.submit_call`."""
@@ -163,16 +179,16 @@ class AsyncClient:
 
     async def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run `function(*args, **kwargs)` in a worker and return its value; see `Client.call`."""
-        return await self._finish(await self.submit_call(function, *args, **kwargs))
+        return await self._finish(self.submit_call(function, *args, **kwargs))
 
     async def task(self, task_id: str) -> AsyncTaskHandle:
         """Return the handle of a task, an `AsyncPromptHandle` for AI tasks. Raises `TaskNotFound`."""
-        return self._handle(await asyncio.to_thread(self.client.task, task_id))
+        return self._handle(await _request(self.client.task, task_id))
 
     async def ask(self, prompt: str, /, workflow: str = "model_inference", **parameters: Any) -> AsyncPromptHandle:
         """Submit a prompt; see `Client.ask`."""
-        await asyncio.to_thread(self._completions.open)
-        handle = await asyncio.to_thread(partial(self.client.ask, prompt, workflow, **parameters))
+        await _request(self._completions.open)
+        handle = await _request(partial(self.client.ask, prompt, workflow, **parameters))
         return AsyncPromptHandle(handle, self._completions)
 
     async def again(self, task_id: str, **options: Any) -> AsyncTaskHandle:
@@ -197,7 +213,29 @@ class AsyncClient:
     insights = in_thread(Client.insights)
     health = in_thread(Client.health)
     operations = in_thread(Client.operations)
-    map = in_thread(Client.map)
+
+    async def map(
+        self,
+        function: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        /,
+        chunk_size: int | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> list[Any]:
+        """Return `function(item)` for each item; see `Client.map`. Cancelling it cancels the remaining tasks."""
+        client, items, stop = self.client.with_options(**options), list(iterable), threading.Event()
+
+        def run() -> list[Any]:
+            return run_map(client, function, items, chunk_size, client.map_reporter(function, len(items), progress), stop)
+
+        mapping = asyncio.ensure_future(asyncio.to_thread(run))
+        try:
+            with pulse():
+                return await asyncio.shield(mapping)
+        except asyncio.CancelledError:
+            stop.set()
+            raise shown_as_line(asyncio.CancelledError(await asyncio.shield(_stopped(mapping)))) from None
 
     async def watch(self, topics: Iterable[str] = ("task_update",)) -> AsyncIterator[dict[str, Any]]:
         """Yield events; see `Client.watch`. A watcher `MOST_UNREAD` messages behind gets `connected` with `gap` instead."""
@@ -221,7 +259,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the connection. Tasks keep running."""
         self.let_go()
-        await asyncio.to_thread(self.client.close)
+        await _request(self.client.close)
 
     def let_go(self) -> None:
         """Unsubscribe from events once all waits have ended."""
@@ -234,17 +272,36 @@ class AsyncClient:
         await self.close()
 
     async def _submitted(self, submit: Callable[[], TaskHandle]) -> AsyncTaskHandle:
-        await asyncio.to_thread(self._completions.open)
-        return self._handle(await asyncio.to_thread(submit))
+        await _request(self._completions.open)
+        return self._handle(await _request(submit))
 
     def _handle(self, handle: TaskHandle) -> AsyncTaskHandle:
         if isinstance(handle, PromptHandle):
             return AsyncPromptHandle(handle, self._completions)
         return AsyncTaskHandle(handle, self._completions)
 
-    async def _finish(self, handle: AsyncTaskHandle) -> Any:
+    async def _finish(self, submission: Coroutine[Any, Any, AsyncTaskHandle]) -> Any:
+        submitted = asyncio.ensure_future(submission)
         try:
+            with pulse():
+                handle = await asyncio.shield(submitted)
             return await handle.result()
         except asyncio.CancelledError:
-            await asyncio.shield(handle.cancel())
-            raise
+            raise shown_as_line(asyncio.CancelledError(await asyncio.shield(_cancelled(submitted)))) from None
+
+
+async def _cancelled(submitted: asyncio.Future[AsyncTaskHandle]) -> str:
+    """Cancel a task, whose submission may still be under way, and return what became of it."""
+    try:
+        return after_cancel(await (await submitted).cancel())
+    except OpenRuntimeError as problem:
+        return f"the task could not be cancelled ({problem})"
+
+
+async def _stopped(mapping: asyncio.Future[list[Any]]) -> str:
+    """Wait for the end of a map that is being stopped, and return what became of it."""
+    try:
+        await mapping
+    except (MapStopped, OpenRuntimeError) as problem:
+        return str(problem)
+    return "the map completed before it could be cancelled"

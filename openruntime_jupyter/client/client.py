@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from types import CodeType
@@ -9,12 +10,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from openruntime_jupyter.client.arrays import ArrayUploads
 from openruntime_jupyter.client.execution_environment import notebook, world
-from openruntime_jupyter.client.handles import PromptHandle, TaskHandle, again, handle_of, prompt_request, record, refuse_deadlock
+from openruntime_jupyter.client.handles import (
+    PromptHandle,
+    TaskHandle,
+    after_cancel,
+    again,
+    handle_of,
+    prompt_request,
+    record,
+    refuse_deadlock,
+)
+from openruntime_jupyter.client.interruption import interruptible, shown_as_line
 from openruntime_jupyter.client.map import run_map
 from openruntime_jupyter.client.map_progress import MapReporter
 from openruntime_jupyter.client.serialization import named, pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
-from openruntime_jupyter.errors import SessionEnded, TaskNotFound
+from openruntime_jupyter.errors import OpenRuntimeError, SessionEnded, TaskNotFound
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.schemas.insights import Insights, MetricType, WordingChoice
@@ -34,6 +45,12 @@ Submitted = TypeVar("Submitted", Task, TaskOutput)
 
 FIRST_WAIT = 15.0
 """Seconds that `run` and `call` wait within the submission itself, which saves a request for most tasks."""
+BEGINNING = re.compile(r"(ai_)?task_[0-9a-z]{4,19}")
+"""Beginning of a task's id, long enough to search for it."""
+SEARCHED = 500
+"""Number of the newest tasks among which a beginning of an id is searched."""
+NOT_SUBMITTED = "interrupted before anything was submitted"
+UNCERTAIN = "interrupted during the submission: tasks() shows whether the task was submitted"
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,7 @@ class Client:
 
         Raises `InvalidRequest` (also as `UnknownOperation`, `UnknownDevice`, `MemoryRefused`), `QueueFull`, `NotAllowed`.
         """
-        with ArrayUploads(self.backend) as uploads:
+        with interruptible(UNCERTAIN), ArrayUploads(self.backend) as uploads:
             return self._submit(operation, uploads.outside(parameters))
 
     def run(self, operation: str, /, **parameters: Any) -> Any:
@@ -103,7 +120,7 @@ class Client:
 
         Raises the errors of `submit` and `TaskHandle.result`.
         """
-        with ArrayUploads(self.backend) as uploads:
+        with interruptible(NOT_SUBMITTED), ArrayUploads(self.backend) as uploads:
             return self._finish(operation, uploads.outside(parameters))
 
     def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle:
@@ -112,7 +129,7 @@ class Client:
         Functions defined in a notebook are pickled by value, with the variables they use. Raises `InvalidRequest` with the name of
         the argument or variable that can't be pickled.
         """
-        with ArrayUploads(self.backend) as uploads:
+        with interruptible(UNCERTAIN), ArrayUploads(self.backend) as uploads:
             return self._submit("call", self._call(uploads, function, args, kwargs), _name_of(function))
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -120,7 +137,7 @@ class Client:
 
         Raises the errors of `submit_call` and `TaskHandle.result`.
         """
-        with ArrayUploads(self.backend) as uploads:
+        with interruptible(NOT_SUBMITTED), ArrayUploads(self.backend) as uploads:
             return self._finish("call", self._call(uploads, function, args, kwargs), _name_of(function))
 
     def map(
@@ -158,10 +175,13 @@ class Client:
         Also raises the errors of `submit_call`.
         """
         client = self.with_options(**options) if options else self
-        refuse_deadlock(self.backend, client.options.device, "a new task")
         items = list(iterable)
-        reporter = MapReporter(client.backend, client.options.name or _name_of(function) or "", len(items), progress)
-        return run_map(client, function, items, chunk_size, reporter)
+        with interruptible(NOT_SUBMITTED):
+            return run_map(client, function, items, chunk_size, client.map_reporter(function, len(items), progress))
+
+    def map_reporter(self, function: Callable[[Any], Any], items: int, progress: bool | None) -> MapReporter:
+        """Return the reporter of a map over a number of items; see `map` for `progress`."""
+        return MapReporter(self.backend, self.options.name or _name_of(function) or "", items, progress)
 
     @property
     def aio(self) -> AsyncClient:
@@ -213,7 +233,7 @@ class Client:
         follow
             Wait up to this many seconds for output, which saves a request for callers of `follow_output`.
         """
-        with ArrayUploads(self.backend) as uploads:
+        with interruptible(UNCERTAIN), ArrayUploads(self.backend) as uploads:
             parameters: dict[str, Any] = {
                 "code": code,
                 "pickled": pack_variables(inputs or {}, uploads),
@@ -260,14 +280,28 @@ class Client:
         """
         given = {"profile": profile, "model": model, "agent": agent, "conversation": conversation, **parameters}
         request = prompt_request(prompt, workflow, given, self.options.request(), self.origin)
-        asked = self.backend.call(api.SUBMIT_PROMPT, body=request, key=new_key())
-        return PromptHandle(self.backend, record(self.backend, asked.task_id), asked.left_out)
+        with interruptible(UNCERTAIN):
+            asked = self.backend.call(api.SUBMIT_PROMPT, body=request, key=new_key())
+            return PromptHandle(self.backend, record(self.backend, asked.task_id), asked.left_out)
 
     def task(self, task_id: str) -> TaskHandle:
-        """Return the handle of a task by id, submitted from any notebook; a `PromptHandle` for AI tasks. Raises `TaskNotFound`."""
+        """Return the handle of a task by id, submitted from any notebook; a `PromptHandle` for AI tasks. Raises `TaskNotFound`.
+
+        A beginning of the id is enough if it is unique among the newest tasks.
+        """
         if not task_id:
             raise TaskNotFound("a task id is required: tasks() lists them")
-        return handle_of(self.backend, record(self.backend, task_id))
+        try:
+            return handle_of(self.backend, record(self.backend, task_id))
+        except TaskNotFound:
+            if not BEGINNING.fullmatch(task_id):
+                raise
+            found = [task for task in self.tasks(limit=SEARCHED).tasks if task.task_id.startswith(task_id)]
+            if not found:
+                raise
+        if len(found) > 1:
+            raise TaskNotFound(f"{len(found)} tasks have an id that begins with {task_id}: add more of it")
+        return handle_of(self.backend, found[0])
 
     def tasks(
         self,
@@ -475,9 +509,18 @@ class Client:
             task = self._send(lambda: self.backend.call(api.SUBMIT_TASK, body=request, key=key, wait=FIRST_WAIT))
             return TaskHandle(self.backend, task).result()
         except KeyboardInterrupt:
+            raise shown_as_line(KeyboardInterrupt(self._interrupted(request, key))) from None
+
+    def _interrupted(self, request: dict[str, Any], key: str) -> str:
+        """Cancel an interrupted task and return what became of it."""
+        try:
             # The same key returns the same task, even if the interrupt came before its id.
-            self.cancel(self.backend.call(api.SUBMIT_TASK, body=request, key=key).task_id)
-            raise
+            task = self.backend.call(api.SUBMIT_TASK, body=request, key=key)
+            return after_cancel(self.cancel(task.task_id))
+        except KeyboardInterrupt:
+            return "interrupted again while the task was being cancelled: tasks() shows its state"
+        except OpenRuntimeError as problem:
+            return f"the task could not be cancelled ({problem})"
 
 
 def _field(option: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.arrays import receive
 from openruntime_jupyter.client.execution_environment import notebook
+from openruntime_jupyter.client.interruption import interruptible
 from openruntime_jupyter.client.serialization import unpack
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.client.transport.watch import Tell, Watch
@@ -151,12 +152,13 @@ class TaskHandle:
         Interrupting the wait does not cancel the task. Raises `WouldDeadlock` inside a task that would block its own lane.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self.task.status.terminal:
-            refuse_deadlock(self._backend, self._task.device_used or self._task.device_preference, self.id)
-            left = LONGEST_WAIT if deadline is None else min(LONGEST_WAIT, deadline - time.monotonic())
-            if left <= 0:
-                break
-            self._see(record(self._backend, self.id, left))
+        with interruptible(f"{self.id} continues to run: cancel() of its handle stops it"):
+            while not self.task.status.terminal:
+                refuse_deadlock(self._backend, self._task.device_used or self._task.device_preference, self.id)
+                left = LONGEST_WAIT if deadline is None else min(LONGEST_WAIT, deadline - time.monotonic())
+                if left <= 0:
+                    break
+                self._see(record(self._backend, self.id, left))
         return self._task
 
     def result(self, timeout: float | None = None) -> Any:
@@ -180,9 +182,11 @@ class TaskHandle:
             return self._arrays(task.result) if task.result.arrays else task.result.output
         if task.result.payload is None:
             return {} if task.operation == "python" else None
-        payload, encoding = self._payload or (self._backend.call(api.GET_PAYLOAD, self.id), task.result.payload.encoding)
+        with interruptible(f"{self.id} is completed: result() of its handle returns its value"):
+            payload, encoding = self._payload or (self._backend.call(api.GET_PAYLOAD, self.id), task.result.payload.encoding)
+            arrays = [receive(self._backend, each) for each in task.result.arrays]
         self._payload = None
-        return unpack(payload, encoding, [receive(self._backend, each) for each in task.result.arrays])
+        return unpack(payload, encoding, arrays)
 
     def take(self, ended: Ended) -> None:
         """Store a result of `COLLECT_RESULTS`, so that `result()` needs no request. Raises `TaskNotFound` for an unknown task."""
@@ -224,6 +228,13 @@ class TaskHandle:
         return f"<{type(self).__name__} {self.id}: {self._task.name or self._task.operation}, {seen}{self._task.status}>"
 
 
+def after_cancel(task: Task) -> str:
+    """Return what became of a task whose waiter was interrupted and cancelled it."""
+    if task.status is TaskState.COMPLETED:
+        return f"{task.task_id} completed before it could be cancelled: connect().task({task.task_id!r}).result() returns its value"
+    return f"{task.task_id} was cancelled" if task.status is TaskState.CANCELLED else f"{task.task_id} {task.status}"
+
+
 def task_error(task: Task) -> TaskError:
     """Return the exception for a task that ended without completing. Its `task` is the record."""
     kind, failure = ENDS[task.status], task.failure
@@ -262,7 +273,7 @@ def again(backend: Backend, task_id: str, origin: Origin, changes: dict[str, Any
     except InvalidRequest as problem:
         if not request["parameters"].get("arrays"):
             raise
-        gone = "the task can't be resubmitted, because its large arrays are deleted when it ends: run its cell or call again"
+        gone = "the task can't be resubmitted, because its large arrays have been deleted: run its cell or call again"
         raise InvalidRequest.of("arrays", f"{gone} ({problem})") from problem
 
 
@@ -295,8 +306,13 @@ class PromptHandle(TaskHandle):
 
     def __iter__(self) -> Iterator[str]:
         """Stream the text. Raises the errors of `result` at the end. Leaving the loop does not cancel the task."""
-        for _, piece in self.pieces():
-            yield piece
+        pieces = self.pieces()
+        while True:
+            with interruptible(f"{self.id} continues to run: cancel() of its handle stops it"):
+                following = next(pieces, None)
+            if following is None:
+                break
+            yield following[1]
         task = self.wait()
         if task.status is not TaskState.COMPLETED:
             raise task_error(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +11,14 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads
-from openruntime_jupyter.client.handles import TaskHandle, lane_of
-from openruntime_jupyter.client.map_progress import MapReporter
+from openruntime_jupyter.client.handles import TaskHandle, lane_of, refuse_deadlock
+from openruntime_jupyter.client.interruption import shown_as_line
+from openruntime_jupyter.client.map_progress import MapReporter, MapState
 from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed
 from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, SUBMIT_BATCH
-from openruntime_jupyter.schemas.tasks import Task
+from openruntime_jupyter.schemas.tasks import Task, TaskState
 from openruntime_jupyter.worker.chunk import apply
 
 if TYPE_CHECKING:
@@ -26,8 +28,14 @@ CHUNKS_A_SLOT = 4
 """Tasks per slot: enough to balance the load, few enough to keep the overhead of tasks small."""
 MOST_AHEAD = 200
 """Maximum number of submitted chunks that are not fetched yet, which leaves queue space for other tasks."""
+STOP_POLL = 0.5
+"""Seconds until a map that can be stopped from another thread checks that."""
 MOST_BYTES = 4_000_000
 """JSON bytes of the chunks in one request, not counting the first chunk."""
+
+
+class MapStopped(Exception):
+    """Map that another thread stopped; the message says what became of it."""
 
 
 @dataclass
@@ -50,6 +58,8 @@ class Mapping:
     reporter: MapReporter
     on_response: Callable[[Task | BaseException], None] = lambda answer: None
     """Called with the response to each submission."""
+    stop: threading.Event | None = None
+    """Set by another thread to stop the map."""
     failures: dict[int, TaskError] = field(default_factory=dict)
     _submitted: dict[str, tuple[Chunk, TaskHandle]] = field(default_factory=dict)
     _sending: tuple[list[Chunk], str] | None = None
@@ -58,19 +68,28 @@ class Mapping:
     """Items of ended chunks."""
 
     def run(self) -> list[Any]:
-        """Return the results in order. Raises `MapFailed`. Any other error, including Ctrl-C, cancels the remaining tasks."""
+        """Return the results in order. Raises `MapFailed`. Any other error, including Ctrl-C, cancels the remaining tasks.
+
+        Raises `MapStopped` once `stop` is set, which another thread may do.
+        """
         try:
             while self._send() or self._submitted:
                 self._collect()
                 running = ((task_id, chunk.size) for task_id, (chunk, _) in self._submitted.items())
                 self.reporter.update(self._done, len(self.failures), running)
-        except BaseException as problem:
+                if self.stop is not None and self.stop.is_set():
+                    raise MapStopped(self._interrupted())
+        except MapStopped:
+            raise
+        except KeyboardInterrupt:
+            raise shown_as_line(KeyboardInterrupt(self._interrupted())) from None
+        except BaseException:
             try:
                 self._cancel()
             finally:
-                self.reporter.end("cancelled" if isinstance(problem, KeyboardInterrupt) else "failed", self._done, len(self.failures))
+                self._report("failed")
             raise
-        self.reporter.end("completed", self._done, len(self.failures))
+        self._report("completed")
         if self.failures:
             raise MapFailed(_summary(self.failures, len(self.results)), dict(sorted(self.failures.items())), self.results)
         return self.results
@@ -116,12 +135,19 @@ class Mapping:
         """Fetch results of ended tasks in one request: enough to submit more chunks, or all remaining ones."""
         wanted = len(self._submitted) - (0 if self._all_sent else MOST_AHEAD // 2)
         body = {"tasks": list(self._submitted), "at_least": max(1, wanted)}
-        for ended in self.backend.call(COLLECT_RESULTS, body=body, wait=self.reporter.interval or LONGEST_WAIT):
+        for ended in self.backend.call(COLLECT_RESULTS, body=body, wait=self._patience()):
             chunk, handle = self._submitted[ended.task_id]
             handle.take(ended)
             self._store(chunk, handle)
-            del self._submitted[ended.task_id]
             self._done += chunk.size
+            del self._submitted[ended.task_id]
+
+    def _patience(self) -> float:
+        """Return the time in seconds to wait for results: until the next report or check of `stop`, if there are any."""
+        return min(LONGEST_WAIT, self.reporter.interval or LONGEST_WAIT, LONGEST_WAIT if self.stop is None else STOP_POLL)
+
+    def _report(self, state: MapState) -> None:
+        self.reporter.end(state, self._done, len(self.failures))
 
     def _store(self, chunk: Chunk, handle: TaskHandle) -> None:
         try:
@@ -134,6 +160,16 @@ class Mapping:
             message = f"{described['type']}: {described['message']}\n\nIn the worker:\n{described['traceback'].rstrip()}"
             self.failures[index] = TaskFailed(message, handle.last_seen)
 
+    def _interrupted(self) -> str:
+        """Cancel the remaining tasks of an interrupted map, and return what became of it."""
+        try:
+            self._cancel()
+            self._report("cancelled")
+        except KeyboardInterrupt:
+            self._report("cancelled")
+            return "interrupted again while the tasks were being cancelled: tasks() shows their states"
+        return f"{self._done:,} of {len(self.results):,} items were done, and the tasks of the others were cancelled"
+
     def _cancel(self) -> None:
         """Cancel the remaining tasks, last one first, so that freed slots do not start tasks that are about to be cancelled."""
         with contextlib.suppress(OpenRuntimeError):
@@ -142,22 +178,29 @@ class Mapping:
                 self._take(self._sending[0], self._submit(*self._sending))
                 for chunk in self._sending[0]:
                     chunk.uploads.release()
-        for _, handle in reversed(self._submitted.values()):
+        for chunk, handle in reversed(self._submitted.values()):
             with contextlib.suppress(OpenRuntimeError):
-                handle.cancel()
+                if handle.cancel().status is TaskState.COMPLETED:
+                    self._done += chunk.size
 
 
 def run_map(
-    client: Client, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None, reporter: MapReporter
+    client: Client,
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    chunk_size: int | None,
+    reporter: MapReporter,
+    stop: threading.Event | None = None,
 ) -> list[Any]:
-    """Return `function(item)` for each item, in order; see `Client.map`."""
+    """Return `function(item)` for each item, in order; see `Client.map`. Raises `MapStopped` once `stop` is set."""
+    refuse_deadlock(client.backend, client.options.device, "a new task")
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
         raise InvalidRequest.of("chunk_size", "must be a whole number of items, at least 1, or None")
     if not items:
         return []
     with ArrayUploads(client.backend) as uploads:
         chunks = _chunks(client, function, items, chunk_size, uploads)
-        return Mapping(client.backend, chunks, [None] * len(items), reporter, client.follow_session).run()
+        return Mapping(client.backend, chunks, [None] * len(items), reporter, client.follow_session, stop).run()
 
 
 def _chunks(

@@ -86,6 +86,41 @@ def size(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
+TIME = re.compile(r"(?=.)(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+def seconds(text: str) -> float:
+    """Return the seconds in `"90"`, `"90s"`, `"5m"` or `"1h30m"`. Raises `UsageError` otherwise."""
+    plain = unquoted(text).lower().replace(" ", "")
+    match = TIME.fullmatch(f"{plain}s" if plain[-1:].isdigit() and plain.replace(".", "", 1).isdigit() else plain)
+    if match is None:
+        raise UsageError(f"{text!r} is not a valid time: use for example 90, 90s, 5m or 1h30m")
+    return sum(float(part) * factor for part, factor in zip(match.groups(), (3600, 60, 1), strict=True) if part)
+
+
+def priority(text: str) -> int:
+    """Return the priority in `text`. Raises `UsageError` if it is not a number from 1 to 10."""
+    if not text.isdecimal() or not 1 <= int(text) <= 10:
+        raise UsageError(f"{text!r} is not a valid priority: use 1 to 10, where 10 is the most urgent")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """Return the whole number in `text`. Raises `UsageError` for another text."""
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    """Return the number in `text`. Raises `UsageError` for another text."""
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a number") from None
+
+
 @dataclass(frozen=True)
 class Option:
     """One option, from which the parser, the help and the completion are made."""
@@ -108,10 +143,10 @@ FLAGS: dict[str, Option] = {
 """Options of the magics themselves."""
 
 TASK_OPTIONS: dict[str, Option] = {
-    "--priority": Option("priority", "1 to 10, default 5; 10 is the most urgent", int),
+    "--priority": Option("priority", "1 to 10, default 5; 10 is the most urgent", priority),
     "--device": Option("device", "auto, gpu, cpu, or the id of a device"),
-    "--timeout": Option("seconds", "maximum run time in seconds", float),
-    "--retries": Option("number", "retries if the worker process dies", int),
+    "--timeout": Option("time", "maximum run time: 90 or 90s, 5m, 1h30m", seconds),
+    "--retries": Option("number", "retries if the worker process dies", whole),
     "--name": Option("text", "task name"),
 }
 """Options of any task, named as in `Client.with_options`."""
@@ -177,18 +212,35 @@ class OptionParser(ArgumentParser):
         super().__init__(prog="openruntime", add_help=False, allow_abbrev=False)
         self._see = see
         for name, option in options.items():
+            read = _reader(name, option)
             if not option.kind:
                 self.add_argument(name, action="store_true")
             elif option.many == "words":
-                self.add_argument(name, nargs="+", action="extend", default=[], type=option.read)
+                self.add_argument(name, nargs="+", action="extend", default=[], type=read)
             elif option.many == "repeated":
-                self.add_argument(name, action="append", default=[], type=option.read)
+                self.add_argument(name, action="append", default=[], type=read)
             else:
-                self.add_argument(name, type=option.read, choices=option.choices or None)
+                self.add_argument(name, type=read)
 
     def error(self, message: str) -> NoReturn:
         """Raise `UsageError`."""
-        raise UsageError(f"{message}. See `{self._see}` for the options")
+        message = message.removeprefix("argument ").replace("expected at least one argument", "a value is missing")
+        raise UsageError(f"{message.replace('expected one argument', 'a value is missing')}. See `{self._see}` for the options")
+
+
+def _reader(name: str, option: Option) -> Callable[[str], Any]:
+    """Return a function that reads a value of `option`. It raises `UsageError` with the name of the option."""
+
+    def read(text: str) -> Any:
+        try:
+            value = option.read(text)
+        except UsageError as problem:
+            raise UsageError(f"{name}: {problem}") from None
+        if option.choices and value not in option.choices:
+            raise UsageError(f"{name}: {text!r} is unknown: use {', '.join(option.choices)}")
+        return value
+
+    return read
 
 
 @cache

@@ -18,7 +18,7 @@ from openruntime_jupyter.notebook.ai.magic import ai_cell, ai_line, fix
 from openruntime_jupyter.notebook.ai.pull import pull_model
 from openruntime_jupyter.notebook.ai.sanitize import sanitize
 from openruntime_jupyter.notebook.ai.views import AgentTable, Config, ConversationCard, ConversationTable, Note
-from openruntime_jupyter.notebook.arguments import CELL_OPTIONS, SET, Arguments, literal, parse_cell, parse_line, usages
+from openruntime_jupyter.notebook.arguments import CELL_OPTIONS, SET, Arguments, literal, parse_cell, parse_line, priority, usages
 from openruntime_jupyter.notebook.display.help import Help
 from openruntime_jupyter.notebook.display.tables import (
     DeviceTable,
@@ -60,7 +60,8 @@ def run_line(session: Session, line: str) -> Any:
     known = [*COMMANDS, *(entry.name for entry in session.client.operations())]
     if word not in known:
         near = get_close_matches(word, known, 3, 0.5)
-        advice = f"Did you mean {' or '.join(near)}?" if near else f"Use one of {', '.join(known)}"
+        lists = "`%openruntime` lists the commands, `%openruntime operations` the operations"
+        advice = f"Did you mean {' or '.join(near)}?" if near else lists
         raise UsageError(f"{word!r} is neither a command nor an operation. {advice}")
     if arguments.set:
         raise UsageError(f"{SET} is an option of `%openruntime result TASK`: assign with `x = %openruntime {word} …`")
@@ -314,9 +315,8 @@ def _ended(session: Session, word: str) -> TaskHandle:
     Operand("N", "a number from 1 to 10", "priority"),
 )
 def _priority(session: Session, _arguments: Arguments, word: str, level: str) -> TaskCard:
-    if not level.isdecimal() or not 1 <= int(level) <= 10:
-        raise UsageError(f"{level!r} is not a valid priority: use 1 to 10, where 10 is the most urgent")
-    return TaskCard(session.handle(word).set_priority(int(level)), session.devices())
+    wanted = priority(level)
+    return TaskCard(session.handle(word).set_priority(wanted), session.devices())
 
 
 @command("cancel a task; its worker is killed if necessary", _task("live task"))
@@ -417,6 +417,7 @@ HELP = Help(
         *((_usage(name, command), command.description) for name, command in COMMANDS.items() if command.description),
     ],
     usages(CELL_OPTIONS),
-    "TASK is an id (task_…) or a variable with a handle. Operations accept the same options, except --in and --out, which are for cells. "
+    "TASK is an id (task_…), a unique beginning of one, or a variable with a handle. "
+    "Operations accept the same options, except --in and --out, which are for cells. "
     "Press Tab for completion.",
 )

@@ -29,6 +29,7 @@ class Session:
         self._client: Client | None = None
         self._lost: str | None = None
         self._devices: dict[str, str] = {}
+        self._has_gpu = False
         self.unseen = UnseenTasks()
         self.background = BackgroundTasks(self.unseen.remove)
 
@@ -74,10 +75,16 @@ class Session:
         """Return the names of the known devices by id."""
         if not self._devices:
             try:
-                self._devices = {device.id: device.name for device in self.client.devices()}
+                found = self.client.devices()
+                self._devices = {device.id: device.name for device in found}
+                self._has_gpu = any(device.type == "gpu" for device in found)
             except NotConnected:
                 self.lose()
         return self._devices
+
+    def lacks_gpu(self) -> bool:
+        """Return whether the devices are known, and none of them is a GPU."""
+        return bool(self.devices()) and not self._has_gpu
 
     def remember(self, handle: TaskHandle, variable: str | None) -> None:
         """Store `handle` as the newest, and also in `variable` if given."""

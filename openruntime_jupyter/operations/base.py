@@ -259,7 +259,7 @@ def invalid(problem: ValidationError, prefix: str = "", known: Iterable[str] = (
 def describe_error(error: ErrorDetails, known: list[str]) -> str:
     """Return pydantic's message, or for an unknown field a message with suggestions from `known`."""
     if error["type"] != "extra_forbidden":
-        return error["msg"]
+        return error["msg"].replace("Input should be", "must be", 1)
     if len(error["loc"]) > 1 or not known:
         return "unknown field"
     close = get_close_matches(str(error["loc"][0]), known, n=1)

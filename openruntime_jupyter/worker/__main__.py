@@ -25,6 +25,7 @@ from openruntime_jupyter.worker.progress_bars import watch_progress_bars
 
 CRASHED = 70
 """Exit code of a worker after an internal error (`EX_SOFTWARE`)."""
+default_hook = sys.breakpointhook
 OOM_SCORE = "800"
 """Out-of-memory score with which the kernel kills workers before the server and the notebooks."""
 
@@ -81,6 +82,13 @@ def warm(names: str, stop: Callable[[], bool] = lambda: False) -> None:
         from openruntime_jupyter.arrays import pickling  # noqa: F401 - it imports NumPy
 
 
+def breakpoint_hook(*args: Any, **kwargs: Any) -> Any:
+    """Raise EOFError for `breakpoint()`, unless `PYTHONBREAKPOINT` names another debugger than pdb or turns it off."""
+    if os.environ.get("PYTHONBREAKPOINT") in (None, "", "pdb.set_trace"):
+        raise EOFError("breakpoint() needs a keyboard, and a worker has none")
+    return default_hook(*args, **kwargs)
+
+
 def main(arguments: list[str]) -> None:
     """Run tasks until the runtime sends a leave frame or ends."""
     gc.disable()  # during start-up, when collections would find nothing
@@ -89,6 +97,7 @@ def main(arguments: list[str]) -> None:
     if not getattr(sys.flags, "safe_path", False):  # Python 3.10 ignores that variable
         sys.path[:] = [folder for folder in sys.path if folder not in ("", os.getcwd())]
     prefer_as_victim()
+    sys.breakpointhook = breakpoint_hook
     data = socket.socket(fileno=int(data_fd))
     control = socket.socket(fileno=int(control_fd))
     for connection in (data, control):

@@ -77,6 +77,6 @@ def _pack(outcomes: Outcomes, first: int, context: TaskContext) -> tuple[bytes, 
 
 
 def _failed(index: int, problem: BaseException) -> dict[str, Any]:
-    described = describe(problem)
+    described = describe(problem, only_own=True)
     print(f"Item {index} failed:\n{described['traceback']}", file=sys.stderr, flush=True)  # noqa: T201 - output of the task
     return described

@@ -112,7 +112,8 @@ class Runner:
             error = self._send_result(result, {**report, "arrays": context.array_io.stored}, body)
         if error is not None:
             context.array_io.clear()
-            self._channel.send(Kind.RAISED, as_json({**report, **describe(error), "interrupted": self._guard.delivered}))
+            described = describe(error, only_own=body["operation"] in CALLERS_CODE)
+            self._channel.send(Kind.RAISED, as_json({**report, **described, "interrupted": self._guard.delivered}))
             error.__traceback__ = None
             _release_exception()
         del result, error
@@ -293,8 +294,14 @@ MACHINERY = (
     *(str(PACKAGE / "operations" / name) for name in ("base.py", "context.py", "call.py", "python.py", "code/shell.py")),
     "/IPython/core/",
 )
+INTERNAL = (str(PACKAGE), "/IPython/core/")
+LIBRARIES = ("/site-packages/", "/dist-packages/", f"/python{sys.version_info.major}.{sys.version_info.minor}/", "<frozen ")
 MAX_CHARACTERS = 100_000
 LONGEST_NAME = 500
+
+
+CALLERS_CODE = ("python", "call")
+"""Operations that run the code of a caller."""
 
 
 def own_frame(tb: TracebackType) -> bool:
@@ -303,16 +310,39 @@ def own_frame(tb: TracebackType) -> bool:
     return any(part in name for part in MACHINERY)
 
 
-def describe(error: BaseException) -> dict[str, str]:
-    """Return `type`, `message` and `traceback` of `error`, without the frames above the task's code."""
+def describe(error: BaseException, only_own: bool = False) -> dict[str, str]:
+    """Return `type`, `message` and `traceback` of `error`, without the frames above the task's code.
+
+    With `only_own`, also without the frames of this package and IPython below it, and without the causes that only these have.
+    """
     tb = error.__traceback__
     while tb is not None and own_frame(tb):
         tb = tb.tb_next
     try:
-        lines = "".join(traceback.format_exception(type(error), error, tb))
+        described = traceback.TracebackException(type(error), error, tb)
+        if only_own:
+            _hide_machinery(described)
+        lines = "".join(described.format())
         message = str(error)
     except Exception as problem:  # a task's exception may have a broken __str__
         lines, message = f"{type(error).__name__} (its __str__ failed: {problem!r})", ""
     if len(lines) > MAX_CHARACTERS:
         lines = f"{lines[: MAX_CHARACTERS // 2]}\n…\n{lines[-MAX_CHARACTERS // 2 :]}"
     return {"type": type(error).__qualname__[:LONGEST_NAME], "message": message[:10_000], "traceback": lines}
+
+
+def _of_user(frame: traceback.FrameSummary) -> bool:
+    return not any(part in frame.filename for part in (*INTERNAL, *LIBRARIES))
+
+
+def _hide_machinery(error: traceback.TracebackException) -> None:
+    """Remove the frames of this package and IPython from `error`, its causes and the members of a group."""
+    error.stack = traceback.StackSummary.from_list([frame for frame in error.stack if not any(part in frame.filename for part in INTERNAL)])
+    cause = error.__cause__
+    if cause is not None and not error.stack and not any(_of_user(frame) for frame in cause.stack):
+        # Raised by this package, with a message that includes the cause.
+        error.__cause__ = None
+        error.__suppress_context__ = True
+    for each in (error.__cause__, error.__context__, *(getattr(error, "exceptions", None) or ())):
+        if each is not None:
+            _hide_machinery(each)

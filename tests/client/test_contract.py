@@ -487,3 +487,12 @@ def test_figures_models_and_insights_are_told(client: Client) -> None:
 def test_wrong_questions_about_the_past_are_refused(client: Client, wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(wrong))):
         client.insights(**wrong)
+
+
+def test_unique_beginning_of_an_id_finds_the_task(client: Client) -> None:
+    first, second = (client.submit_call(abs, -number) for number in (1, 2))
+    assert client.task(first.id[:-2]).result(timeout=60) == 1
+    with pytest.raises(TaskNotFound, match="tasks have an id"):
+        client.task(second.id[:10])
+    with pytest.raises(TaskNotFound):
+        client.task("task_nobody")

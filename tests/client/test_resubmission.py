@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.errors import InvalidRequest, TaskNotFound
+from openruntime_jupyter.errors import InvalidRequest, TaskFailed, TaskNotFound
 
 
 def test_a_task_is_done_again_with_its_options_but_for_the_given_ones(client: Client) -> None:
@@ -47,6 +47,16 @@ def test_arrays_that_are_gone_are_told_with_what_to_do(client: Client) -> None:
     handle.result(timeout=60)
     with pytest.raises(InvalidRequest, match="run its cell or call again"):
         client.again(handle.id)
+
+
+def test_failed_task_keeps_its_arrays_for_a_retry(client: Client) -> None:
+    handle = client.submit_call(lambda numbers: numbers.nothing, np.ones(500_000))
+    for _ in range(2):
+        with pytest.raises(TaskFailed, match="nothing"):
+            handle.result(timeout=60)
+        handle = client.again(handle.id)
+    with pytest.raises(TaskFailed, match="nothing"):
+        handle.result(timeout=60)
 
 
 def test_what_never_was_is_not_done_again(client: Client) -> None:

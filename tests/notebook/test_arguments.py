@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from IPython.core.error import UsageError
 
 from openruntime_jupyter.notebook.ai.options import parse_ai
-from openruntime_jupyter.notebook.arguments import literal, parse_cell, parse_line, size, tokens
+from openruntime_jupyter.notebook.arguments import literal, parse_cell, parse_line, seconds, size, tokens
 
 
 def test_parse_cell_line() -> None:
@@ -47,8 +47,11 @@ def test_duplicate_names_count_once() -> None:
         ("--out class", "class"),
         ("--as not-a-name", "not-a-name"),
         ("--in", "--in"),
-        ("--priority high", "--priority"),
-        ("--timeout soon", "--timeout"),
+        ("--priority high", "--priority: 'high'"),
+        ("--priority 11", "use 1 to 10"),
+        ("--timeout soon", "--timeout: 'soon'"),
+        ("--timeout 1h30", "5m or 1h30m"),
+        ("--retries many", "--retries: 'many'"),
         ("--memory-limit lots", "2GB"),
         ("--memory-limit 2 GB", "needs quotes around it"),
         ("--prioritty 3", "--priority"),
@@ -163,6 +166,14 @@ def test_any_line_is_parsed_or_rejected(line: str) -> None:
 )
 def test_sizes_with_units(text: str, expected: int) -> None:
     assert size(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90.0), ("2.5", 2.5), ("90s", 90.0), ("5m", 300.0), ("5min", 300.0), ("'1h 30m'", 5400.0), ("1h30m5s", 5405.0)],
+)
+def test_times_with_units(text: str, expected: float) -> None:
+    assert seconds(text) == expected
 
 
 def test_unparsable_literal_is_text() -> None:

@@ -42,7 +42,7 @@ def session(backend: EmbeddedBackend) -> Session:
     [
         ("matrix_multipy", "matrix_multiply"),
         ("taks", "tasks"),
-        ("zzzz", "status"),
+        ("zzzz", "%openruntime operations"),
         ("cancel", "id of one task"),
         ("status extra", "no further arguments"),
         ("connect", "the URL of a runtime"),

@@ -28,7 +28,7 @@ def test_cells_of_a_session_share_variables(kernel: Kernel) -> None:
     assert "session train" in cell.line
     assert kernel.value("y") == "[1, 2]"
     alone = kernel.run("%%openruntime\nx")
-    assert "NameError" in error_of(alone)
+    assert "NameError" in alone.error["evalue"]
 
 
 def test_operations_take_no_session(kernel: Kernel) -> None:
@@ -59,7 +59,7 @@ def test_sessions_are_shown_as_a_table(kernel: Kernel) -> None:
 def test_restart_empties_and_free_ends_a_session(kernel: Kernel) -> None:
     kernel.run("%%openruntime --session emptied\nx = 1")
     assert "emptied" in kernel.run("%openruntime restart emptied").value
-    assert "NameError" in error_of(kernel.run("%%openruntime --session emptied\nx"))
+    assert "NameError" in kernel.run("%%openruntime --session emptied\nx").error["evalue"]
     assert "No open sessions" in kernel.run("%openruntime free emptied").value
     for word in ("restart", "free"):
         assert "This notebook has no session 'emptied'" in error_of(kernel.run(f"%openruntime {word} emptied"))

@@ -173,6 +173,20 @@ def test_states_that_are_not_final_show_when_they_were_read(monkeypatch: pytest.
         assert all(re.search(r"as of \d+ \w+ \d\d:\d\d", text) for text in view.bundle().values())
 
 
+def test_long_name_and_message_leave_room_for_figures() -> None:
+    progress = {"n": 5, "total": 20, "message": f"{'step ' * 40}loss 0.125", "remaining": 7.6}
+    text = TaskLine(task(name="n" * 200, progress=progress), {}).text()
+    assert "25% (5 of 20) · about 8 s left" in text
+    assert text.endswith("loss 0.125 · task_1")
+    assert len(text) < 200
+
+
+def test_id_is_complete_in_short_form() -> None:
+    whole = "task_01m8p49ysz2ean04k2bc"
+    for view in (TaskLine(task(task_id=whole), {}), TaskTable(page(task(task_id=whole)), {})):
+        assert re.search(rf'<code class="i[^"]*" title="{whole}">{whole}</code>', str(view.html()))
+
+
 @pytest.mark.parametrize(("n", "percent"), [(5, 25), (-5, 0), (25, 100)])
 def test_bar_is_as_long_as_the_progress_within_its_bounds(n: float, percent: int) -> None:
     html = str(TaskLine(task(progress=Progress(n=n, total=20, message=None, remaining=None)), {}).html())
@@ -192,6 +206,12 @@ def test_tables_and_cards_are_values() -> None:
 
 def test_status_without_gpu_omits_gpu_metrics() -> None:
     assert "GPU" not in status().text()
+
+
+def test_status_of_embedded_runtime_says_how_to_share_a_queue() -> None:
+    shared = status()
+    assert "jupyter openruntime" not in shared.text()
+    assert "jupyter openruntime" in Status("embedded", shared.health, shared.devices).text()
 
 
 def test_status_shows_problems() -> None:

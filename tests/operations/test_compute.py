@@ -169,8 +169,8 @@ def test_mlx_error_names_position_and_shapes(run, expression, problem):
         ({"inputs": {"a b": 1}}, "parameters.inputs: 'a b' is not a valid name"),
         ({"inputs": {"": 1}}, "parameters.inputs: '' is not a valid name"),
         ({"inputs": {f"i{n}": n for n in range(51)}}, "parameters.inputs: Dictionary should have at most 50 items"),
-        ({"expression": 5}, "parameters.expression: Input should be a valid string"),
-        ({"iterations": 10_001}, "parameters.iterations: Input should be less than or equal to 10000"),
+        ({"expression": 5}, "parameters.expression: must be a valid string"),
+        ({"iterations": 10_001}, "parameters.iterations: must be less than or equal to 10000"),
         ({"code": "1"}, "parameters.code: unknown field; known fields: inputs, expression, iterations, return_arrays"),
     ],
 )

@@ -161,10 +161,10 @@ def test_iterations_are_timed_after_warm_up(run, monkeypatch):
             "parameters.kwargs: sum has no parameter 'axes'; the signature is sum(a: array",
         ),
         ({"function": "sum", "args": [[1]], "kwargs": {"stream": 0}}, "parameters.kwargs: sum has no parameter 'stream'"),
-        ({"function": "sum", "args": [{"random": 3}]}, "parameters.args.0: random: Input should be a valid list"),
+        ({"function": "sum", "args": [{"random": 3}]}, "parameters.args.0: random: must be a valid list"),
         ({"function": "sum", "args": [{"spool": "x"}]}, "parameters.args.0: spool: unknown field; known fields: random, normal"),
-        ({"iterations": 0}, "parameters.iterations: Input should be greater than or equal to 1"),
-        ({"args": "abc"}, "parameters.args: Input should be a valid list"),
+        ({"iterations": 0}, "parameters.iterations: must be greater than or equal to 1"),
+        ({"args": "abc"}, "parameters.args: must be a valid list"),
         ({"device": "gpu"}, "parameters.device: unknown field; known fields: function, args, kwargs, iterations, return_arrays"),
     ],
 )

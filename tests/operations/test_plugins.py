@@ -131,7 +131,7 @@ def test_installed_operation_runs_with_client(server: Server) -> None:
     client = connect(server.url, server.token)
     try:
         assert client.run("weather", days=3)["mean"] == 1.0
-        with pytest.raises(InvalidRequest, match="days: Input should be less than or equal to 366"):
+        with pytest.raises(InvalidRequest, match="days: must be less than or equal to 366"):
             client.run("weather", days=1000)
         with pytest.raises(UnknownOperation, match=r"storm of broken_operations 1\.2.*No module named 'no_such_module_anywhere'"):
             client.run("storm")

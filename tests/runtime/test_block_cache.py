@@ -104,7 +104,9 @@ sys.stdin.read()
     assert number(await put(store, full(3))) == inode
 
 
-async def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path) -> None:
+async def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(array_store, "RETRY_KEPT_SECONDS", 0.0)
+
     def hold(array: Any) -> None:
         import os
         import time

@@ -17,6 +17,7 @@ import pytest
 from openruntime_jupyter.arrays import conversion, pickling
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed
 from openruntime_jupyter.runtime.arrays import spool
+from openruntime_jupyter.runtime.arrays import store as array_store
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.tasks import TaskRequest
 from tests.runtime.array_support import put
@@ -162,7 +163,8 @@ async def test_task_leases_its_arrays_until_its_end(tmp_path: Path) -> None:
         await until(lambda: not files(runtime), what="deletion of the input")
 
 
-async def test_lease_and_files_end_with_the_task(tmp_path: Path) -> None:
+async def test_lease_and_files_end_with_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(array_store, "RETRY_KEPT_SECONDS", 0.0)
     codes = {
         "cancelled": "import time\nprint('here', flush=True)\ntime.sleep(60)",
         "failed": "print('here', flush=True)\nraise ValueError",
@@ -185,6 +187,18 @@ async def test_lease_and_files_end_with_the_task(tmp_path: Path) -> None:
             assert (await runtime.arrays.info(info.id)).leases == 0
             await runtime.arrays.remove(info.id)
             await until(swept, what="deletion of the input, which the worker releases after its result")
+
+
+async def test_memory_shortage_frees_the_kept_inputs_of_a_failed_task(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        info = await put(runtime.arrays, np.ones(10))
+        task_id = await submit(runtime, "python", {"code": "raise ValueError", "inputs": {"a": {"array": info.id}}})
+        await runtime.arrays.remove(info.id)
+        assert (await ended(runtime, task_id)).status == "failed"
+        await runtime.arrays.sweep()
+        assert files(runtime), "kept for a retry"
+        assert runtime.arrays.give_up(1)
+        await until(lambda: not files(runtime), what="deletion of the input")
 
 
 async def test_worker_killed_while_storing_result_leaves_no_files(tmp_path: Path) -> None:

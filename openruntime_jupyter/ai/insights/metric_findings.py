@@ -184,12 +184,13 @@ def _peaks(dataset: Dataset, metric: Metric) -> list[FindingDraft]:
         top, median = float(values[episode.top]), float(np.nanmedian(values))
         start, end, at = (float(columns.times[index]) for index in (episode.first, episode.last, episode.top))
         end += columns.step
+        interval, highest = span(dataset, start, end, columns.step), moment(at, dataset.end, columns.step)
+        when = interval if highest in interval else f"at {highest}, {interval}"
         full = metric.name == "memory_usage" and top >= FULL
         found.append(
             FindingDraft(
                 "peak",
-                f"{metric.label} spiked to {amount(top, metric.unit)} at {moment(at, dataset.end, columns.step)}, "
-                f"{span(dataset, start, end, columns.step)}, where the median is {amount(median, metric.unit)}.",
+                f"{metric.label} spiked to {amount(top, metric.unit)} {when}, where the median is {amount(median, metric.unit)}.",
                 60.0 if in_memory else 30.0,
                 "warning" if full else "notice" if in_memory else "info",
                 advice=_less_at_once(dataset) if in_memory else None,

@@ -45,7 +45,7 @@ LEAST_SLOWER = 0.005
 LARGEST = 3
 
 ADVICE = {
-    FailureKind.RAISED: "The tasks' own code raised: `failure` has the traceback (`%openruntime result {id}`, or GET /tasks/{id}). "
+    FailureKind.RAISED: "The tasks' own code raised: `failure` has the traceback (`%openruntime result {task}`, or GET /tasks/{task}). "
     "`retries` does not repeat such tasks.",
     FailureKind.WORKER_DIED: "Their worker processes died: `failure` has signal, peak memory and last output; `retries` repeats such "
     "tasks. If memory was the cause, run fewer at once: OpenRuntimeApp.cpu_slots (now {cpu_slots}), gpu_slots (now {gpu_slots}).",
@@ -76,7 +76,9 @@ def failures(dataset: Dataset, kinds: tuple[FailureKind, ...] | None = None) -> 
     severe = len(found) / total >= MANY_FAILURES or any(task.kind in OF_MEMORY for task in found)
     figures: Figures = {"failures": float(len(found)), "percent": 100 * len(found) / total}
     figures |= {f"{kind}_failures": float(count) for kind, count in by_kind.items()}
-    draft = FindingDraft("failures", text, 70.0, "warning" if severe else "notice", _advice(dataset, by_kind), None, figures, first, last)
+    draft = FindingDraft(
+        "failures", text, 70.0, "warning" if severe else "notice", _advice(dataset, by_kind, found), None, figures, first, last
+    )
     draft.tasks = found[::-1]
     return [draft]
 
@@ -99,11 +101,13 @@ def _counted(operations: Counter[str]) -> str:
     return listed([f"{number:,} `{name}`" for name, number in operations.most_common(3)])
 
 
-def _advice(dataset: Dataset, kinds: Counter[str]) -> str | None:
+def _advice(dataset: Dataset, kinds: Counter[str], found: list[Ran]) -> str | None:
+    """Return advice on the most common kind of the failed tasks `found`, with the newest one as the example."""
     settings = dataset.environment.settings
     for kind, _ in kinds.most_common():
         if kind in ADVICE:
-            return ADVICE[FailureKind(kind)].format(id="{id}", cpu_slots=settings.cpu_slot_count, gpu_slots=settings.gpu_slots)
+            newest = next(task.task_id for task in reversed(found) if (task.kind or UNKNOWN) == kind)
+            return ADVICE[FailureKind(kind)].format(task=newest, cpu_slots=settings.cpu_slot_count, gpu_slots=settings.gpu_slots)
     return None
 
 
@@ -131,7 +135,7 @@ def _burst(dataset: Dataset, inside: list[Ran], ended: int, failed_else: int, en
     kinds, operations = (Counter(getattr(task, field) or UNKNOWN for task in inside) for field in ("kind", "operation"))
     elsewhere = f"{failed_else:,} of {ended_else:,} in the rest of the time" if ended_else else "no tasks in the rest of the time"
     text = (
-        f"Failures came in a burst {span(dataset, first, last)}, mostly around {moment(at, dataset.end, 1.0)}: {len(inside):,} of "
+        f"Failures came in a burst {_when(dataset, first, last, at)}: {len(inside):,} of "
         f"{max(ended, len(inside)):,} tasks that ended then, against {elsewhere}; {_ways(kinds)}, in {_counted(operations)}."
         + _messages(inside)
     )
@@ -142,10 +146,16 @@ def _burst(dataset: Dataset, inside: list[Ran], ended: int, failed_else: int, en
         "ended_elsewhere": float(ended_else),
     }
     draft = FindingDraft(
-        "burst", text, 90.0, "warning", _advice(dataset, kinds), "failed_tasks", figures, first, last, at, float(len(inside))
+        "burst", text, 90.0, "warning", _advice(dataset, kinds, inside), "failed_tasks", figures, first, last, at, float(len(inside))
     )
     draft.tasks = inside
     return draft
+
+
+def _when(dataset: Dataset, first: float, last: float, at: float) -> str:
+    """Return an interval, with the time `at` unless that is one of its ends."""
+    interval, middle = span(dataset, first, last), moment(at, dataset.end, 1.0)
+    return interval if middle in interval else f"{interval}, mostly around {middle}"
 
 
 def queueing(dataset: Dataset) -> list[FindingDraft]:

@@ -12,8 +12,9 @@ from openruntime_jupyter.errors import TaskError
 
 LONGEST = 8_000
 """Maximum length of a stored traceback, in characters. The end is kept."""
-IGNORED = ("%openruntime fix", "%%openruntime ai", "%openruntime ai")
-"""Cells whose errors are ignored."""
+COMMANDS = ("fix", "ai", "result", "output", "wait", "retry", "again")
+IGNORED = ("%%openruntime ai", *(f"%openruntime {name}" for name in COMMANDS))
+"""Cells whose errors are ignored: those of prompts, and commands that show the error of another cell."""
 
 
 @dataclass(frozen=True)

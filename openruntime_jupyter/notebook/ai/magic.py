@@ -72,10 +72,10 @@ def ai_line(session: Session, line: str) -> Any:
     return ask(session, arguments, arguments.prompt) if arguments.prompt else HELP
 
 
-def ask(session: Session, arguments: AiArguments, prompt: str, context: str | None = None) -> Any:
+def ask(session: Session, arguments: AiArguments, prompt: str, context: str | None = None, failed: str = "") -> Any:
     """Submit the prompt and show the answer while it is generated. Return the answer, or the handle of a background task.
 
-    `context` is added to the descriptions of the `--with` variables.
+    `context` is added to the descriptions of the `--with` variables. `failed` is the source of the cell that the answer corrects.
     """
     context = "\n\n".join(part for part in (context, describe_variables(session, arguments)) if part)
     parameters = {**arguments.parameters, **({"context": context} if context else {})}
@@ -92,7 +92,7 @@ def ask(session: Session, arguments: AiArguments, prompt: str, context: str | No
         return handle
 
     handle, task = with_readable_errors(lambda: run(session, arguments, submit))
-    return handle if task is None else _deliver(session, arguments, handle.result())
+    return handle if task is None else _deliver(session, arguments, handle.result(), failed)
 
 
 def describe_variables(session: Session, arguments: AiArguments) -> str:
@@ -103,11 +103,11 @@ def describe_variables(session: Session, arguments: AiArguments) -> str:
     return describe({name: session.namespace[name] for name in arguments.described})
 
 
-def _deliver(session: Session, arguments: AiArguments, reply: Reply) -> Reply:
+def _deliver(session: Session, arguments: AiArguments, reply: Reply, failed: str) -> Reply:
     if arguments.out is not None:
         session.namespace[arguments.out] = reply
     if arguments.insert:
-        display(insert(session, reply))
+        display(insert(session, reply, failed))
     if arguments.workflow == SYSTEM_ANALYSIS:
         _warn(session, reply)
     return ShownReply.shown(reply, session)
@@ -153,7 +153,7 @@ def fix(session: Session, line: str) -> Any:
     prompt = f"{FIX_PROMPT}\n{arguments.prompt}".strip()
     # raw: braces in a traceback or in source code are not placeholders.
     arguments = replace(arguments, workflow="code_generation", insert=True, raw=True)
-    return ask(session, arguments, prompt, context)
+    return ask(session, arguments, prompt, context, failed.source)
 
 
 PYTHON = ("", "python", "py", "python3", "ipython", "pycon")
@@ -161,20 +161,54 @@ MAGICS = {"bash": "bash", "sh": "bash", "shell": "bash", "zsh": "bash", "html": 
 """Cell magic for each language other than Python that a notebook cell can hold."""
 
 
-def insert(session: Session, reply: Reply) -> Note:
+def insert(session: Session, reply: Reply, failed: str = "") -> Note:
     """Put an answer's code into the next cell without running it, and return a note for the user.
+
+    Code that is incomplete, not valid Python, or the same as the `failed` cell is not inserted.
 
     The front end inserts the code when the cell ends: JupyterLab, Notebook 7 and VS Code create a cell, and a terminal fills in its
     next prompt. Programs that run notebooks ignore it.
     """
     code = insertable(reply)
-    if not code:
-        return Note("The answer contains no code that a cell can run: nothing was inserted.")
+    if problem := _problem(reply, code, failed, session.shell.transform_cell):
+        return Note(f"{problem}: nothing was inserted.")
     session.shell.set_next_input(code, replace=False)
     return Note(
         "The code was inserted into the next cell, not run. If no cell appeared, this front end does not support it. Get the code with",
         "print(_.code)",
     )
+
+
+CUT = ("length", "max_tokens", "content_filter")
+"""Finish reasons of an answer that a limit or a filter ended."""
+OWN_MAGIC = re.compile(r"\s*%%openruntime\b(?! ai\b).*\n")
+
+
+def _problem(reply: Reply, code: str, failed: str, transform: Callable[[str], str]) -> str:
+    """Return why an answer's code is not inserted, or an empty string. `transform` turns IPython's syntax into Python."""
+    if reply.finish_reason in CUT:
+        return "The answer was cut off, so its code may be incomplete (--max-tokens allows a longer answer)"
+    if not code:
+        return "The answer contains no code that a cell can run"
+    try:
+        parsed = _parsed(code, transform)
+    except SyntaxError as problem:
+        return f"The code in the answer is not valid Python (line {problem.lineno}: {problem.msg})"
+    with contextlib.suppress(SyntaxError):  # the failed cell may not be valid
+        if failed and parsed == _parsed(failed, transform):
+            return "The code in the answer is the same as the failed cell"
+    return ""
+
+
+def _parsed(code: str, transform: Callable[[str], str]) -> tuple[str, str]:
+    """Return a cell's line of our magic and its syntax tree, which comments and spaces do not change. Raises SyntaxError."""
+    magic = OWN_MAGIC.match(code)
+    body = code[magic.end() :] if magic is not None else code
+    try:
+        tree = compile(transform(body), "<answer>", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    except ValueError as problem:  # a null byte
+        raise SyntaxError(str(problem)) from None
+    return magic[0].strip() if magic is not None else "", ast.dump(tree)
 
 
 def insertable(reply: Reply) -> str:

@@ -18,10 +18,13 @@ from openruntime_jupyter.notebook.arguments import (
     TaskArguments,
     identifier,
     names,
+    number,
+    seconds,
     task_arguments,
     tokens,
     unknown_option,
     unquoted,
+    whole,
 )
 from openruntime_jupyter.schemas.system import Timeframe
 
@@ -30,17 +33,17 @@ PARAMETERS: dict[str, Option] = {
     "--model": Option("model", "model to use"),
     "--agent": Option("agent", "role whose instructions the model gets"),
     "--conversation": Option("conversation", "continue the conversation with this name, or start it"),
-    "--temperature": Option("number", "0 to 2; 0 always picks the most likely token", float),
-    "--top-p": Option("number", "above 0, up to 1", float),
-    "--max-tokens": Option("number", "maximum number of tokens in the answer", int),
+    "--temperature": Option("number", "0 to 2; 0 always picks the most likely token", number),
+    "--top-p": Option("number", "above 0, up to 1", number),
+    "--max-tokens": Option("number", "maximum number of tokens in the answer", whole),
     "--stop": Option("text", "text at which the answer stops", many="repeated"),
-    "--seed": Option("number", "random seed, for repeatable answers if the model supports it", int),
+    "--seed": Option("number", "random seed, for repeatable answers if the model supports it", whole),
     "--system": Option("text", "custom instructions that replace the agent's"),
     "--language": Option("text", "programming language"),
     "--style": Option("text", "code style, such as functional"),
     "--timeframe": Option("choice", "time range of the runtime's metrics", choices=get_args(Timeframe)),
     "--target": Option("choice", "what to optimize", choices=("code", "settings")),
-    "--keep-alive": Option("seconds", "time that a local model stays in memory when idle", float),
+    "--keep-alive": Option("time", "time that a local model stays in memory when idle: 90 or 90s, 5m, 1h30m", seconds),
 }
 """Options that are workflow parameters. The runtime validates which workflow accepts which."""
 
@@ -53,7 +56,7 @@ OPTIONS: dict[str, Option] = {
     "--show-prompt": Option("", "show the exact text sent to the model"),
     **PARAMETERS,
     **TASK_OPTIONS,
-    "--timeout": replace(TASK_OPTIONS["--timeout"], description="maximum run time in seconds; default 300"),
+    "--timeout": replace(TASK_OPTIONS["--timeout"], description="maximum run time: 90 or 90s, 5m, 1h30m; default 5m"),
     **FLAGS,
 }
 """Options by name, in the order of the help."""

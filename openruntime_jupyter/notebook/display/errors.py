@@ -28,8 +28,8 @@ Error = TypeVar("Error", bound=BaseException)
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 
 FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<name>.+))?\n(?P<source>    .*)?', re.MULTILINE)
-LIBRARY = re.compile(r"[/\\](?:site-packages|dist-packages|python3\.\d+)[/\\]|^<frozen ")
-"""Files of libraries, as opposed to the user's files."""
+LIBRARY = re.compile(r"[/\\](?:site-packages|dist-packages|python3\.\d+|openruntime_jupyter)[/\\]|^<frozen ")
+"""Files of libraries and of this package, as opposed to the user's files."""
 MOST_FRAMES = 4
 PACKAGE = str(Path(__file__).resolve().parents[2])
 
@@ -95,16 +95,19 @@ def client_traceback(error: OpenRuntimeError) -> list[str]:
         error.__cause__, error.__suppress_context__ = cause, hidden
 
 
-def completion_error(task: Task, variables: Mapping[str, Any], verbose: bool, watched: bool) -> TaskError:
+def completion_error(task: Task, variables: Mapping[str, Any], verbose: bool, watched: bool, fixable: bool = False) -> TaskError:
     """Return the error of a task that did not complete. `variables` are the notebook's variables, used for advice.
 
     `verbose` shows the worker's traceback instead of the card. The worker's last output is included unless the output was already
-    displayed (`watched`).
+    displayed (`watched`). `fixable` means that the running cell is the task's code. The line below card or traceback does not repeat
+    their message.
     """
     error, failure = task_error(task), task.failure
-    message = f"{(task.error or str(task.status)).rstrip('.').splitlines()[0]} ({task.task_id})"
     whole = (failure.traceback or failure.last_output) if failure is not None else None
-    return one_line(error, message, whole, None if verbose else ErrorCard(task, variables, watched))
+    if verbose and not whole:
+        return one_line(error, f"{(task.error or str(task.status)).rstrip('.').splitlines()[0]} ({task.task_id})")
+    card = None if verbose else ErrorCard(task, variables, watched, fixable)
+    return one_line(error, f"see above ({task.task_id})", whole, card)
 
 
 @dataclass(frozen=True)
@@ -113,30 +116,32 @@ class Frame:
 
     where: str
     source: str
-    own: bool
 
 
 def frames(traceback: str) -> list[Frame]:
-    """Return the last frames of the user's code, followed by the innermost frame if that is in a library."""
+    """Return the last frames of the user's code."""
     every = [
         Frame(
             f"{found['file']}, line {found['line']}" + (f", in {found['name']}" if found["name"] and found["name"] != "<module>" else ""),
             (found["source"] or "").strip(),
-            not LIBRARY.search(found["file"]),
         )
         for found in FRAME.finditer(traceback)
+        if not LIBRARY.search(found["file"])
     ]
-    own = [frame for frame in every if frame.own][-MOST_FRAMES:]
-    return own if not every or every[-1].own else [*own, every[-1]]
+    return every[-MOST_FRAMES:]
 
 
 class ErrorCard(View):
-    """Error of a task, with its location and advice. `watched` means that its output is already displayed."""
+    """Error of a task, with its location and advice.
+
+    `watched` means that its output is already displayed, `fixable` that `%openruntime fix` refers to its code.
+    """
 
     kind = "ort-c ort-x"
 
-    def __init__(self, task: Task, variables: Mapping[str, Any], watched: bool = True) -> None:
+    def __init__(self, task: Task, variables: Mapping[str, Any], watched: bool = True, fixable: bool = False) -> None:
         self.task = task
+        self._fixable = fixable
         self.label = f"Error of {title(task)}"
         failure = task.failure
         self._traceback = (failure.traceback or "").rstrip() if failure else ""
@@ -156,20 +161,53 @@ class ErrorCard(View):
         if self._last:
             indented = "".join(f"\n    {each}" for each in self._last.splitlines())
             yield Styled(f"Last output:{indented}", collapsed("Last output", self._last))
-        yield line(joined(map(code, self._next())), class_="m")
+        if commands := self._next():
+            yield line(joined(map(code, commands)), class_="m")
 
     def _head(self) -> Styled:
         message = (self.task.error or str(self.task.status)).strip()
         kind, colon, rest = message.partition(": ")
         html = tag("span", tag("strong", kind), colon, rest) if colon and kind.isidentifier() else tag("strong", message)
         mark, _, colour = STATES[self.task.status]
-        return Styled(f"{mark} {message} ({self.task.task_id})", tag("div", sign(mark, colour), " ", html, class_="ort-e"))
+        return Styled(f"{mark} {message}", tag("div", sign(mark, colour), " ", html, class_="ort-e"))
 
     def _next(self) -> list[str]:
-        died = self.task.failure is not None and self.task.failure.kind is FailureKind.WORKER_DIED
-        session = self.task.session_name if died else None
-        first = f"%openruntime restart {session}" if session else f"%openruntime retry {self.task.task_id}"
-        return [first, f"%openruntime output {self.task.task_id}"] if self._last else [first]
+        """Return the commands that can help."""
+        task, failure = self.task, self.task.failure
+        commands = [f"%openruntime output {task.task_id}"] if self._last else []
+        if failure is not None and failure.kind is FailureKind.WORKER_DIED and task.session_name:
+            return [f"%openruntime restart {task.session_name}", *commands]
+        if retry_helps(failure):
+            longer = f" --timeout {2 * task.timeout:g}" if task.status is TaskState.TIMED_OUT and task.timeout else ""
+            return [f"%openruntime retry {task.task_id}{longer}", *commands]
+        return ["%openruntime fix", *commands] if self._fixable and model_helps(failure) else commands
+
+
+TRANSIENT = {
+    *("TimeoutError", "ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError"),
+    *("ConnectTimeout", "ReadTimeout", "ConnectError", "ReadError", "URLError", "HTTPError", "RemoteDisconnected", "SSLError"),
+    *("ProviderUnreachable", "ProviderBusy", "ProviderBroken", "Unavailable"),
+}
+"""Exceptions after which the same code may succeed."""
+OF_SURROUNDINGS = {
+    *("SystemExit", "KeyboardInterrupt", "BdbQuit", "EOFError", "ModuleNotFoundError", "MemoryError", "MemoryRefused"),
+    *("StorageUnavailable", "NoBackend", "OSError", "PermissionError", "FileNotFoundError"),
+}
+"""Exceptions whose cause is outside the code, so that other code does not help."""
+
+
+def retry_helps(failure: Failure | None) -> bool:
+    """Return whether a task may succeed if it is run again without changes, except for its timeout."""
+    if failure is None:
+        return True
+    if failure.kind is FailureKind.MEMORY:
+        return failure.peak_memory is None  # otherwise the same work exceeds its limit again
+    return failure.kind is not FailureKind.RAISED or failure.type in TRANSIENT
+
+
+def model_helps(failure: Failure | None) -> bool:
+    """Return whether a model can fix the code that failed."""
+    return failure is not None and failure.kind is FailureKind.RAISED and failure.type not in TRANSIENT | OF_SURROUNDINGS
 
 
 def advice(task: Task, variables: Mapping[str, Any]) -> list[str]:
@@ -194,8 +232,12 @@ def _of_exception(failure: Failure, variables: Mapping[str, Any]) -> list[str]:
         return [f"Workers cannot access the notebook's variables and imports: import or define {found[1]} in this cell"]
     if failure.type == "ModuleNotFoundError" and (found := re.search(r"No module named '([\w.]+)'", message)):
         return [f"Install the package in the worker's environment: %pip install {found[1].partition('.')[0]}"]
-    if failure.type == "EOFError" and "EOF when reading a line" in message:
-        return ["input() does not work in a worker: call it in a regular cell, and pass the answer with --in"]
+    if failure.type == "BdbQuit" or (failure.type == "EOFError" and "breakpoint()" in message):
+        return ["A worker has no keyboard, so debuggers do not work in it: debug the code in a regular cell"]
+    if failure.type == "EOFError" and ("EOF when reading a line" in message or "getpass.py" in (failure.traceback or "")):
+        return ["A worker has no keyboard: call input() and getpass() in a regular cell, and pass the answer with --in"]
+    if failure.type == "SystemExit":
+        return ["exit() ends the task as failed: remove it, or raise an exception with the reason"]
     if failure.type == "OutputNotSet":
         return ["Assign the variable in the cell, or remove it from --out"]
     if failure.type in ("MemoryError", "MemoryRefused"):

@@ -47,6 +47,14 @@ def as_of(seen_at: float | None = None) -> str:
     return f"as of {seen.day} {seen:%b %H:%M}"
 
 
+def shortened(text: str, most: int) -> str:
+    """Return `text` with at most `most` characters, cut in the middle, because messages often end with their figures."""
+    if len(text) <= most:
+        return text
+    end = most // 2
+    return f"{text[: most - end - 1].rstrip()}…{text[-end:].lstrip()}"
+
+
 def clock(timestamp: str | None) -> str:
     """Return a `Timestamp` as local time, with the date unless it is today; a dash for None."""
     seconds = epoch(timestamp)

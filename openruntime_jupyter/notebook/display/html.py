@@ -30,6 +30,8 @@ background:none;padding:0;border:0;white-space:nowrap}
 .ort-h{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline}
 .ort-h .r{margin-left:auto;flex-shrink:0}
 .ort-l{flex-wrap:nowrap;white-space:nowrap}.ort-l>.s{overflow:hidden;text-overflow:ellipsis;min-width:0}
+.ort-l>.t{overflow:hidden;text-overflow:ellipsis;flex-shrink:1000;min-width:6em;max-width:max-content}
+.ort.ort.ort code.i{display:inline-block;max-width:15ch;overflow:hidden;text-overflow:ellipsis;vertical-align:bottom;user-select:all}
 @media (max-width:640px){.ort-l{flex-wrap:wrap;white-space:normal}}
 .ort-c>.ort-h{flex-wrap:nowrap}
 .ort-x{border-left:3px solid var(--jp-error-color1,#d32f2f)}
@@ -116,6 +118,11 @@ def line(*children: Any, class_: str | None = None) -> Styled:
 def code(text: str, class_: str | None = None) -> Styled:
     """Return a text in code style."""
     return styled("code", text, class_=class_)
+
+
+def task_id(text: str, class_: str = "") -> Styled:
+    """Return an id. In HTML it is shown short, and a click selects it whole."""
+    return styled("code", text, class_=f"i {class_}".rstrip(), title=text)
 
 
 def sign(text: str, colour: str, label: str | None = None) -> Styled:

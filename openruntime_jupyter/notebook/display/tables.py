@@ -19,6 +19,7 @@ from openruntime_jupyter.notebook.display.html import (
     sign,
     styled,
     table,
+    task_id,
     warnings,
 )
 from openruntime_jupyter.schemas.ai import ModelInfo, ModelList
@@ -96,6 +97,13 @@ def _device_advice(devices: Iterable[Device]) -> list[str]:
     return [f"{device.id}: {device.advice}" for device in devices if device.advice]
 
 
+ALONE = (
+    "Only this notebook uses this queue. To share one queue among all notebooks, start a server with `jupyter openruntime` in a terminal, "
+    "or install OpenRuntime in the environment of Jupyter Server and restart it. Then run `%openruntime connect auto`."
+)
+"""Note on a runtime inside a kernel."""
+
+
 class Status(View):
     """Status of a runtime: address, health, devices and metrics. `health` and `devices` are the records."""
 
@@ -112,6 +120,8 @@ class Status(View):
         place = "inside this process" if self.where == "embedded" else f"at {self.where}"
         yield styled("strong", f"OpenRuntime {self.health.version}, {self.health.status}, {place}")
         yield line(joined(self._metrics()), class_="m")
+        if self.where == "embedded":
+            yield line(prose(ALONE), class_="m")
         yield from warnings([*self.health.problems, *_device_advice(self.devices)])
         if self.devices:
             yield table("Devices", (*NAMED_DEVICE, FREE_MEMORY, BLAS), self.devices)
@@ -145,7 +155,7 @@ class WorkerTable(RecordTable[Worker]):
             Column("worker", lambda each: each.id, labelled=False),
             Column("device", lambda each: "" if common else device(each), "wrap", labelled=False),
             Column("state", lambda each: each.state, labelled=False),
-            Column("task", lambda each: each.task_id or "", "wrap"),
+            Column("task", lambda each: task_id(each.task_id) if each.task_id else ""),
             Column("session", lambda each: each.session_name or "", "wrap"),
             Column("model", lambda each: each.model or "", "wrap"),
             Column("tasks done", lambda each: each.tasks, "number"),
@@ -175,7 +185,7 @@ class SessionTable(RecordTable[WorkerSession]):
         self.columns = (
             Column("session", lambda each: each.name, "wrap", labelled=False),
             Column("state", lambda each: str(each.state), labelled=False),
-            Column("running", lambda each: code(each.task_id) if each.task_id else "", "wrap"),
+            Column("running", lambda each: task_id(each.task_id) if each.task_id else ""),
             Column("notebook", lambda each: "" if common else file_name(each.notebook), "wrap"),
             Column("owner", lambda each: (each.owner or "") if len(owners) > 1 else "", "wrap"),
             Column("tasks done", lambda each: each.tasks, "number"),

@@ -15,6 +15,7 @@ from openruntime_jupyter.notebook.display.format import (
     number,
     ordinal,
     rough,
+    shortened,
     unit_head,
     with_unit,
 )
@@ -33,6 +34,7 @@ from openruntime_jupyter.notebook.display.html import (
     styled,
     table,
     tag,
+    task_id,
 )
 from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.tasks import Progress, Task, TaskPage, TaskState
@@ -49,6 +51,10 @@ STATES: dict[TaskState, tuple[str, str, str]] = {
 }
 DEFAULT_PRIORITY = 5
 """Default priority, which views omit."""
+LONGEST_NAME = 40
+"""Maximum length of a task's name in a status line, in characters."""
+LONGEST_MESSAGE = 80
+"""Maximum length of a progress message in a view, in characters."""
 LONGEST_CELL = 500
 """Maximum length of a value in a card, in characters."""
 
@@ -114,7 +120,7 @@ def _progress(progress: Progress) -> list[str | None]:
     else:
         done = f"{number(progress.n)} done"
     left = f"about {rough(progress.remaining)} left" if progress.remaining else None
-    return [done, left, progress.message]  # last, since a long message is truncated
+    return [done, left, shortened(progress.message, LONGEST_MESSAGE) if progress.message else None]  # last, since it may be long
 
 
 def progress_bar(share: float | None, colour: str | None = None) -> Styled:
@@ -150,18 +156,19 @@ class TaskLine(View):
         progress = task.progress
         share = 1.0 if task.status is TaskState.COMPLETED else progress.n / progress.total if progress and progress.total else None
         return [
-            Styled(str(joined([state(task), title(task), self._facts, self._read_at, task.task_id])), html),
+            Styled(str(joined([state(task), shortened(title(task), LONGEST_NAME), self._facts, self._read_at, task.task_id])), html),
             progress_bar(share, STATES[task.status][2]),
         ]
 
 
 def _head(task: Task) -> tuple[Html | str, ...]:
-    return tag("span", state(task)), " ", tag("strong", title(task)), " "
+    name = title(task)
+    return tag("span", state(task)), " ", tag("strong", name, class_="t", title=name if len(name) > LONGEST_NAME else None), " "
 
 
 def _reference(task: Task, read_at: str | None) -> Html:
     """Return the right end of a headline: the id, after the time of a state that is not final."""
-    return tag("span", tag("small", f"{read_at} ") if read_at else "", code(task.task_id), class_="m r")
+    return tag("span", tag("small", f"{read_at} ") if read_at else "", task_id(task.task_id), class_="m r")
 
 
 class TaskCard(View):
@@ -270,7 +277,7 @@ class TaskTable(RecordTable[Task]):
             Column("device", lambda each: "" if one_device else device(each), "wrap"),
             Column("priority", lambda each: "" if one_priority else each.priority, "number"),
             Column("owner", lambda each: "" if one_owner else _owner(each), "wrap"),
-            Column("id", lambda each: code(each.task_id), "wrap", labelled=False),
+            Column("id", lambda each: task_id(each.task_id), labelled=False),
         )
         count = f"{len(self):,} of {page.total_count:,}" if page.total_count > len(self) else f"{len(self):,}"
         parts = [f"{count} {'task' if page.total_count == 1 else 'tasks'}, newest first"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -32,7 +33,11 @@ def run_cell(session: Session, arguments: Arguments, code: str) -> TaskHandle | 
     source = code if code.lstrip().startswith("%%") else f"# %%openruntime\n{code}"
     filename = f"In [{session.cell_number()}]"
     follow_for = 0.0 if arguments.background else FIRST_SECONDS
-    handle, task = run(session, arguments, lambda: client.submit_code(source, inputs, arguments.outputs, filename, follow_for))
+
+    def submit() -> TaskHandle:
+        return client.submit_code(source, inputs, arguments.outputs, filename, follow_for)
+
+    handle, task = run(session, arguments, submit, fixable=True)
     if task is None:
         return handle
     if arguments.outputs:
@@ -97,10 +102,13 @@ def watch(session: Session, arguments: Arguments, handle: TaskHandle) -> Task:
     return completed(session, task, arguments.verbose)
 
 
-def completed(session: Session, task: Task, verbose: bool = False, watched: bool = True) -> Task:
-    """Return `task` if it completed, else raise its error. `watched` means that its output is already displayed."""
+def completed(session: Session, task: Task, verbose: bool = False, watched: bool = True, fixable: bool = False) -> Task:
+    """Return `task` if it completed, else raise its error.
+
+    `watched` means that its output is already displayed, `fixable` that the running cell is its code.
+    """
     if task.status is not TaskState.COMPLETED:
-        raise completion_error(task, session.namespace, verbose, watched)
+        raise completion_error(task, session.namespace, verbose, watched, fixable)
     return task
 
 
@@ -119,8 +127,13 @@ def _show(
     return follow(handle, line, OutputReplay(restore).show, interrupts, cancel)
 
 
-def run(session: Session, arguments: TaskArguments, submit: Callable[[], TaskHandle]) -> tuple[TaskHandle, Task | None]:
-    """Submit a task and, unless it runs in the background, follow it. Return the handle and the completed task, if followed."""
+def run(
+    session: Session, arguments: TaskArguments, submit: Callable[[], TaskHandle], fixable: bool = False
+) -> tuple[TaskHandle, Task | None]:
+    """Submit a task and, unless it runs in the background, follow it. Return the handle and the completed task, if followed.
+
+    `fixable` means that the running cell is the code of the task.
+    """
     try:
         with Interrupts() as interrupts:
             handle = submit()
@@ -134,9 +147,17 @@ def run(session: Session, arguments: TaskArguments, submit: Callable[[], TaskHan
                 return handle, None
             with notify_at_exit(handle, arguments.notify) as notification:
                 task, left = _show(handle, session.devices(), interrupts, notification)
+            if arguments.options.get("device") == "gpu" and session.lacks_gpu():
+                sys.stderr.write("This machine has no GPU: the task ran on the CPU\n")
     except NotConnected:
         session.lose()
         raise
+    _raise_if_stopped(session, handle, task, left)
+    return handle, completed(session, task, arguments.verbose, fixable=fixable)
+
+
+def _raise_if_stopped(session: Session, handle: TaskHandle, task: Task, left: FollowEnd) -> None:
+    """Raise KeyboardInterrupt with the state of the task if following it was stopped."""
     if task.status.terminal:
         session.unseen.remove(handle.id)
     if left is FollowEnd.LEFT:
@@ -152,4 +173,3 @@ def run(session: Session, arguments: TaskArguments, submit: Callable[[], TaskHan
     if left is FollowEnd.INTERRUPTED and task.status in (TaskState.CANCELLED, TaskState.COMPLETED):
         ended = "was cancelled" if task.status is TaskState.CANCELLED else "completed before it could be cancelled"
         raise one_line(KeyboardInterrupt(f"{handle.id} {ended}"))
-    return handle, completed(session, task, arguments.verbose)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from enum import Enum
 from queue import Empty, SimpleQueue
+from shutil import get_terminal_size
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -125,7 +126,7 @@ class LiveDisplay:
 
     def _write(self, text: str, final: bool) -> None:
         if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{text}\n" if final else f"\r\x1b[K{text[:120]}")
+            sys.stderr.write(f"\r\x1b[K{text}\n" if final else f"\r\x1b[K{text[: get_terminal_size().columns - 1]}")
             sys.stderr.flush()
         elif final:
             sys.stderr.write(f"{text}\n")

@@ -205,14 +205,18 @@ class BlockCache:
         for place in self._spool.places:
             await self._release(place.folder, self.bytes - max(0, min(most, self.most)))
 
+    def memory_is_short(self) -> bool:
+        """Return whether other programs need the machine's memory more than this cache."""
+        memory = self._machine.memory()
+        return memory.available < LOW_MEMORY * memory.total
+
     async def release_expired(self) -> None:
         """Release expired blocks, and all blocks in memory if memory is short."""
         if not self.bytes:
             return
         now = time.time()
-        memory = self._machine.memory()
         for place in self._spool.places:
-            if place.in_memory and memory.available < LOW_MEMORY * memory.total:
+            if place.in_memory and self.memory_is_short():
                 await self._release(place.folder, self.bytes_in(place.folder))
             # Blocks freed in the future expire as well: the clock was set back since.
             old = sum(block.size for block in blocks.free(place.folder) if abs(now - block.since) > IDLE_SECONDS)

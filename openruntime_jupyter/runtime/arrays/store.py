@@ -42,6 +42,8 @@ WRITER_SECONDS = 30.0
 """Maximum time between allocating and filling an array for a writer without a lock."""
 RETRY_SECONDS = (0.01, 0.05, 0.25, 1.0)
 """Delays between attempts to remove a deleted array that is still in use; a worker releases it right after its result."""
+RETRY_KEPT_SECONDS = 300.0
+"""Time for which the uploaded inputs of a failed task are kept, so that it can be submitted again, unless their space is needed."""
 BLOCKS_PART = 8
 """Free blocks take at most the total memory divided by this number, unless configured otherwise."""
 SWEEP_SECONDS = 2.0
@@ -268,7 +270,8 @@ class ArrayStore:
         """Return the layout of a usable array, or None."""
         record = self._found(array_id)
         if record is not None:
-            return record.layout if record.ready and not record.delete_pending and not record.deleting else None
+            usable = record.ready and not record.deleting and (not record.delete_pending or record.reusable)
+            return record.layout if usable else None
         path = self._outside(array_id)
         with contextlib.suppress(ArrayNotFound):
             return read_layout(path, array_id) if path is not None else None
@@ -289,14 +292,15 @@ class ArrayStore:
                 record.leases.add(task_id)
                 record.touch()
 
-    def release(self, task_id: str, array_ids: Iterable[str]) -> None:
-        """Release the leases of a finished task."""
+    def release(self, task_id: str, array_ids: Iterable[str], keep: bool = False) -> None:
+        """Release the leases of a finished task. With `keep`, its uploads stay for a while, because it may be submitted again."""
         for array_id in array_ids:
             record = self._records.get(array_id)
             if record is not None:
                 record.leases.discard(task_id)
                 record.touch()
-                if record.delete_pending and not record.leases:
+                record.kept_until = now() + RETRY_KEPT_SECONDS if keep and record.uploaded else 0.0
+                if record.delete_pending and not record.leases and not record.reusable:
                     self._later(self._drop(record))
 
     def path_of(self, array_id: str) -> str:
@@ -355,8 +359,16 @@ class ArrayStore:
         return sum(record.size for record in self._records.values())
 
     def give_up(self, wanted: int) -> bool:
-        """Start releasing `wanted` bytes of free blocks in memory. Return whether any will be released."""
-        return self._blocks.give_up(wanted)
+        """Start releasing `wanted` bytes of memory: inputs of failed tasks, and free blocks. Return whether any will be released."""
+        kept = self._kept()
+        for record in kept:
+            record.kept_until = 0.0
+            self._later(self._drop(record))
+        return self._blocks.give_up(wanted) or bool(kept)
+
+    def _kept(self) -> list[ArrayRecord]:
+        """Return the inputs of failed tasks that nothing else uses."""
+        return [record for record in self._records.values() if record.delete_pending and record.reusable and not record.leases]
 
     def _free_bytes(self, place: SpoolFolder) -> int:
         """Return the bytes available for a new array in a folder."""
@@ -434,7 +446,8 @@ class ArrayStore:
         # Once, and one call at a time: a second one could remove the next array of that name, or miss a file that is being created.
         if record.deleted:
             return
-        if record.leases or record.deleting or record.verifying or record.creating:
+        kept = record.reusable and not only_unused
+        if record.leases or kept or record.deleting or record.verifying or record.creating:
             record.delete_pending = record.delete_pending or not only_unused
             return
         path, reuse = record.path, not record.exposed and self._blocks.accepts(record.folder, record.size)
@@ -484,6 +497,9 @@ class ArrayStore:
 
         If `exists(task_id)` is given, also delete the results of unknown tasks.
         """
+        if (kept := self._kept()) and self._blocks.memory_is_short():
+            for record in kept:
+                await self._drop(record, only_unused=True)
         records = list(self._records.values())
         for record in await asyncio.to_thread(lambda: [each for each in records if each.file_missing]):
             if record.file_missing:  # it may have been deleted since
@@ -611,6 +627,8 @@ class ArrayRecord:
     """Its file was deleted; the name may belong to another array by now."""
     leases: set[str] = field(default_factory=set)
     """Tasks that are pending or running with it."""
+    kept_until: float = 0.0
+    """Time by `now` until which a failed task that used it may be submitted again."""
     size: int = field(init=False)
     """Bytes of its file; stored because the sizes of all arrays are added up for every task."""
     task_id: str | None = field(init=False)
@@ -630,6 +648,16 @@ class ArrayRecord:
     def file_missing(self) -> bool:
         """True if another program removed its file. Reads the file system."""
         return self.ready and not (self.deleting or self.verifying) and not self.path.exists()
+
+    @property
+    def uploaded(self) -> bool:
+        """True for an input that a client sent without a name, which it deletes right after the submission."""
+        return self.task_id is None and OWN.fullmatch(self.id) is not None
+
+    @property
+    def reusable(self) -> bool:
+        """True while the upload can be the input of a failed task that is submitted again, even if it was deleted."""
+        return self.kept_until > now()
 
     def touch(self) -> None:
         """Set the time of the last use to now."""

@@ -328,7 +328,7 @@ class Scheduler:
             entry.done.reach()
         await self._registry.record(entry)
         if entry.arrays:
-            self._arrays.release(entry.task_id, entry.arrays)
+            self._arrays.release(entry.task_id, entry.arrays, keep=state in (TaskState.FAILED, TaskState.TIMED_OUT))
         if entry.tokens is not None:
             entry.tokens.close()
         entry.done.reach()

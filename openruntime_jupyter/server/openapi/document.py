@@ -400,8 +400,8 @@ INSIGHTS: dict[str, Any] = {
     "worded_by": "none",
     "notice": None,
 }
-DETAIL = {"field": "priority", "problem": "Input should be less than or equal to 10"}
-ERROR = "priority: Input should be less than or equal to 10"
+DETAIL = {"field": "priority", "problem": "must be less than or equal to 10"}
+ERROR = "priority: must be less than or equal to 10"
 
 EXAMPLES: dict[type[BaseModel], list[Any]] = {
     ServiceInfo: [{"name": "OpenRuntime", "version": "2.0.0", "status": "running"}],

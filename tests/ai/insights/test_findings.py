@@ -58,6 +58,9 @@ async def test_spike_leak_and_burst_have_times_and_tasks(tmp_path: Path, timefra
         assert burst.figures["failures"] == 12
         assert "`matrix_multiply`" in burst.text
         assert "bad shape" in burst.text
+        assert burst.advice is not None
+        assert burst.tasks[-1].task_id in burst.advice, "no placeholder"
+        assert not [draft.advice for draft in drafts if "{" in (draft.advice or "")]
         assert burst.severity == "warning"
 
 

@@ -188,7 +188,8 @@ def test_notify_for_prompts(server_kernel: Kernel, line: str, what: str) -> None
 def test_provider_error_is_one_line(kernel: Kernel) -> None:
     cell = kernel.run("%%openruntime ai --out nothing\nfail")
     assert cell.error["ename"] == "TaskFailed"
-    assert "no such thing" in error_of(cell)
+    assert "no such thing" in cell.shown()[-1]
+    assert len(error_of(cell).splitlines()) == 1
     assert "failed" in said(cell)
     assert kernel.value("'nothing' in globals()") == "False"
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from openruntime_jupyter.client.ai_response import Reply, Usage
 from openruntime_jupyter.notebook.ai.context import COLUMNS, LONGEST, LONGEST_FILLED, describe, fill
-from openruntime_jupyter.notebook.ai.magic import insertable
+from openruntime_jupyter.notebook.ai.magic import insert, insertable
 
 
 def test_data_frame_description_has_schema_and_head() -> None:
@@ -78,3 +80,30 @@ def test_long_values_are_truncated_but_strings_are_not() -> None:
 )
 def test_insertable_code_of_an_answer(text: str, code: str) -> None:
     assert insertable(Reply(text, None, "local", None, Usage(), "ai_task_1")) == code
+
+
+FAILED = "%%openruntime\nx = 1 / 0  # why?\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "finish_reason", "why"),
+    [
+        ("%%openruntime\nx = 1 / 2", "stop", ""),
+        ("%%openruntime --out x\nx = 1 / 0", "stop", ""),
+        ("!pip install x\nawait y", None, ""),
+        ("%%bash\nfor f in *; do cat $f; done", "stop", ""),
+        ("x = 1 / 2", "length", "cut off"),
+        ("x = (1 / 2", "stop", "not valid"),
+        ("%%openruntime\nx = (1 / 2", "stop", "not valid"),
+        ("%%openruntime\n# here\nx = 1/0", "stop", "same"),
+    ],
+)
+def test_only_complete_valid_and_new_code_is_inserted(code: str, finish_reason: str | None, why: str) -> None:
+    inserted: list[str] = []
+    shell: Any = SimpleNamespace(
+        transform_cell=TransformerManager().transform_cell, set_next_input=lambda code, replace: inserted.append(code)
+    )
+    session: Any = SimpleNamespace(shell=shell)
+    note = insert(session, Reply(f"So:\n```python\n{code}\n```", None, "local", finish_reason, Usage(), "ai_task_1"), FAILED)
+    assert inserted == ([] if why else [code])
+    assert why in note.text()

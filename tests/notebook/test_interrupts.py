@@ -1,0 +1,81 @@
+"""The stop button on waits of the client in a cell: one line that says what became of the task."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.notebook.conftest import Kernel, error_of
+
+SETUP = """
+import os, signal, sys, threading, time
+from openruntime_jupyter import connect
+from openruntime_jupyter.client import interruption
+client = connect()
+
+def nap(seconds):
+    import time
+    for _ in range(int(seconds * 20)):
+        time.sleep(0.05)
+    return seconds
+
+def stop_when(holds):
+    def press():
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if holds():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.05)
+    threading.Thread(target=press).start()
+
+def stop_when_running(name):
+    stop_when(lambda: any(task.name == name for task in client.tasks(states=["running"]).tasks))
+    return client.with_options(name=name)
+
+def waits():
+    if any(pulse.waits for pulse in interruption._pulses.values()):
+        return True
+    frame = sys._current_frames()[threading.main_thread().ident]
+    while frame is not None and not (frame.f_code.co_name == "wait" and "openruntime_jupyter" in frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame is not None
+
+def stop_when_waiting():
+    stop_when(waits)
+"""
+
+
+@pytest.fixture
+def stopping(kernel: Kernel) -> Kernel:
+    """Return a kernel with `nap` and `stop_when_running`."""
+    assert kernel.run(SETUP).status == "ok"
+    return kernel
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("call(nap, 600)", "KeyboardInterrupt"),
+        ("map(nap, [600, 600])", "KeyboardInterrupt"),
+        ("aio.call(nap, 600)", "CancelledError"),
+        ("aio.map(nap, [600, 600])", "CancelledError"),
+    ],
+)
+def test_interrupt_of_call_cancels_and_prints_one_line(stopping: Kernel, call: str, error: str) -> None:
+    name = f"stopped {call}"
+    cell = stopping.run(f"{'await ' if 'aio' in call else ''}stop_when_running({name!r}).{call}")
+    assert cell.error["ename"] == error
+    assert len(error_of(cell).splitlines()) == 1
+    assert "cancelled" in cell.error["evalue"]
+    states = f"{{str(task.status) for task in client.tasks().tasks if task.name == {name!r}}}"
+    assert stopping.value(states) == "{'cancelled'}"
+
+
+def test_interrupt_of_result_keeps_task_running(stopping: Kernel) -> None:
+    for wait in ("handle.result()", "await later"):
+        stopping.run("handle = client.submit_call(nap, 600)\nlater = await client.aio.task(handle.id)")
+        cell = stopping.run(f"stop_when_waiting()\n{wait}")
+        assert cell.status == "error"
+        assert len(error_of(cell).splitlines()) == 1
+        assert "continues to run" in cell.error["evalue"]
+        assert stopping.value("handle.status.terminal, str(handle.cancel().status)") == "(False, 'cancelled')"
