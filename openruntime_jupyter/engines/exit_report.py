@@ -75,13 +75,13 @@ class Death:
 
 def died(death: Death, peak: int | None, killed_by_us: str | None, last_output: str) -> Failure:
     """Return the failure of a task whose worker died; `peak` is in bytes, `killed_by_us` the reason if the runtime stopped it."""
-    figures = f", peak memory {gigabytes(peak)}" if peak else ""
+    memory = f", peak memory {gigabytes(peak)}" if peak else ""
     if killed_by_us:
-        how = f"The worker was stopped: {killed_by_us}{figures}"
+        how = f"The worker was stopped: {killed_by_us}{memory}"
     elif death.signal is not None:
-        how = f"The worker was killed by signal {death.signal} ({signal_name(death.signal)}){figures}{_likely(death.signal)}"
+        how = f"The worker was killed by signal {death.signal} ({signal_name(death.signal)}){memory}{_likely(death.signal)}"
     else:
-        how = f"The worker exited with code {death.exit_code}{figures}"
+        how = f"The worker exited with code {death.exit_code}{memory}"
     return Failure(
         kind=FailureKind.WORKER_DIED,
         message=how,

@@ -13,8 +13,8 @@ from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
     Died,
-    Figures,
     Job,
+    Measurements,
     Observer,
     Outcome,
     RaisedError,
@@ -75,7 +75,7 @@ class InlineEngine:
     async def run(self, job: Job, observer: Observer) -> Outcome:
         """Run the coroutine and return its outcome."""
         if self._stopping:
-            return Stopped(StopReason.ENDED, Stage.QUEUE, Figures())
+            return Stopped(StopReason.ENDED, Stage.QUEUE, Measurements())
         runner = self._runners.get(job.operation)
         if runner is None:
             message = f"Unknown operation {job.operation!r}: it belongs to another release of openruntime-jupyter"
@@ -86,25 +86,25 @@ class InlineEngine:
         self._running[job.task_id] = task
         try:
             await asyncio.wait({task})
-            return self._outcome(task, job, Figures(time.perf_counter() - began))
+            return self._outcome(task, job, Measurements(time.perf_counter() - began))
         finally:
             task.cancel()
             del self._running[job.task_id]
             self._reasons.pop(job.task_id, None)
 
-    def _outcome(self, task: asyncio.Future[dict[str, Any]], job: Job, figures: Figures) -> Outcome:
+    def _outcome(self, task: asyncio.Future[dict[str, Any]], job: Job, measurements: Measurements) -> Outcome:
         if task.cancelled():
-            return Stopped(self._reasons.get(job.task_id, StopReason.ENDED), Stage.INTERRUPT, figures)
+            return Stopped(self._reasons.get(job.task_id, StopReason.ENDED), Stage.INTERRUPT, measurements)
         problem = task.exception()
         if problem is None:
-            return Completed(task.result(), figures)
+            return Completed(task.result(), measurements)
         kind = type(problem).__name__
         if isinstance(problem, OpenRuntimeError):
             message = str(problem)
         else:
             log.error("%s failed", job.task_id, exc_info=problem)
             message = f"{kind}: {problem}. This is a fault in openruntime; the log has the traceback."
-        return RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=kind), figures)
+        return RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=kind), measurements)
 
     def halt(self, task_id: str, reason: StopReason) -> None:
         """Cancel the coroutine."""

@@ -22,8 +22,8 @@ from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
     Died,
-    Figures,
     Job,
+    Measurements,
     ModelReport,
     Observer,
     Outcome,
@@ -180,7 +180,7 @@ class Attempt:
             return
         self._reason = reason
         if self.worker is None:
-            self._resolve(Stopped(reason, Stage.QUEUE, Figures()))
+            self._resolve(Stopped(reason, Stage.QUEUE, Measurements()))
         elif reason is StopReason.MEMORY:
             self._stage = Stage.KILL
             self._signal(self.worker, signal.SIGKILL)
@@ -225,18 +225,18 @@ class Attempt:
 
     def _finish(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
         self.spent, self.keeps_model, self.imported = body["spent"], body["keeps"], body["imported"]
-        figures = Figures(body["execution_time"], body["mlx_peak"], max(self.resident_peak, body["resident"] or 0) or None)
+        measurements = Measurements(body["execution_time"], body["mlx_peak"], max(self.resident_peak, body["resident"] or 0) or None)
         if kind is Kind.RESULT:
             size = body["payload_size"]
             stored = body["payload_file"]
             inline = payload if size is not None and not stored else None
-            self._resolve(Completed(body["output"], figures, inline, stored, size or 0, body["encoding"], _stored(body["arrays"])))
+            self._resolve(Completed(body["output"], measurements, inline, stored, size or 0, body["encoding"], _stored(body["arrays"])))
         elif body["interrupted"] and self._reason is not None:
-            self._resolve(Stopped(self._reason, Stage.INTERRUPT, figures))
+            self._resolve(Stopped(self._reason, Stage.INTERRUPT, measurements))
         else:
             message = f"{body['type']}: {body['message']}" if body["message"] else body["type"]
             self._resolve(
-                RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=body["type"], traceback=body["traceback"]), figures)
+                RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=body["type"], traceback=body["traceback"]), measurements)
             )
 
     def _died(self, future: asyncio.Future[Death]) -> None:
@@ -244,12 +244,12 @@ class Attempt:
             return
         death = future.result()
         peak = max((death.peak or 0) if self.has_kernel_peak else 0, self.resident_peak) or None
-        figures = Figures(resident_peak=peak)
+        measurements = Measurements(resident_peak=peak)
         failure = self.worker.failure(death, peak)
         if self._reason is not None and self._stage is not Stage.QUEUE:
-            self._resolve(Stopped(self._reason, STAGE_OF.get(death.signal or 0, self._stage), figures, failure))
+            self._resolve(Stopped(self._reason, STAGE_OF.get(death.signal or 0, self._stage), measurements, failure))
         else:
-            self._resolve(Died(failure, figures))
+            self._resolve(Died(failure, measurements))
 
     def _resolve(self, outcome: Outcome) -> None:
         if not self.outcome.done():
@@ -397,7 +397,7 @@ class LocalEngine:
     async def _try(self, job: Job, observer: Observer, check: bool) -> Outcome | None:
         """Return the outcome of one attempt, or None if its worker ended before it started the job or declined it."""
         if self._stopping:
-            return Stopped(StopReason.ENDED, Stage.QUEUE, Figures())
+            return Stopped(StopReason.ENDED, Stage.QUEUE, Measurements())
         session = self._sessions.get(job.session.id) if job.session is not None else None
         # A session keeps its imported modules, so its worker is checked only before its first task.
         attempt = Attempt(job, observer, self._options.cancel_grace, check and session is None)
@@ -472,8 +472,8 @@ class LocalEngine:
             attempt.release()
             if parameters_file is not None:
                 parameters_file.unlink(missing_ok=True)
-        peak = max(outcome.figures.resident_peak or 0, attempt.resident_peak)
-        outcome.figures.resident_peak = peak or None
+        peak = max(outcome.measurements.resident_peak or 0, attempt.resident_peak)
+        outcome.measurements.resident_peak = peak or None
         ends = self._hand_back(worker, pool, attempt)
         if ends and peak >= LARGE:
             await asyncio.wait([worker.dead], timeout=4 * self._options.cancel_grace)

@@ -120,7 +120,7 @@ class Job:
 
 
 @dataclass(slots=True)
-class Figures:
+class Measurements:
     """Measurements of an attempt, in seconds and bytes."""
 
     execution_time: float = 0.0
@@ -133,7 +133,7 @@ class Completed:
     """Outcome of an operation that returned. Its payload is inline, or stored under the job's `payload_name`."""
 
     output: dict[str, Any]
-    figures: Figures
+    measurements: Measurements
     payload: bytes | None = None
     payload_stored: bool = False
     payload_size: int = 0
@@ -146,7 +146,7 @@ class RaisedError:
     """Outcome of a task whose code raised an exception."""
 
     failure: Failure
-    figures: Figures
+    measurements: Measurements
 
 
 @dataclass(slots=True)
@@ -154,7 +154,7 @@ class Died:
     """Outcome of a task whose worker died or could not be started; `retry` is False if another attempt would fail as well."""
 
     failure: Failure
-    figures: Figures = field(default_factory=Figures)
+    measurements: Measurements = field(default_factory=Measurements)
     retry: bool = True
 
 
@@ -164,7 +164,7 @@ class Stopped:
 
     reason: StopReason
     stage: Stage
-    figures: Figures
+    measurements: Measurements
     failure: Failure | None = None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.runtime.metrics.gpu.base import GpuFigures
+from openruntime_jupyter.runtime.metrics.gpu.base import GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.metrics.service import MetricsRecorder
 from openruntime_jupyter.runtime.settings import Settings
@@ -81,7 +81,7 @@ async def test_samples_are_weighted_by_duration(tmp_path: Path) -> None:
 async def test_unreadable_metric_leaves_a_gap(tmp_path: Path) -> None:
     async with metrics_recorder(tmp_path) as (recorder, clocks, _):
         see(recorder, clocks, 1.0)
-        gpus = {"device_0": GpuFigures(memory_used=300), "device_1": GpuFigures(memory_used=200), "device_2": GpuFigures()}
+        gpus = {"device_0": GpuReadings(memory_used=300), "device_1": GpuReadings(memory_used=200), "device_2": GpuReadings()}
         for memory, gpu, figures in ((1.0, None, {}), (None, 5.0, gpus)):
             clocks.go(1)
             see(recorder, clocks, memory, gpu, gpus=figures)

@@ -13,7 +13,7 @@ import numpy as np
 from openruntime_jupyter.ai.insights.statistics import Array
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage import insights as questions
-from openruntime_jupyter.runtime.storage.insights import Ended, Ran
+from openruntime_jupyter.runtime.storage.insights import Ended, TaskRow
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.system import TIMEFRAMES, Device, Timeframe
@@ -119,7 +119,7 @@ class Dataset:
         return self.columns.observed >= LEAST_POINTS
 
     @property
-    def completed(self) -> list[Ran]:
+    def completed(self) -> list[TaskRow]:
         """Return the completed tasks of the sample."""
         return [task for task in self.ended.tasks if task.state == "completed"]
 

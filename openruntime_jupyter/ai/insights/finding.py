@@ -7,7 +7,7 @@ from typing import Literal
 
 from openruntime_jupyter.ai.insights.dataset import Dataset
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.runtime.storage.insights import Ran
+from openruntime_jupyter.runtime.storage.insights import TaskRow
 from openruntime_jupyter.schemas.base import iso, timestamp
 from openruntime_jupyter.schemas.insights import Finding, FindingKind, Severity, TaskSeen
 
@@ -49,7 +49,7 @@ class FindingDraft:
     at: float | None = None
     value: float | None = None
     around: Literal["time", "memory"] | None = None
-    tasks: list[Ran] = field(default_factory=list)
+    tasks: list[TaskRow] = field(default_factory=list)
 
     @property
     def rank(self) -> float:
@@ -71,7 +71,7 @@ class FindingDraft:
             tasks=[_seen(task) for task in self.tasks[:MOST_TASKS]],
         )
 
-    def attach(self, ran: list[Ran], start: float, end: float) -> None:
+    def attach(self, ran: list[TaskRow], start: float, end: float) -> None:
         """Attach the tasks that ran from `start` to `end`, and name them in the text."""
         if self.around == "memory":
             self.tasks = sorted(ran, key=memory_of, reverse=True)
@@ -99,7 +99,7 @@ def _with_memory(task: Ran) -> str:
     return f"{called(task)[:-1]}; {gigabytes(peak)} at its peak)" if peak else called(task)
 
 
-def _overlap(task: Ran, start: float, end: float) -> float:
+def _overlap(task: TaskRow, start: float, end: float) -> float:
     began = start if task.started is None else task.started
     return min(end, task.finished if task.finished is not None else end) - max(start, began)
 

@@ -26,7 +26,7 @@ from openruntime_jupyter.ai.insights.finding import (
 )
 from openruntime_jupyter.ai.insights.statistics import LEAST_BLOCKS, Array, Line, climb, episodes, trend
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.runtime.storage.insights import MOST_FAILURES, UNCOMPLETED, Ran
+from openruntime_jupyter.runtime.storage.insights import MOST_FAILURES, UNCOMPLETED, TaskRow
 
 LEVELS_WEIGHT = 99.0
 STATES = ("completed", "failed", "timed_out", "interrupted", "cancelled")
@@ -253,7 +253,7 @@ def _until_full(draft: FindingDraft, line: Line, before: Array | None) -> None:
 
 def leaks(dataset: Dataset) -> list[FindingDraft]:
     """Return leaks: worker memory that grew and was not released, and operations whose tasks used more and more memory."""
-    by_operation: dict[str, list[Ran]] = defaultdict(list)
+    by_operation: dict[str, list[TaskRow]] = defaultdict(list)
     for task in dataset.ended.tasks:
         if task.started is not None:
             by_operation[task.operation].append(task)
@@ -284,7 +284,7 @@ def _worker_leak(dataset: Dataset) -> list[FindingDraft]:
     return [draft]
 
 
-def _operation_leak(dataset: Dataset, operation: str, tasks: list[Ran]) -> list[FindingDraft]:
+def _operation_leak(dataset: Dataset, operation: str, tasks: list[TaskRow]) -> list[FindingDraft]:
     """Return a leak in the process memory or else in MLX's memory, which on a GPU is not part of the process memory."""
     for label, measured in (
         ("the memory of their worker", [(task.finished or 0.0, task.peak_memory) for task in tasks if task.peak_memory is not None]),
@@ -313,7 +313,7 @@ def _figures(line: Line) -> Figures:
     return {"from": line.at_begin, "to": line.at_end, "per_hour": 3600 * line.slope, "tau": line.tau}
 
 
-def _ended_within(tasks: list[Ran], line: Line) -> list[Ran]:
+def _ended_within(tasks: list[TaskRow], line: Line) -> list[TaskRow]:
     return [task for task in tasks if task.finished is not None and line.begin <= task.finished <= line.end]
 
 

@@ -22,7 +22,7 @@ from openruntime_jupyter.ai.insights.finding import (
 )
 from openruntime_jupyter.ai.insights.statistics import CHANCE, Array, burst, rank_sum
 from openruntime_jupyter.errors import gigabytes
-from openruntime_jupyter.runtime.storage.insights import Ran
+from openruntime_jupyter.runtime.storage.insights import TaskRow
 from openruntime_jupyter.schemas.insights import Severity
 from openruntime_jupyter.schemas.tasks import FailureKind
 
@@ -83,7 +83,7 @@ def failures(dataset: Dataset, kinds: tuple[FailureKind, ...] | None = None) -> 
     return [draft]
 
 
-def _messages(found: list[Ran]) -> str:
+def _messages(found: list[TaskRow]) -> str:
     """Return a sentence with the most common first line of the error messages."""
     messages = Counter(task.error.strip().splitlines()[0][:LONGEST_MESSAGE] for task in found if task.error and task.error.strip())
     if not messages:
@@ -101,7 +101,7 @@ def _counted(operations: Counter[str]) -> str:
     return listed([f"{number:,} `{name}`" for name, number in operations.most_common(3)])
 
 
-def _advice(dataset: Dataset, kinds: Counter[str], found: list[Ran]) -> str | None:
+def _advice(dataset: Dataset, kinds: Counter[str], found: list[TaskRow]) -> str | None:
     """Return advice on the most common kind of the failed tasks `found`, with the newest one as the example."""
     settings = dataset.environment.settings
     for kind, _ in kinds.most_common():
@@ -125,11 +125,11 @@ def bursts(dataset: Dataset) -> list[FindingDraft]:
     return found
 
 
-def _counts(tasks: list[Ran], edges: Array) -> Array:
+def _counts(tasks: list[TaskRow], edges: Array) -> Array:
     return np.histogram([task.finished or 0.0 for task in tasks], edges)[0].astype(np.float64)
 
 
-def _burst(dataset: Dataset, inside: list[Ran], ended: int, failed_else: int, ended_else: int) -> FindingDraft:
+def _burst(dataset: Dataset, inside: list[TaskRow], ended: int, failed_else: int, ended_else: int) -> FindingDraft:
     times = np.array([task.finished or 0.0 for task in inside])
     first, last, at = float(times[0]), float(times[-1]), float(np.median(times))
     kinds, operations = (Counter(getattr(task, field) or UNKNOWN for task in inside) for field in ("kind", "operation"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.metrics.gpu.apple import AppleProbe
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, Probe, ProbeUnavailable
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings, Probe, ProbeUnavailable
 from openruntime_jupyter.runtime.metrics.gpu.nvidia import NvidiaProbe
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Sample:
 
     memory_usage: float | None = None
     cpu_utilization: float | None = None
-    gpus: Mapping[str, GpuFigures] = field(default_factory=dict)
+    gpus: Mapping[str, GpuReadings] = field(default_factory=dict)
     """By device id, without GPUs that cannot be read."""
     problems: Mapping[str, str] = field(default_factory=dict)
     """Reason why a GPU cannot be read, by device id."""
@@ -165,9 +165,9 @@ class Probes:
             if served:
                 self._open(factory, served)
 
-    def read(self) -> dict[str, GpuFigures]:
+    def read(self) -> dict[str, GpuReadings]:
         """Return the current metrics by `Gpu.key`, without GPUs that cannot be read."""
-        found: dict[str, GpuFigures] = {}
+        found: dict[str, GpuReadings] = {}
         for probe in self._probes:
             try:
                 found |= probe.read()
@@ -236,7 +236,7 @@ class Meters:
                 return None
             return round(meter.total / meter.count, 1)
 
-    def feed(self, figures: Mapping[str, GpuFigures], taken: float) -> None:
+    def feed(self, figures: Mapping[str, GpuReadings], taken: float) -> None:
         """Add a sample that was started at `taken`, in seconds of the monotonic clock."""
         with self._lock:
             for meter in self._meters.values():

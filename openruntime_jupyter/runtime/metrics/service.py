@@ -11,7 +11,7 @@ from openruntime_jupyter.engines.protocol import WorkerReport, held
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.events.bus import EventBus
 from openruntime_jupyter.runtime.metrics.counters import Clock, Counters
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuFigures
+from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Meters, Sample, Sampler
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns
@@ -60,7 +60,7 @@ class MetricsService:
         self._sampler.start()
         self._publish()
 
-    def fresh(self, device: str, seconds: float = 1.0) -> GpuFigures:
+    def fresh(self, device: str, seconds: float = 1.0) -> GpuReadings:
         """Return the newest metrics of a GPU; request a new sample if they are older than `seconds`."""
         if time.monotonic() - self.latest.taken > seconds:
             self._sampler.refresh()

@@ -14,7 +14,7 @@ from sortedcontainers import SortedDict
 from openruntime_jupyter.engines.protocol import DeviceReport, Engine, Runs
 from openruntime_jupyter.errors import MemoryRefused, UnknownDevice, gigabytes
 from openruntime_jupyter.memory import Machine
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuFigures
+from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuReadings
 from openruntime_jupyter.runtime.queue.durations import Durations
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 
@@ -243,7 +243,7 @@ class Admission:
         self,
         machine: Machine,
         engine: Engine,
-        gpu: Callable[[str], GpuFigures] = lambda device: NOTHING,
+        gpu: Callable[[str], GpuReadings] = lambda device: NOTHING,
         give_up: Callable[[int], bool] = lambda wanted: False,
     ) -> None:
         self._machine = machine

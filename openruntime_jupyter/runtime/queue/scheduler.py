@@ -16,8 +16,8 @@ from openruntime_jupyter.engines.protocol import (
     DeviceReport,
     Died,
     Engine,
-    Figures,
     Job,
+    Measurements,
     Outcome,
     RaisedError,
     Stage,
@@ -190,7 +190,7 @@ class Scheduler:
             refused = self._sessions.refusal(entry.session, entry.session_number) if entry.session is not None else None
             outcome: Outcome
             if entry.stop_reason is not None:
-                outcome = Stopped(entry.stop_reason, Stage.QUEUE, Figures())
+                outcome = Stopped(entry.stop_reason, Stage.QUEUE, Measurements())
             elif refused is not None:
                 outcome = Died(refused, retry=False)
             else:
@@ -255,7 +255,7 @@ class Scheduler:
                 payload = PayloadInfo(size=outcome.payload_size, encoding=outcome.encoding)
                 self._registry.keep_payload(entry, outcome)
             entry.result = TaskResult(
-                execution_time=outcome.figures.execution_time,
+                execution_time=outcome.measurements.execution_time,
                 device_used=lane.id,
                 output=outcome.output,
                 payload=payload,
@@ -289,7 +289,7 @@ class Scheduler:
             return await self._arrays.adopt(entry.owner, outcome.arrays), outcome
         except (StorageUnavailable, ArrayNotFound, OSError) as problem:
             message = f"The result can't be stored. {problem}"
-            return [], RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.figures)
+            return [], RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.measurements)
 
     async def _again(self, lane: Lane, entry: Entry, outcome: Died) -> None:
         entry.output.note(f"[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
@@ -306,16 +306,16 @@ class Scheduler:
             lane.add(entry)
 
     def _measure(self, lane: Lane, entry: Entry, outcome: Outcome) -> None:
-        figures = outcome.figures
+        measurements = outcome.measurements
         ran = entry.execution_time or 0.0
         measured = self._meters.end(entry.task_id) if lane.device.type == "gpu" else None
         if entry.worker is not None:
-            self._worker_stats.ran(entry.worker, ran, figures, measured)
+            self._worker_stats.add_run(entry.worker, ran, measurements, measured)
         entry.metrics = PerformanceMetrics(
             execution_time_ms=round(1000 * ran, 3),
-            memory_used_mb=round(figures.mlx_peak / 1e6, 3) if figures.mlx_peak is not None else None,
+            memory_used_mb=round(measurements.mlx_peak / 1e6, 3) if measurements.mlx_peak is not None else None,
             gpu_utilization=measured if self._lanes.has_gpu else 0.0,
-            peak_memory_mb=round(figures.resident_peak / 1e6, 3) if figures.resident_peak is not None else None,
+            peak_memory_mb=round(measurements.resident_peak / 1e6, 3) if measurements.resident_peak is not None else None,
             device_time_s=round((entry.metrics.device_time_s or 0.0) + ran, 6),
         )
 
@@ -481,7 +481,7 @@ class WorkerStats:
         self._engine = engine
         self._records: dict[str, _Record] = {}
 
-    def ran(self, worker: str, seconds: float, figures: Figures, gpu_utilization: float | None) -> None:
+    def add_run(self, worker: str, seconds: float, measurements: Measurements, gpu_utilization: float | None) -> None:
         """Add an ended task that used the worker for `seconds`, with the GPU's mean utilisation in percent."""
         record = self._records.get(worker)
         if record is None:
@@ -489,8 +489,8 @@ class WorkerStats:
             record = self._records[worker] = _Record()
         record.tasks += 1
         record.seconds += seconds
-        record.mlx_peak = _larger(record.mlx_peak, figures.mlx_peak)
-        record.resident_peak = _larger(record.resident_peak, figures.resident_peak)
+        record.mlx_peak = _larger(record.mlx_peak, measurements.mlx_peak)
+        record.resident_peak = _larger(record.resident_peak, measurements.resident_peak)
         if gpu_utilization is not None:
             record.metered_seconds += seconds
             record.metered += seconds * gpu_utilization

@@ -27,7 +27,7 @@ UNCOMPLETED = ("failed", "timed_out", "interrupted")
 """States of tasks that neither completed nor were cancelled."""
 
 
-class Ran(NamedTuple):
+class TaskRow(NamedTuple):
     """Fields of a task that insights use; None if not applicable or unknown."""
 
     task_id: str
@@ -59,10 +59,10 @@ class Ended:
     at most the newest `MOST_FAILURES` of each state.
     """
 
-    tasks: list[Ran]
+    tasks: list[TaskRow]
     weight: float
     number: int
-    failures: list[Ran]
+    failures: list[TaskRow]
 
 
 # A damaged record, which is not valid JSON, must not fail the query.
@@ -105,18 +105,18 @@ def ended(connection: sqlite3.Connection, begin: float, end: float) -> Ended:
     return Ended(tasks, weight, number, sorted(failures, key=lambda task: task.finished or 0.0))
 
 
-def _failures(connection: sqlite3.Connection, state: str, begin: float, end: float) -> list[Ran]:
+def _failures(connection: sqlite3.Connection, state: str, begin: float, end: float) -> list[TaskRow]:
     query = f"SELECT {_ROW} FROM tasks WHERE state = ? AND submitted >= ? AND +finished BETWEEN ? AND ? ORDER BY submitted DESC LIMIT ?"  # noqa: S608
     return _rows(connection, query, (state, _micros(begin - LOOK_BACK), _micros(begin), _micros(end), MOST_FAILURES))
 
 
-def running(connection: sqlite3.Connection) -> list[Ran]:
+def running(connection: sqlite3.Connection) -> list[TaskRow]:
     """Return the running tasks of all runtimes."""
     query = f"SELECT {_ROW} FROM tasks WHERE state = 'running' ORDER BY submitted DESC LIMIT ?"  # noqa: S608 - constants
     return _rows(connection, query, (MOST_AROUND,))
 
 
-def around(connection: sqlite3.Connection, begin: float, end: float) -> list[Ran]:
+def around(connection: sqlite3.Connection, begin: float, end: float) -> list[TaskRow]:
     """Return tasks that ran between `begin` and `end`, from those that ended within it or soon after it and from running ones."""
     span = _micros(begin), _micros(end)
     number = int(connection.execute("SELECT count(*) FROM tasks WHERE finished BETWEEN ? AND ?", span).fetchone()[0])
@@ -154,9 +154,9 @@ def durations(connection: sqlite3.Connection, operation: str, begin: float, end:
     return found
 
 
-def _rows(connection: sqlite3.Connection, query: str, values: Sequence[object]) -> list[Ran]:
+def _rows(connection: sqlite3.Connection, query: str, values: Sequence[object]) -> list[TaskRow]:
     rows = connection.execute(query, values)
-    return [Ran._make((*row[:7], None if row[7] is None else micros(row[7]) / 1e6, *row[8:])) for row in rows]
+    return [TaskRow._make((*row[:7], None if row[7] is None else micros(row[7]) / 1e6, *row[8:])) for row in rows]
 
 
 def _micros(seconds: float) -> int:

@@ -37,7 +37,7 @@ def no_memory(needed: int, free: int, waited: float) -> Failure:
 def stopped(outcome: Stopped, entry: Entry) -> tuple[TaskState, Failure]:
     """Return the state and failure of a task that the engine stopped."""
     died = outcome.failure
-    peak = outcome.figures.resident_peak
+    peak = outcome.measurements.resident_peak
     last = died.last_output if died is not None else None
     if outcome.reason is StopReason.CANCELLED:
         return TaskState.CANCELLED, cancelled(outcome.stage, last)

@@ -9,7 +9,7 @@ import pytest
 
 from openruntime_jupyter.runtime.metrics.gpu import apple
 from openruntime_jupyter.runtime.metrics.gpu.apple import AppleProbe, Registry
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings, ProbeUnavailable
 from tests.runtime.probes.fake_iokit import RECORDED, TOO_LARGE, Mac
 
 GPU = Gpu("device_0", 0, "Apple M3 Pro", ("metal", "mlx", "unified_memory"))
@@ -25,7 +25,7 @@ def probe_of(mac: Mac) -> AppleProbe:
     return AppleProbe([GPU], Registry(mac.libraries), lambda: 36 * GIB)
 
 
-def figures_of(*statistics: Any) -> GpuFigures:
+def figures_of(*statistics: Any) -> GpuReadings:
     return probe_of(Mac(*map(accelerator, statistics))).read()["device_0"]
 
 
@@ -34,21 +34,21 @@ def figures_of(*statistics: Any) -> GpuFigures:
 
 @pytest.mark.parametrize(("chip", "percent", "used"), [("M3 Pro", 16.0, 568164352), ("M1 Pro", 34.0, 7688503296)])
 def test_recorded_statistics_give_utilization_and_memory(chip: str, percent: float, used: int) -> None:
-    assert figures_of(RECORDED[chip]) == GpuFigures(percent, 36 * GIB, used)
+    assert figures_of(RECORDED[chip]) == GpuReadings(percent, 36 * GIB, used)
 
 
 @pytest.mark.parametrize(
     ("left", "expected"),
     [
-        ({"In use system memory": 5, "Renderer Utilization %": 80}, GpuFigures(None, 36 * GIB, 5)),
-        ({"Device Utilization %": 0}, GpuFigures(0.0, 36 * GIB, None)),
-        ({"Device Utilization %": 250, "In use system memory": 5}, GpuFigures(None, 36 * GIB, 5)),
-        ({"Device Utilization %": -1, "In use system memory": 5}, GpuFigures(None, 36 * GIB, 5)),
-        ({"Device Utilization %": "16", "In use system memory": 5}, GpuFigures(None, 36 * GIB, 5)),
-        ({"Device Utilization %": 16, "In use system memory": TOO_LARGE}, GpuFigures(16.0, 36 * GIB, None)),
+        ({"In use system memory": 5, "Renderer Utilization %": 80}, GpuReadings(None, 36 * GIB, 5)),
+        ({"Device Utilization %": 0}, GpuReadings(0.0, 36 * GIB, None)),
+        ({"Device Utilization %": 250, "In use system memory": 5}, GpuReadings(None, 36 * GIB, 5)),
+        ({"Device Utilization %": -1, "In use system memory": 5}, GpuReadings(None, 36 * GIB, 5)),
+        ({"Device Utilization %": "16", "In use system memory": 5}, GpuReadings(None, 36 * GIB, 5)),
+        ({"Device Utilization %": 16, "In use system memory": TOO_LARGE}, GpuReadings(16.0, 36 * GIB, None)),
     ],
 )
-def test_missing_or_invalid_metric_is_none(left: dict[str, Any], expected: GpuFigures) -> None:
+def test_missing_or_invalid_metric_is_none(left: dict[str, Any], expected: GpuReadings) -> None:
     assert figures_of(left) == expected
 
 

@@ -16,7 +16,7 @@ from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import DeviceReport, Job, Observer, Outcome
 from openruntime_jupyter.memory import Machine, Memory
 from openruntime_jupyter.runtime.metrics import sampler as sampler_module
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.queue.lane import Admission, Lane
 from openruntime_jupyter.runtime.runtime import Runtime, view_device
@@ -194,7 +194,7 @@ async def test_available_memory_of_unified_gpu_is_machines(tmp_path: Path, monke
     engine = LocalEngine(LocalOptions(tmp_path, tmp_path))
     lane = Lane("device_0", report, 1, 30.0, engine)
     admission = Admission(Machine(list), engine)
-    sample = Sample(gpus={"device_0": GpuFigures(utilization=16.0, memory_total=36 * GIB, memory_used=GIB)})
+    sample = Sample(gpus={"device_0": GpuReadings(utilization=16.0, memory_total=36 * GIB, memory_used=GIB)})
     device = view_device(lane, admission, sample)
     assert (device.memory_total, device.memory_available) == (24 * GIB, 7 * GIB)
     assert device.utilization == 16.0

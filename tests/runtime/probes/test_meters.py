@@ -4,15 +4,15 @@ import time
 
 import pytest
 
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuFigures
+from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import SETTLE_SECONDS, Meters
 
 
-def busy(percent: float | None, gpu: str = "device_0") -> dict[str, GpuFigures]:
-    return {gpu: GpuFigures(utilization=percent)}
+def busy(percent: float | None, gpu: str = "device_0") -> dict[str, GpuReadings]:
+    return {gpu: GpuReadings(utilization=percent)}
 
 
-def feed(meters: Meters, figures: dict[str, GpuFigures], seconds: float) -> None:
+def feed(meters: Meters, figures: dict[str, GpuReadings], seconds: float) -> None:
     """Feed a sample that is taken so many seconds from now."""
     meters.feed(figures, time.monotonic() + seconds)
 
@@ -27,7 +27,7 @@ def feed(meters: Meters, figures: dict[str, GpuFigures], seconds: float) -> None
         ([(2.0, {}), (3.0, busy(None)), (4.0, {"device_0": NOTHING}), (5.0, busy(50.0, "device_1"))], None),
     ],
 )
-def test_meter_returns_mean_of_its_gpus_samples_during_run(samples: list[tuple[float, dict[str, GpuFigures]]], mean: float | None) -> None:
+def test_meter_returns_mean_of_its_gpus_samples_during_run(samples: list[tuple[float, dict[str, GpuReadings]]], mean: float | None) -> None:
     meters = Meters()
     meters.begin("a", "device_0")
     for seconds, figures in samples:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pynvml
 import pytest
 
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuFigures, ProbeUnavailable
+from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuReadings, ProbeUnavailable
 from openruntime_jupyter.runtime.metrics.gpu.nvidia import NvidiaProbe
 from tests.runtime.probes.fake_nvml import CODES, GIB, NOT_SUPPORTED, Fails, FakeGpu, FakeNvml, parted
 
@@ -47,7 +47,7 @@ def places(probe: NvidiaProbe) -> dict[str, float | None]:
 
 def test_metrics_have_their_units(install) -> None:
     install(FakeGpu())
-    assert NvidiaProbe(mlx(RTX), {}).read() == {"device_0": GpuFigures(87.0, 24 * GIB, 6 * GIB, 61.0, 312.45)}
+    assert NvidiaProbe(mlx(RTX), {}).read() == {"device_0": GpuReadings(87.0, 24 * GIB, 6 * GIB, 61.0, 312.45)}
 
 
 @pytest.mark.parametrize("name", ["NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_UNKNOWN"])
@@ -221,7 +221,7 @@ def test_with_lost_gpu_only_uuid_matches_are_certain(install) -> None:
 def test_mig_gpu_uses_first_part_and_chip_temperature(install) -> None:
     install(parted(FakeGpu(A100, celsius=44), 2))
     figures = NvidiaProbe(mlx(f"{A100} MIG 1g.10gb"), {}).read()["device_0"]
-    assert figures == GpuFigures(None, 10 * GIB, 1 * GIB, 44.0, None)
+    assert figures == GpuReadings(None, 10 * GIB, 1 * GIB, 44.0, None)
 
 
 def test_mig_part_named_by_uuid_is_used(install) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings, ProbeUnavailable
 from openruntime_jupyter.runtime.metrics.sampler import PROBES, Probes
 
 CUDA = Gpu("device_0", 0, "NVIDIA GeForce RTX 4090", ("cuda", "mlx"))
@@ -23,8 +23,8 @@ class Sound:
         self.gpus = gpus
         self.closed = 0
 
-    def read(self) -> dict[str, GpuFigures]:
-        return {gpu.key: GpuFigures(utilization=5.0) for gpu in self.gpus}
+    def read(self) -> dict[str, GpuReadings]:
+        return {gpu.key: GpuReadings(utilization=5.0) for gpu in self.gpus}
 
     def close(self) -> None:
         self.closed += 1
@@ -35,7 +35,7 @@ class Breaking(Sound):
 
     name = "breaking"
 
-    def read(self) -> dict[str, GpuFigures]:
+    def read(self) -> dict[str, GpuReadings]:
         raise OSError("gone")
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ def crashes(gpus: Sequence[Gpu]) -> Sound:
 
 def test_gpu_is_read_by_probe_of_its_capability() -> None:
     probes = Probes([CUDA, OTHER], {"cuda": Sound, "metal": crashes})
-    assert probes.read() == {"device_0": GpuFigures(utilization=5.0)}
+    assert probes.read() == {"device_0": GpuReadings(utilization=5.0)}
     assert not probes.problems
 
 
@@ -67,7 +67,7 @@ def test_failing_probe_is_omitted_with_its_reason(kind, reason: str, caplog: pyt
     second = Gpu("device_1", 0, "Apple M3 Pro", ("metal",))
     with caplog.at_level(logging.WARNING):
         probes = Probes([CUDA, second], {"cuda": kind, "metal": Sound})
-    assert probes.read() == {"device_1": GpuFigures(utilization=5.0)}
+    assert probes.read() == {"device_1": GpuReadings(utilization=5.0)}
     assert reason in probes.problems["device_0"]
     assert "device_1" not in probes.problems
     assert any(reason in message and CUDA.name in message for message in caplog.messages)
@@ -78,7 +78,7 @@ def test_probe_that_fails_later_is_logged_once(caplog: pytest.LogCaptureFixture)
     probes = Probes([CUDA, second], {"cuda": Breaking, "metal": Sound})
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert probes.read() == {"device_1": GpuFigures(utilization=5.0)}
+            assert probes.read() == {"device_1": GpuReadings(utilization=5.0)}
     assert sum("gone" in message for message in caplog.messages) == 1
     probes.close()
     assert probes.read() == {}

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable, percent
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings, ProbeUnavailable, percent
 
 SERVICE = "IOAccelerator"
 STATISTICS = "PerformanceStatistics"
@@ -80,14 +80,14 @@ class AppleProbe:
             self.close()
             raise ProbeUnavailable(f"no {SERVICE} has {STATISTICS}, which is usual in a virtual machine")
 
-    def read(self) -> dict[str, GpuFigures]:
+    def read(self) -> dict[str, GpuReadings]:
         """Return the current metrics by `Gpu.key`; raise `OSError` if the registry does not respond."""
         found = [one for one in self._registry.numbers(SERVICE, STATISTICS, (UTILIZATION, IN_USE)) if one]
         if not found:
             return {}
         # If several services match, the busy one is the GPU; the others report 0.
         busiest = max(found, key=lambda one: one.get(UTILIZATION, -1))
-        figures = GpuFigures(percent(busiest.get(UTILIZATION)), self._memory_total(), busiest.get(IN_USE))
+        figures = GpuReadings(percent(busiest.get(UTILIZATION)), self._memory_total(), busiest.get(IN_USE))
         return dict.fromkeys(self._keys, figures)
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
-class GpuFigures:
+class GpuReadings:
     """Metrics of one GPU; each is None if it cannot be read, independently of the others."""
 
     utilization: float | None = None
@@ -36,7 +36,7 @@ class GpuFigures:
     """Watts."""
 
 
-NOTHING = GpuFigures()
+NOTHING = GpuReadings()
 """Metrics of a GPU that cannot be read."""
 
 
@@ -45,7 +45,7 @@ class Probe(Protocol):
 
     name: str
 
-    def read(self) -> dict[str, GpuFigures]:
+    def read(self) -> dict[str, GpuReadings]:
         """Return the current metrics by `Gpu.key`; a metric that cannot be read is None and raises no error."""
 
     def close(self) -> None:

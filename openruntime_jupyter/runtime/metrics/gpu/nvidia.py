@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuFigures, ProbeUnavailable, percent
+from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings, ProbeUnavailable, percent
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class NvidiaProbe:
             self.close()
             raise ProbeUnavailable("no NVML device can be matched with certainty to an MLX device; try CUDA_DEVICE_ORDER=PCI_BUS_ID")
 
-    def read(self) -> dict[str, GpuFigures]:
+    def read(self) -> dict[str, GpuReadings]:
         """Return the current metrics by `Gpu.key`."""
         return {key: self._figures(device) for key, device in self._devices.items()}
 
@@ -68,13 +68,13 @@ class NvidiaProbe:
         """Shut NVML down for this probe; NVML counts its users, so others in this process are not affected."""
         self._try("close", self._nvml.nvmlShutdown)
 
-    def _figures(self, device: _Device) -> GpuFigures:
+    def _figures(self, device: _Device) -> GpuReadings:
         nvml = self._nvml
         rates = self._try("utilisation", nvml.nvmlDeviceGetUtilizationRates, device.handle)
         memory = self._try("memory", nvml.nvmlDeviceGetMemoryInfo, device.handle)
         # MIG devices share the chip's temperature. Its power is the sum over all parts and unknown for a single one.
         milliwatts = None if device.is_part else self._try("power", nvml.nvmlDeviceGetPowerUsage, device.handle)
-        return GpuFigures(
+        return GpuReadings(
             utilization=percent(rates.gpu) if rates is not None else None,
             memory_total=int(memory.total) if memory is not None else None,
             memory_used=int(memory.used) if memory is not None else None,
