@@ -39,9 +39,14 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def client(backend: Backend) -> Client:
-    """Return a client of each backend."""
-    return Client(backend)
+def client(backend: Backend) -> Iterator[Client]:
+    """Return a client of each backend, and close it at the end: coroutines leave its subscription to events open."""
+    with Client(backend) as client:
+        yield client
+
+
+over_http = pytest.mark.parametrize("backend", ["http"], indirect=True)
+"""Mark of tests with a server only: what they show does not depend on the transport."""
 
 
 def intercept(patch: pytest.MonkeyPatch, backend: Backend, endpoint: Endpoint[Any], before: Callable[[Any], object]) -> None:

@@ -21,7 +21,7 @@ from openruntime_jupyter.client.futures import TaskFuture
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import InvalidRequest, NotConnected, TaskFailed, TaskNotFound, UnknownDevice, WorkerDied
 from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, GET_TASK, SUBMIT_BATCH
-from tests.client.conftest import intercept
+from tests.client.conftest import intercept, over_http
 from tests.support import wait_until
 
 
@@ -54,12 +54,13 @@ def dies() -> None:
 
 def test_calls_are_tasks_and_their_futures_bring_the_values(client: Client) -> None:
     with client.executor(name="squares") as executor:
-        futures = [executor.submit(square, number) for number in range(20)]
-        assert [future.result(30) for future in futures] == [number * number for number in range(20)]
-        assert {future.result() for future in as_completed(futures, 30)} == {number * number for number in range(20)}
+        futures = [executor.submit(square, number) for number in range(6)]
+        assert [future.result(30) for future in futures] == [number * number for number in range(6)]
+        assert {future.result() for future in as_completed(futures, 30)} == {number * number for number in range(6)}
         assert client.task(futures[0].handle.id).task.name == "squares"
 
 
+@over_http
 @pytest.mark.parametrize("chunksize", [1, 3, 100])
 def test_map_keeps_the_order_whatever_the_chunks(client: Client, chunksize: int) -> None:
     with client.executor() as executor:
@@ -67,6 +68,7 @@ def test_map_keeps_the_order_whatever_the_chunks(client: Client, chunksize: int)
         assert list(executor.map(square, [], chunksize=chunksize)) == []
 
 
+@over_http
 def test_a_chunk_has_at_least_one_item(client: Client) -> None:
     with client.executor() as executor, pytest.raises(ValueError, match="at least 1"):
         executor.map(square, [1], chunksize=0)
@@ -102,6 +104,7 @@ def test_a_task_that_is_cancelled_elsewhere_cancels_its_future(client: Client) -
             future.result(30)
 
 
+@over_http
 def test_a_shutdown_waits_for_what_was_submitted_and_takes_nothing_more(client: Client) -> None:
     executor = client.executor()
     futures = [executor.submit(nap, 0.05) for _ in range(3)]
@@ -121,6 +124,7 @@ def test_a_shutdown_can_cancel_what_is_left_and_leaves_no_thread(client: Client)
     wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith(names)], what="the end of the threads")
 
 
+@over_http
 def test_a_shutdown_without_waiting_lets_the_tasks_go_on(client: Client) -> None:
     executor = client.executor()
     future = executor.submit(nap, 0.3)
@@ -128,11 +132,13 @@ def test_a_shutdown_without_waiting_lets_the_tasks_go_on(client: Client) -> None
     assert future.result(30) == 0.3
 
 
+@over_http
 def test_an_executor_that_was_never_used_shuts_down(client: Client) -> None:
     with client.executor():
         pass
 
 
+@over_http
 def test_a_result_that_a_lost_connection_kept_back_is_fetched_when_the_runtime_is_back(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +159,7 @@ def _unreachable(*_: object) -> None:
     raise NotConnected("gone for a moment")
 
 
+@over_http
 def test_a_task_that_was_erased_is_told_to_who_waits_for_it(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     with client.executor() as executor:
         with monkeypatch.context() as patch:
@@ -166,6 +173,7 @@ def test_a_task_that_was_erased_is_told_to_who_waits_for_it(client: Client, monk
             future.result(30)
 
 
+@over_http
 def test_coroutines_hand_it_work_as_to_any_executor(client: Client) -> None:
     async def story() -> tuple[list[int], bool]:
         loop = asyncio.get_running_loop()
@@ -179,6 +187,7 @@ def test_coroutines_hand_it_work_as_to_any_executor(client: Client) -> None:
     assert asyncio.run(story()) == ([0, 1, 4, 9], True)
 
 
+@over_http
 def test_the_usual_idioms_hold(client: Client) -> None:
     called: list[int] = []
     with client.executor() as executor:
@@ -199,6 +208,7 @@ def test_the_usual_idioms_hold(client: Client) -> None:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+@over_http
 def test_whatever_can_be_called_is_a_task(client: Client) -> None:
     with client.executor() as executor:
         power, upper = executor.submit(functools.partial(pow, 2), 5), executor.submit(operator.methodcaller("upper"), "abc")
@@ -206,6 +216,7 @@ def test_whatever_can_be_called_is_a_task(client: Client) -> None:
         assert list(executor.map(operator.add, range(4), range(4), chunksize=3, timeout=30)) == [0, 2, 4, 6]
 
 
+@over_http
 def test_what_a_call_raised_is_caught_as_what_it_was(client: Client) -> None:
     with client.executor() as executor:
         with pytest.raises(ZeroDivisionError, match="by nought") as caught:
@@ -222,6 +233,7 @@ def test_what_a_call_raised_is_caught_as_what_it_was(client: Client) -> None:
         assert not isinstance(plain.value, UnicodeDecodeError), "which can't be made of its message alone"
 
 
+@over_http
 def test_dask_computes_by_it(client: Client) -> None:
     with client.executor() as executor, dask.config.set(scheduler=executor):
         assert delayed(sum)([delayed(square)(number) for number in range(5)]).compute() == 30
@@ -241,6 +253,7 @@ def parameters_of(client: Client, future: TaskFuture) -> dict[str, Any]:
     return client.backend.call(GET_TASK, future.handle.id).parameters or {}
 
 
+@over_http
 def test_calls_made_during_a_request_go_together_with_the_next_one(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
     sending, go_on = threading.Event(), threading.Event()
@@ -270,11 +283,13 @@ def test_refusal_by_the_runtime_is_the_exception_of_its_future_alone(client: Cli
         assert not refused.cancel()
 
 
+@over_http
 def test_unpicklable_argument_is_named_by_submit(client: Client) -> None:
     with client.executor() as executor, pytest.raises(InvalidRequest, match="number: this lock can't be pickled"):
         executor.submit(square, threading.Lock())
 
 
+@over_http
 def test_failed_request_is_the_exception_of_its_futures(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     with client.executor() as executor:
         with monkeypatch.context() as patch:
@@ -283,6 +298,7 @@ def test_failed_request_is_the_exception_of_its_futures(client: Client, monkeypa
         assert executor.submit(square, 2).result(60) == 4
 
 
+@over_http
 def test_calls_of_one_function_share_a_burst_while_one_is_unfinished(client: Client) -> None:
     with client.executor() as executor:
         holder = executor.submit(nap, 600)
@@ -296,6 +312,7 @@ def test_calls_of_one_function_share_a_burst_while_one_is_unfinished(client: Cli
         assert parameters_of(client, later)["burst"] not in (one, three)
 
 
+@over_http
 def test_function_with_other_variables_is_another_burst(client: Client) -> None:
     factor, table = 1, np.arange(100_000.0)
     with client.executor() as executor:
@@ -315,6 +332,7 @@ def test_large_results_and_small_ones_reach_their_futures(client: Client) -> Non
         assert [len(future.result(60)) for future in futures] == [1, 100_000, 3]
 
 
+@over_http
 def test_shutdown_sends_calls_that_wait_for_a_request(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     intercept(monkeypatch, client.backend, SUBMIT_BATCH, lambda _: go_on.wait(60))

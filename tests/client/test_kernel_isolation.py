@@ -1,15 +1,15 @@
-"""Tasks use their own notebook's code: two kernels, both hosts, and every way to run code."""
+"""Tasks use their own notebook's code: two kernels, every host, and every way to run code."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.client.callers import WAYS, Caller
-from tests.support import Home, Server, running_server
+from tests.support import Home, running_server
 
 WHO = "import utils\nr = [utils.WHO, utils.__file__]"
 
@@ -65,46 +65,53 @@ r = {
 """
 
 
-@pytest.fixture(scope="module", params=["server, one worker", "server, several workers", "embedded"])
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server | None, Home]]:
-    """Return the host of the runtime: a server with these kernels, or each kernel itself."""
-    folder = tmp_path_factory.mktemp("right")
-    if request.param == "embedded":
-        yield None, Home(folder)
-        return
-    settings = {"cpu_slots": 1, "spare_workers": 0} if "one" in request.param else {"cpu_slots": 3, "spare_workers": 2}
-    with running_server(folder, config={"OpenRuntimeApp": settings}) as server:
-        yield server, server.home
+SETTINGS = {"server, several workers": {"cpu_slots": 3, "spare_workers": 2}, "server, one worker": {"cpu_slots": 1, "spare_workers": 0}}
+"""Settings of the servers. The third host of a runtime is each kernel itself."""
+
+HOSTS = {"server, several workers": tuple(WAYS), "server, one worker": ("cell",), "embedded": ("call",)}
+"""Hosts of the runtime, and the ways that run there: every way with one host, and one way with each of the others."""
 
 
-@pytest.fixture
-def kernels(host: tuple[Server | None, Home], tmp_path: Path) -> Iterator[tuple[Caller, Caller]]:
-    """Start two kernels in separate folders."""
-    server, home = host
-    told = {} if server is None else {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": server.token or ""}
+class Kernels(NamedTuple):
+    """Two kernels in separate folders, and the ways to run code in them."""
+
+    one: Caller
+    other: Caller
+    ways: tuple[str, ...]
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernels]:
+    """Start two kernels that all tests with the same host of the runtime share."""
+    folder = tmp_path_factory.mktemp("kernels")
     with ExitStack() as stack:
-        yield tuple(stack.enter_context(Caller(tmp_path / name, home.environment(told))) for name in ("projA", "projB"))  # type: ignore[misc]
+        home, told = Home(folder), {}
+        if request.param != "embedded":
+            server = stack.enter_context(running_server(home, config={"OpenRuntimeApp": SETTINGS[request.param]}))
+            told = {"OPENRUNTIME_URL": server.url, "OPENRUNTIME_TOKEN": server.token or ""}
+        one, other = (stack.enter_context(Caller(folder / name, home.environment(told))) for name in ("projA", "projB"))
+        yield Kernels(one, other, HOSTS[request.param])
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_modules_of_two_notebooks_stay_apart(kernels: tuple[Caller, Caller], way: str) -> None:
-    for kernel in kernels:
+def test_modules_of_two_notebooks_stay_apart(kernels: Kernels) -> None:
+    both = (kernels.one, kernels.other)
+    for kernel in both:
         (kernel.folder / "utils.py").write_text(f"WHO = {kernel.folder.name!r}\n")
-    for _ in range(2):
-        for kernel in kernels:
-            assert kernel.task(way, WHO) == [kernel.folder.name, str(kernel.folder / "utils.py")]
+    for way in kernels.ways:
+        for kernel in (*both, *both):
+            assert kernel.task(way, WHO) == [kernel.folder.name, str(kernel.folder / "utils.py")], way
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_edited_module_is_seen_by_the_next_task(kernels: tuple[Caller, Caller], way: str) -> None:
-    kernel, _ = kernels
-    for rate in (0.1, 0.2, 0.001):  # the first two have the same size, and are written within a second
-        (kernel.folder / "train_lib.py").write_text(f"LR = {rate}\n")
-        assert kernel.task(way, "import train_lib\nr = train_lib.LR") == rate
+def test_edited_module_is_seen_by_the_next_task(kernels: Kernels) -> None:
+    kernel = kernels.one
+    for way in kernels.ways:
+        for rate in (0.1, 0.2, 0.001):  # the first two have the same size, and are written within a second
+            (kernel.folder / "train_lib.py").write_text(f"LR = {rate}\n")
+            assert kernel.task(way, "import train_lib\nr = train_lib.LR") == rate, way
 
 
-def test_reloaded_and_new_functions_of_a_module_run(kernels: tuple[Caller, Caller]) -> None:
-    kernel, _ = kernels
+def test_reloaded_and_new_functions_of_a_module_run(kernels: Kernels) -> None:
+    kernel = kernels.one
     (kernel.folder / "helpers.py").write_text("def f():\n    return 1\n")
     kernel.do("import helpers, importlib")
     assert kernel.do("", "client.call(helpers.f)") == 1
@@ -114,12 +121,11 @@ def test_reloaded_and_new_functions_of_a_module_run(kernels: tuple[Caller, Calle
     assert kernel.do("ex = client.executor()", "[ex.submit(helpers.f).result(), ex.submit(helpers.g).result()]") == [2, 3]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_state_of_a_task_reaches_no_other(kernels: tuple[Caller, Caller], way: str) -> None:
-    one, other = kernels
-    before, draws = zip(*(kernel.task(way, LOOKS) for kernel in kernels), strict=True)
-    seeded = one.task(way, LEAVES)
-    after, later = zip(*(kernel.task(way, LOOKS) for kernel in (other, one)), strict=True)
-    assert [*after] == [*reversed(before)]
-    numbers = [*seeded, *(number for drawn in (*draws, *later) for number in drawn)]
-    assert len(set(numbers)) == len(numbers), "random numbers repeat after the seed of an earlier task"
+def test_state_of_a_task_reaches_no_other(kernels: Kernels) -> None:
+    for way in kernels.ways:
+        before, draws = kernels.one.task(way, LOOKS)
+        seeded = kernels.one.task(way, LEAVES)
+        after, later = zip(*(kernel.task(way, LOOKS) for kernel in (kernels.other, kernels.one)), strict=True)
+        assert [*after] == [before, before], way
+        numbers = [*seeded, *draws, *(number for drawn in later for number in drawn)]
+        assert len(set(numbers)) == len(numbers), f"random numbers repeat after the seed of an earlier task: {way}"

@@ -19,7 +19,7 @@ from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, TaskFailed, TaskNotFound, UnknownDevice, UnknownOperation, WorkerDied
 from openruntime_jupyter.schemas.endpoints import ALLOCATE_ARRAY, COLLECT_RESULTS, GET_PAYLOAD, GET_TASK, SUBMIT_BATCH
 from openruntime_jupyter.schemas.tasks import Task, TaskState
-from tests.client.conftest import intercept
+from tests.client.conftest import intercept, over_http
 from tests.support import wait_until
 
 
@@ -33,6 +33,7 @@ def square() -> Any:
     return square
 
 
+@over_http
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, 100])
 def test_results_come_in_the_order_of_the_items(client: Client, chunk_size: int | None) -> None:
     assert client.map(square(), range(10), chunk_size) == [number * number for number in range(10)]
@@ -46,10 +47,12 @@ def test_progress_is_shown_outside_a_notebook_only_on_request(client: Client, ca
     assert "3 of 3" in shown
 
 
+@over_http
 def test_nothing_is_done_for_no_items(client: Client) -> None:
     assert client.map(square(), iter(())) == []
 
 
+@over_http
 def test_a_chunk_is_a_task_with_the_options_and_the_functions_name(client: Client) -> None:
     client.map(square(), range(7), chunk_size=3, priority=7, timeout=60, name="squares")
     newest = client.tasks(limit=3).tasks
@@ -66,6 +69,7 @@ def test_by_default_each_slot_gets_a_few_tasks(client: Client) -> None:
     assert client.tasks(limit=1, operation="call").total_count - before == mapping.CHUNKS_A_SLOT
 
 
+@over_http
 @pytest.mark.parametrize("chunk_size", [1, 4])
 def test_items_that_fail_are_told_by_their_places_and_spoil_no_others(client: Client, chunk_size: int) -> None:
     def inverse(number: int) -> float:
@@ -84,6 +88,7 @@ def test_items_that_fail_are_told_by_their_places_and_spoil_no_others(client: Cl
     assert "Item 6 failed" in client.task(task.task_id).output.stderr
 
 
+@over_http
 def test_an_item_that_exits_fails_alone(client: Client) -> None:
     def exits(number: int) -> int:
         return sys.exit("enough") if number == 1 else number
@@ -132,6 +137,7 @@ def test_the_error_survives_pickling() -> None:
     assert (str(again), list(again.failures), again.results) == ("1 of 2", [0], [None, 1])
 
 
+@over_http
 def test_what_cannot_travel_is_named_before_anything_is_queued(client: Client) -> None:
     lock = threading.Lock()
     before = client.tasks(limit=1).total_count
@@ -140,12 +146,14 @@ def test_what_cannot_travel_is_named_before_anything_is_queued(client: Client) -
     assert client.tasks(limit=1).total_count == before
 
 
+@over_http
 @pytest.mark.parametrize("chunk_size", [0, -1, 2.5, True])
 def test_a_chunk_size_that_is_none_is_refused(client: Client, chunk_size: Any) -> None:
     with pytest.raises(InvalidRequest, match="chunk_size"):
         client.map(square(), range(3), chunk_size=chunk_size)
 
 
+@over_http
 def test_many_chunks_are_submitted_a_part_at_a_time(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapping, "MOST_AHEAD", 6)
     assert client.map(square(), range(20), chunk_size=1) == [number * number for number in range(20)]
@@ -178,6 +186,7 @@ def test_an_interrupt_cancels_what_is_left(client: Client) -> None:
     assert states == {TaskState.CANCELLED}
 
 
+@over_http
 def test_an_unknown_device_is_told_and_leaves_nothing_in_the_queue(client: Client) -> None:
     with pytest.raises(UnknownDevice):
         client.map(square(), range(3), device="device_77")
@@ -206,6 +215,7 @@ def test_collect_brings_records_and_payloads(backend: Backend) -> None:
     assert isinstance(unknown.task, TaskNotFound)
 
 
+@over_http
 def test_function_is_pickled_once_and_its_arrays_are_sent_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     pickled: list[int] = []
     sent: list[Any] = []
@@ -235,6 +245,7 @@ def test_large_results_are_fetched_one_by_one(client: Client) -> None:
     assert client.map(lambda number: "x" * number, [1, 100_000, 2], chunk_size=1) == ["x", "x" * 100_000, "xx"]
 
 
+@over_http
 def test_tasks_of_one_map_share_a_burst_id_of_their_own(client: Client) -> None:
     def bursts(number: int) -> list[str]:
         ids = [task.task_id for task in client.tasks(limit=number, operation="call").tasks]
@@ -260,6 +271,7 @@ def test_results_of_many_chunks_come_by_few_requests(client: Client, monkeypatch
     assert len(asked) <= 20
 
 
+@over_http
 def test_record_of_a_chunk_shows_its_first_values(client: Client) -> None:
     client.map(square(), range(100), chunk_size=100)
     (task,) = client.tasks(limit=1, operation="call").tasks

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_server.auth.security import passwd
 
@@ -60,12 +59,6 @@ def says(server: Server, code: str, password: str | None = None) -> str:
             kernel.stop_channels()
             client.delete(f"{server.root}/api/kernels/{name}")
         return "".join(told).strip()
-
-
-@pytest.mark.parametrize("base_url", ["/", "/user/somebody/"])
-def test_under_a_server_with_a_token(tmp_path: Path, base_url: str) -> None:
-    with running_server(tmp_path, base_url=base_url) as server:
-        assert says(server, WHERE) == f"{server.url} 42"
 
 
 def test_under_a_server_with_a_password_only(tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, TaskCancelled, WorkerDied
 from openruntime_jupyter.schemas.endpoints import FREE_SESSION, LIST_SESSIONS
+from tests.client.conftest import over_http
 from tests.support import TOKEN, free_port, running_server, wait_until
 
 
 @pytest.fixture
 def client(backend: Backend) -> Iterator[Client]:
     """Return a client of each backend, and free the test's sessions at the end."""
-    yield Client(backend)
+    with Client(backend) as client:
+        yield client
     for each in backend.call(LIST_SESSIONS):
         backend.call(FREE_SESSION, each.id)
 
@@ -46,6 +48,7 @@ def test_cells_and_calls_share_variables(client: Client) -> None:
     assert [each.id for each in client.sessions()] == [train.info.id]
 
 
+@over_http
 def test_options_reach_tasks_of_a_session(client: Client) -> None:
     named = client.with_options(session="train", name="first step", timeout=60)
     task = named.submit_code("x = 1").wait(60)
@@ -53,6 +56,7 @@ def test_options_reach_tasks_of_a_session(client: Client) -> None:
     assert value_of(client, "x") == 1
 
 
+@over_http
 def test_map_and_executor_run_in_the_session(client: Client) -> None:
     client.session("train").run_code("offset = 10")
     inside = client.with_options(session="train")
@@ -65,6 +69,7 @@ def test_map_and_executor_run_in_the_session(client: Client) -> None:
         assert list(executor.map(moved, range(3))) == [10, 11, 12]
 
 
+@over_http
 def test_context_manager_frees_the_session(client: Client) -> None:
     with client.session("train") as train:
         pid = train.call(os.getpid)
@@ -78,6 +83,7 @@ def test_context_manager_frees_the_session(client: Client) -> None:
     train.free()
 
 
+@over_http
 def test_free_by_name_spares_other_notebooks(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JPY_SESSION_NAME", "/work/a.ipynb")
     client.session("train").run_code("x = 'a'")
@@ -95,6 +101,7 @@ def test_free_by_name_spares_other_notebooks(client: Client, monkeypatch: pytest
     assert client.free_session(foreign.id).id == foreign.id
 
 
+@over_http
 def test_restart_empties_the_namespace(client: Client) -> None:
     train = client.session("train")
     train.run_code("x = 1")
@@ -114,6 +121,7 @@ def test_ended_session_raises_until_restarted(client: Client) -> None:
     train.run_code("x = 1")
 
 
+@over_http
 def test_freed_session_raises_once(client: Client) -> None:
     train = client.session("train")
     train.run_code("x = 1")
@@ -123,6 +131,7 @@ def test_freed_session_raises_once(client: Client) -> None:
     assert value_of(client, "'x' in globals()") is False
 
 
+@over_http
 def test_map_in_a_freed_session_raises_once(client: Client) -> None:
     inside = client.with_options(session="train")
     assert inside.map(abs, [-1]) == [1]
@@ -142,6 +151,7 @@ def test_wrong_use_is_no_ended_session(client: Client) -> None:
     assert client.sessions() == []
 
 
+@over_http
 def test_reload_follows_changed_files(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     module = tmp_path / "rates_of_training.py"
@@ -160,12 +170,14 @@ def test_reload_follows_changed_files(client: Client, tmp_path: Path, monkeypatc
     assert (plain.call(current), fresh.call(current)) == (1, 456)
 
 
+@over_http
 def test_reload_turns_on_only_once(client: Client) -> None:
     for _ in range(2):
         session = client.session("train", reload=True)
     assert session.info.tasks == 2
 
 
+@over_http
 def test_again_runs_in_the_same_session(client: Client) -> None:
     client.session("train").run_code("x = 0")
     task = client.session("train").submit_code("x += 1")
@@ -188,7 +200,6 @@ async def test_async_client_uses_sessions(client: Client) -> None:
     assert await inside.call(os.getpid) != pid
     assert (await inside.free_session("train")).name == "train"
     assert await inside.sessions() == []
-    inside.let_go()
 
 
 def _endless() -> None:

@@ -89,12 +89,12 @@ class FindingDraft:
             self.text += f" Running at that time: {listed(named)}."
 
 
-def memory_of(task: Ran) -> float:
+def memory_of(task: TaskRow) -> float:
     """Return the peak memory of a task in bytes; 0 if unknown."""
     return max(task.peak_memory or 0.0, task.mlx_memory or 0.0)
 
 
-def _with_memory(task: Ran) -> str:
+def _with_memory(task: TaskRow) -> str:
     peak = memory_of(task)
     return f"{called(task)[:-1]}; {gigabytes(peak)} at its peak)" if peak else called(task)
 
@@ -104,7 +104,7 @@ def _overlap(task: TaskRow, start: float, end: float) -> float:
     return min(end, task.finished if task.finished is not None else end) - max(start, began)
 
 
-def _seen(task: Ran) -> TaskSeen:
+def _seen(task: TaskRow) -> TaskSeen:
     return TaskSeen(
         task_id=task.task_id,
         operation=task.operation,
@@ -173,7 +173,7 @@ def listed(parts: list[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def called(task: Ran) -> str:
+def called(task: TaskRow) -> str:
     """Describe a task by id, operation, name and owner."""
     about = [f"`{task.operation}`"]
     if task.name:

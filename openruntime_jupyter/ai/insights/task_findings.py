@@ -218,7 +218,7 @@ def wasted(dataset: Dataset) -> list[FindingDraft]:
     return [FindingDraft("wasted", text, 50.0, "notice", advice, figures=figures, tasks=tasks)]
 
 
-def _run_time(task: Ran) -> float:
+def _run_time(task: TaskRow) -> float:
     return task.seconds or 0.0
 
 
