@@ -221,9 +221,8 @@ def test_a_server_of_another_user_on_this_machine_sends_what_may_not_be_opened(s
     client.close()
 
 
+@pytest.mark.parametrize("backend", ["http", "embedded"], indirect=True)
 def test_a_result_whose_file_is_gone_is_a_clear_error(client: Client) -> None:
-    if not client.backend.local:
-        pytest.skip("its files are not at hand")
     handle = client.submit_call(np.arange, LARGE * 4)
     task = handle.wait()
     assert task.result is not None
