@@ -12,6 +12,9 @@ from tests.default_model import models_dir
 from tests.support import Home
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "notebooks"
+ALONE = ("quickstart", "arrays")
+"""Notebooks that run without a server, the others with one. tests/notebook runs every magic with both kinds of runtime."""
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
 # A kernel accepts the server's variables only from its parent process, which is the pytest of nbval. So they are set in that process, as a
 # server does for its kernels.
@@ -32,8 +35,8 @@ def home_with_model(folder: Path) -> Home:
 
 
 def run_notebooks(home: Home, environment: Mapping[str, str], *names: str) -> None:
-    """Run notebooks (default: all) with nbval in a separate process. Raise AssertionError with the failing cells."""
-    paths = [os.fspath(ROOT / "notebooks" / f"{name}.ipynb") for name in names] or [os.fspath(ROOT / "notebooks")]
+    """Run notebooks with nbval in a separate process. Raise AssertionError with the failing cells."""
+    paths = [os.fspath(FOLDER / f"{name}.ipynb") for name in names]
     command = [sys.executable, "-c", RUN, *NBVAL, "-p", "no:cacheprovider", "-q", "--timeout=600", *paths]
     done = subprocess.run(command, cwd=ROOT, env=home.environment(environment), capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]

@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.notebook_runs import home_with_model, run_notebooks
+from tests.notebook_runs import ALONE, home_with_model, run_notebooks
 
 pytestmark = pytest.mark.timeout(900)
 
-NAMES = ("quickstart", "cells-and-tasks", "arrays")
-"""Notebooks whose tasks differ most without a server. tests/notebook runs every magic with both kinds of runtime."""
-
 
 def test_notebooks_run_without_a_server(tmp_path: Path) -> None:
-    run_notebooks(home_with_model(tmp_path), {}, *NAMES)
+    run_notebooks(home_with_model(tmp_path), {}, *ALONE)

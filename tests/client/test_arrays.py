@@ -209,9 +209,8 @@ def test_map_sends_arrays_outside_too(client: Client) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0 or not hasattr(os, "setresuid"), reason="only root can be somebody else for a while")
 def test_a_server_of_another_user_on_this_machine_sends_what_may_not_be_opened(server: Server) -> None:
-    backend = HttpBackend(server.url, server.token)
-    client, numbers = Client(backend), np.arange(LARGE, dtype=np.int32)
-    assert backend.local
+    client, numbers = Client(HttpBackend(server.url, server.token)), np.arange(LARGE, dtype=np.int32)
+    assert client.backend.local
     client.call(np.add, numbers, 1)  # lazy imports are done by now: other users may not read the files
     os.setresuid(NOBODY, NOBODY, 0)
     try:
@@ -219,12 +218,11 @@ def test_a_server_of_another_user_on_this_machine_sends_what_may_not_be_opened(s
     finally:
         os.setresuid(0, 0, 0)
     assert np.array_equal(back, numbers + 1)
-    backend.close()
+    client.close()
 
 
+@pytest.mark.parametrize("backend", ["http", "embedded"], indirect=True)
 def test_a_result_whose_file_is_gone_is_a_clear_error(client: Client) -> None:
-    if not client.backend.local:
-        pytest.skip("its files are not at hand")
     handle = client.submit_call(np.arange, LARGE * 4)
     task = handle.wait()
     assert task.result is not None

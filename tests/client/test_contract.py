@@ -32,6 +32,7 @@ from openruntime_jupyter.errors import (
 )
 from openruntime_jupyter.schemas.endpoints import GET_TASK, SUBMIT_FOLLOWED, SUBMIT_TASK
 from openruntime_jupyter.schemas.tasks import OutputItem, TaskOrder, TaskState
+from tests.client.conftest import over_http
 from tests.support import Server, wait_until
 
 
@@ -127,6 +128,7 @@ def test_a_worker_that_is_killed_is_told_from_a_task_that_fails(client: Client) 
     assert "these are my last words" in str(caught.value)
 
 
+@over_http
 def test_a_task_past_its_timeout_is_stopped(client: Client) -> None:
     with pytest.raises(TaskTimedOut, match="timeout"):
         client.with_options(timeout=0.3).call(sleeper(30))
@@ -150,12 +152,14 @@ def test_a_cancelled_task_says_so(client: Client) -> None:
     assert caught.value.task.cancel_stage == "interrupt"
 
 
+@over_http
 def test_cancelling_what_has_ended_changes_nothing(client: Client) -> None:
     handle = client.submit_call(sleeper(0))
     handle.result(timeout=30)
     assert handle.cancel().status is TaskState.COMPLETED
 
 
+@over_http
 def test_a_waiting_task_knows_its_place_and_can_be_moved_forward(client: Client) -> None:
     with busy(client):
         first, second = client.submit_call(sleeper(0)), client.submit_call(sleeper(0))
@@ -264,6 +268,7 @@ def test_pages_of_tasks_can_be_filtered_and_turned(client: Client) -> None:
     assert first.tasks[0].task_id > second.tasks[0].task_id
 
 
+@over_http
 def test_what_waits_is_listed_with_the_next_one_first(client: Client) -> None:
     with busy(client):
         later, sooner = (client.with_options(priority=priority).submit("matrix_multiply", size=8) for priority in (2, 9))
@@ -335,6 +340,7 @@ def test_an_ended_task_can_be_erased(client: Client) -> None:
         client.task(handle.id)
 
 
+@over_http
 def test_a_task_that_runs_cannot_be_erased(client: Client) -> None:
     with busy(client) as handle, pytest.raises(TaskConflict):
         handle.purge()
@@ -391,6 +397,7 @@ def test_interrupting_a_call_cancels_its_task(client: Client) -> None:
     assert states() == [TaskState.CANCELLED]
 
 
+@over_http
 def test_interrupting_the_wait_for_a_handle_leaves_its_task_alone(client: Client) -> None:
     handle = running(client.submit_call(sleeper(60)))
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
@@ -442,16 +449,18 @@ def test_a_task_does_not_wait_for_its_own_lane(client: Client, request: pytest.F
 
 
 def test_a_task_may_hand_on_work_to_a_server_without_waiting_for_it(server: Server) -> None:
-    client, where, token = Client(HttpBackend(server.url, server.token)), server.url, server.token
+    where, token = server.url, server.token
 
     def nested() -> str:
         from openruntime_jupyter import connect
 
         return str(connect(where, token).submit("matrix_multiply", size=8).id)
 
-    assert client.task(client.call(nested)).result(timeout=30)["gflops"] > 0
+    with Client(HttpBackend(where, token)) as client:
+        assert client.task(client.call(nested)).result(timeout=30)["gflops"] > 0
 
 
+@over_http
 def test_looking_at_a_task_again_and_again_does_not_move_its_parameters(client: Client) -> None:
     handle = client.submit_code("1", {"large": b"x" * 1_000_000})
     handle.result(timeout=30)
@@ -460,6 +469,7 @@ def test_looking_at_a_task_again_and_again_does_not_move_its_parameters(client: 
     assert client.backend.call(GET_TASK, handle.id, query={"parameters": False}, wait=1).parameters is None
 
 
+@over_http
 def test_a_call_is_named_after_its_function_unless_it_has_a_name(client: Client) -> None:
     handle = client.submit_call(sleeper(0))
     assert handle.task.name == "sleep"
@@ -467,6 +477,7 @@ def test_a_call_is_named_after_its_function_unless_it_has_a_name(client: Client)
     assert client.submit_call(lambda: 1).task.name is None
 
 
+@over_http
 def test_figures_models_and_insights_are_told(client: Client) -> None:
     client.run("matrix_multiply", size=8)
     history = client.metrics_history("5m", 50)
@@ -483,6 +494,7 @@ def test_figures_models_and_insights_are_told(client: Client) -> None:
     assert "nothing_like_it" not in names
 
 
+@over_http
 @pytest.mark.parametrize("wrong", [{"metric_type": "colour"}, {"timeframe": "2y"}, {"wording": "loud"}])
 def test_wrong_questions_about_the_past_are_refused(client: Client, wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(wrong))):

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 
 from openruntime_jupyter import connect
 from openruntime_jupyter.client import discovery
+from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, WouldDeadlock
 from tests.support import STANDALONE, TOKEN, Home, Server, free_port, ready, running_server, wait_until
@@ -73,22 +75,26 @@ def test_the_token_of_the_users_own_stand_alone_runtime_need_not_be_given(standa
         connect(standalone.url, "another")
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_a_client_goes_on_where_the_users_stand_alone_runtime_is_started_anew_with_another_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+def test_clients_go_on_where_the_users_stand_alone_runtime_is_started_anew_with_another_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, port = Home(tmp_path), free_port()
     monkeypatch.setenv("OPENRUNTIME_DATA_DIR", os.fspath(home.data_dir))
-    with running_server(home, STANDALONE, port=port, token="the first") as server, connect(server.url if named else None) as client:
-        handle = client.submit("compute", expression="6 * 7")
-        assert handle.result(60)["value"] == 42
-        heard: list[dict[str, Any]] = []
-        with client.watch(["task_update"], heard.append):
+    with running_server(home, STANDALONE, port=port, token="the first") as server, connect(server.url) as named, connect() as found:
+        handles = [client.submit("compute", expression="6 * 7") for client in (named, found)]
+        assert [handle.result(60)["value"] for handle in handles] == [42, 42]
+        heard: dict[Client, list[dict[str, Any]]] = {named: [], found: []}
+        with named.watch(["task_update"], heard[named].append), found.watch(["task_update"], heard[found].append):
             server.stop()
             with running_server(home, STANDALONE, port=port, token="the second"):
-                assert handle.result(60)["value"] == 42
-                assert client.call(sum, (20, 22)) == 42
-                wait_until(lambda: any(message["type"] == "connected" for message in heard[1:]), what="the events of the second server")
+                assert [handle.result(60)["value"] for handle in handles] == [42, 42]
+                for client, messages in heard.items():
+                    assert client.call(sum, (20, 22)) == 42
+                    wait_until(partial(connected_again, messages), what="the events of the second server")
+
+
+def connected_again(messages: list[dict[str, Any]]) -> bool:
+    return any(message["type"] == "connected" for message in messages[1:])
 
 
 def test_a_missing_or_wrong_token_is_told_as_such(server: Server) -> None:

@@ -94,11 +94,10 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_modules_of_two_notebooks_stay_apart(kernels: Kernels) -> None:
-    both = (kernels.one, kernels.other)
-    for kernel in both:
+    for kernel in (kernels.one, kernels.other):
         (kernel.folder / "utils.py").write_text(f"WHO = {kernel.folder.name!r}\n")
     for way in kernels.ways:
-        for kernel in (*both, *both):
+        for kernel in (kernels.one, kernels.other, kernels.one):
             assert kernel.task(way, WHO) == [kernel.folder.name, str(kernel.folder / "utils.py")], way
 
 

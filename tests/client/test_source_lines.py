@@ -13,6 +13,7 @@ import pytest
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.serialization import LONGEST_SOURCE, pack_call, sources_of
 from openruntime_jupyter.errors import MapFailed, TaskFailed
+from tests.client.conftest import over_http
 
 CELL = """
     secret = "not sent"
@@ -82,6 +83,7 @@ def test_what_has_no_lines_or_very_long_ones_goes_without() -> None:
     assert sent(len) == []
 
 
+@over_http
 def test_a_traceback_shows_the_lines_of_a_cell(client: Client, cell: dict[str, Any]) -> None:
     with pytest.raises(TaskFailed, match="ZeroDivisionError") as caught:
         client.call(cell["Model"]().fit, 0)
@@ -92,6 +94,7 @@ def test_a_traceback_shows_the_lines_of_a_cell(client: Client, cell: dict[str, A
     assert "return inner()" in str(failed.value.failures[1])
 
 
+@over_http
 def test_the_lines_of_one_task_are_not_shown_for_the_next(client: Client, cell: dict[str, Any]) -> None:
     def known(file: str) -> int:
         import linecache

@@ -93,8 +93,10 @@ def test_the_connection_comes_back_after_the_server_did_and_says_that_something_
         with running_server(tmp_path, STANDALONE, port=port) as second:
             wait_until(lambda: kinds(messages)[-1] == "connected", 30, "the connection")
             assert messages[-1]["gap"] is True
-            handle = Client(HttpBackend(second.url, second.token)).submit("matrix_multiply", size=8)
+            with Client(HttpBackend(second.url, second.token)) as other:
+                handle = other.submit("matrix_multiply", size=8)
             wait_until(told(messages, handle.id), what="the task")
+    client.close()
 
 
 def test_the_embedded_runtime_is_heard_again_when_it_was_started_again(tmp_path: Path) -> None:
