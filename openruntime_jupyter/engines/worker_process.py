@@ -562,8 +562,6 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 class _Watched:
     read: Callable[[], int]
     close: Callable[[], None]
-    peak_reset: int | None
-    """Descriptor of the file that resets the kernel's peak."""
     task_id: str | None = None
     limit: int = 0
     resident: int = 0
@@ -580,20 +578,18 @@ def _reader(pid: int) -> tuple[Callable[[], int], Callable[[], None]]:
     return lambda: int(os.pread(descriptor, 200, 0).split()[1]) * PAGE, lambda: os.close(descriptor)
 
 
-def _open_peak_reset(pid: int) -> int | None:
-    """Return a descriptor for `_reset_peak`; None if the system has no such file."""
+def _reset_peak(pid: int) -> bool:
+    """Set the kernel's peak of a process's resident memory to the present value. Return False if that is not possible."""
     try:
-        return os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-
-
-def _reset_peak(descriptor: int | None) -> bool:
-    """Set the kernel's peak of a process's resident memory to the present value, in 2 µs. Return False if that is not possible."""
+        descriptor = os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:  # only Linux has this file
+        return False
     try:
-        return descriptor is not None and os.write(descriptor, b"5") > 0
+        return os.write(descriptor, b"5") > 0
     except OSError:
         return False
+    finally:
+        os.close(descriptor)
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -644,7 +640,7 @@ class Watchdog:
         watched = self._watched.get(pid)
         if watched is None:
             try:
-                watched = _Watched(*_reader(pid), _open_peak_reset(pid))
+                watched = _Watched(*_reader(pid))
             except (OSError, psutil.Error):  # it has ended, which its owner notices independently
                 return False
             with self._lock:
@@ -652,7 +648,7 @@ class Watchdog:
         watched.limit, watched.peak, watched.task_id = limit, 0, task_id
         if not self._work.is_set():
             self._work.set()
-        return _reset_peak(watched.peak_reset)
+        return _reset_peak(pid)
 
     def rest(self, pid: int) -> int:
         """Stop watching an idle process. Return its peak in bytes, 0 if it was never read."""
@@ -668,8 +664,6 @@ class Watchdog:
             watched = self._watched.pop(pid, None)
             if watched is not None:
                 watched.close()
-                if watched.peak_reset is not None:
-                    os.close(watched.peak_reset)
 
     def resident(self, pid: int) -> int | None:
         """Return the resident bytes at the last reading, or None."""

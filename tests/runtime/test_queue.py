@@ -169,7 +169,7 @@ async def test_internal_error_at_end_of_task_blocks_neither_waiter_nor_slot(
         raise RuntimeError("broken")
 
     async with runtime_in(tmp_path) as runtime:
-        for owner, name in ((runtime.worker_stats, "ran"), (runtime.tasks, "record"), (runtime._admission, "blocked_reason")):
+        for owner, name in ((runtime.worker_stats, "add_run"), (runtime.tasks, "record"), (runtime._admission, "blocked_reason")):
             with monkeypatch.context() as patch:
                 task_id = await busy(runtime)
                 patch.setattr(owner, name, breaks)

@@ -21,9 +21,7 @@ from tests.runtimes import cell, ended, pickled, runtime_in, says, submit, until
 
 async def test_task_that_breaks_its_worker_fails_alone(runtime: Runtime) -> None:
     holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
-    breaks = (
-        "import openruntime_jupyter.worker.runner as t\ndef describe(error): raise RuntimeError('broken')\nt.describe = describe\n1 / 0"
-    )
+    breaks = "import openruntime_jupyter.worker.runner as t\ndef fails(*_, **__): raise RuntimeError('broken')\nt.describe = fails\n1 / 0"
     assert (await ended(runtime, await cell(runtime, holds))).status == "completed"
     task = await ended(runtime, await cell(runtime, breaks))
     assert task.status == "failed"
