@@ -46,7 +46,7 @@ def client(backend: Backend) -> Iterator[Client]:
 
 
 over_http = pytest.mark.parametrize("backend", ["http"], indirect=True)
-"""Mark of tests with a server only: what they show does not depend on the transport."""
+"""Mark of tests with a server only, because the transport makes no difference to them."""
 
 
 def intercept(patch: pytest.MonkeyPatch, backend: Backend, endpoint: Endpoint[Any], before: Callable[[Any], object]) -> None:

@@ -49,7 +49,7 @@ async def test_array_with_removed_file_is_unknown(store: ArrayStore) -> None:
         assert store.used_bytes == 0
     info = await put(store, np.ones(3))
     Path(str(info.path)).unlink()
-    with pytest.raises(InvalidRequest, match="there is no array"):
+    with pytest.raises(InvalidRequest, match="unknown array"):
         store.lease([info.id], "task_1")
 
 
@@ -70,7 +70,7 @@ async def test_array_round_trip(store: ArrayStore) -> None:
     assert (back == sent).all()
     assert [each.id for each in store.page().arrays] == [info.id]
     await store.remove(info.id)
-    with pytest.raises(ArrayNotFound, match="There is no array"):
+    with pytest.raises(ArrayNotFound, match="Unknown array"):
         await store.info(info.id)
     assert (back == sent).all(), "a process that maps it keeps it"
 

@@ -156,7 +156,7 @@ async def test_task_leases_its_arrays_until_its_end(tmp_path: Path) -> None:
         task_id = await submit(runtime, "python", {"code": "x = a.sum()", "inputs": {"a": {"array": info.id}}, "outputs": ["x"]})
         assert (await runtime.arrays.info(info.id)).leases == 1
         await runtime.arrays.remove(info.id)
-        with pytest.raises(InvalidRequest, match=f"there is no array {info.id}"):
+        with pytest.raises(InvalidRequest, match=f"unknown array {info.id}"):
             await submit(runtime, "compute", {"expression": "x", "inputs": {"x": {"array": info.id}}})
         await runtime.cancel(blocker)
         assert (await value(runtime, task_id))["x"] == 10

@@ -285,7 +285,7 @@ class ArrayStore:
         missing = [array_id for array_id in wanted if self.known(array_id) is None]
         if missing:
             raise InvalidRequest.of(
-                "parameters", f"there is no array {', '.join(missing[:5])}: it was deleted, has expired, or is not complete. Send it again."
+                "parameters", f"unknown array {', '.join(missing[:5])}: it was deleted, has expired, or is not complete. Send it again."
             )
         for array_id in wanted:
             if (record := self._records.get(array_id)) is not None:
@@ -559,7 +559,7 @@ class ArrayStore:
 
     def _unknown(self, array_id: str) -> ArrayNotFound:
         return ArrayNotFound(
-            f"There is no array {array_id[:120]}: it never existed, it or its file was deleted, or it was not used for "
+            f"Unknown array {array_id[:120]!r}: it never existed, it or its file was deleted, or it was not used for "
             f"{self._settings.array_seconds:g} s"
         )
 

@@ -16,12 +16,12 @@ from openruntime_jupyter.runtime.metrics.counters import METRICS
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.schemas.system import Metrics
 from tests.ai.insights.synthetic import planted
-from tests.ai.insights.test_rewriting import nobody
+from tests.ai.insights.test_rewriting import no_model
 from tests.runtime.history_support import opened
 from tests.runtimes import runtime_in
 
 
-async def report(folder: Path, choose: Choose = nobody, **asked: Any) -> Insights:
+async def report(folder: Path, choose: Choose = no_model, **asked: Any) -> Insights:
     async with opened(folder) as history:
         await planted("1h", time.time()).tell(history)
     async with runtime_in(folder) as runtime:
@@ -65,4 +65,4 @@ async def test_stopped_runtime_is_reported(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         await runtime.stop()
         with pytest.raises(Stopping):
-            await insights(runtime, InsightsRequest(metric_type="errors", timeframe="5m"), nobody)
+            await insights(runtime, InsightsRequest(metric_type="errors", timeframe="5m"), no_model)

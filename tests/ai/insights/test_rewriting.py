@@ -47,7 +47,7 @@ async def breaks(prompt: str) -> str | None:
     raise RuntimeError("secret")
 
 
-def nobody(which: str) -> None:
+def no_model(which: str) -> None:
     """Return None: no model is available."""
 
 
