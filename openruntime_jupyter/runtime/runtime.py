@@ -39,8 +39,9 @@ from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.tasks.submission import Caller, TaskSubmission
 from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, SystemMetrics
-from openruntime_jupyter.schemas.tasks import Task, TaskOrder, TaskPage, TaskRequest, TaskState
+from openruntime_jupyter.schemas.tasks import Task, TaskPage, TaskRequest, TaskState
 
 __all__ = ["Caller", "Runtime"]
 
@@ -263,28 +264,18 @@ class Runtime:
         """Queue a task and return its record; see `TaskSubmission.submit`."""
         return await self.tasks.get(await self.submission.submit(request, caller, idempotency_key))
 
-    async def list_tasks(
-        self,
-        limit: int = 100,
-        before: str | None = None,
-        offset: int = 0,
-        states: list[TaskState] | None = None,
-        operation: str | None = None,
-        owner: str | None = None,
-        order: TaskOrder = "newest",
-        notebook: str | None = None,
-        name: str | None = None,
-    ) -> TaskPage:
+    async def list_tasks(self, query: TasksQuery) -> TaskPage:
         """Return a page of the tasks of all this user's runtimes, newest first, or with `order="next"` the pending tasks in queue order.
 
         Raises `InvalidRequest` where `before` is unknown, and for other filters than `notebook` and `name` together with that order.
         """
-        if order == "newest":
-            return await self.tasks.page(limit, before, offset, states, operation, owner, notebook, name)
-        if before is not None or operation is not None or owner is not None or states not in (None, [TaskState.PENDING]):
+        if query.order == "newest":
+            return await self.tasks.page(query)
+        if query.before or query.operation or query.owner or query.state not in (None, [TaskState.PENDING]):
             raise InvalidRequest.of("order", "`next` lists pending tasks: only `limit`, `offset`, `notebook` and `name` go with it")
         # Pending tasks of the user's other runtimes follow, the oldest first.
         pending = here = self.lanes.pending
+        limit, offset, notebook, name = query.limit, query.offset, query.notebook, query.name
         if notebook is None and name is None:
             entries = self.lanes.next_up(limit, offset)
         else:

@@ -18,6 +18,7 @@ from openruntime_jupyter.errors import InvalidRequest, NotAllowed, TaskConflict,
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.ai import AiRequest
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.server.http.sse import with_pauses
 from tests.ai.conftest import Provide
 from tests.ai.provider_server import ProviderServer
@@ -78,7 +79,7 @@ async def test_cancelled_wait_for_conversation_leaves_no_task_and_no_lock(tmp_pa
         await service.runtime.cancel(first)
         third = await service.submit(prompt("third", conversation="x"), ME)
         assert (await service.get(third, None)).status == "completed"
-        assert (await service.runtime.list_tasks()).total_count == 2
+        assert (await service.runtime.list_tasks(TasksQuery())).total_count == 2
 
 
 async def test_rejected_prompt_does_not_block_its_conversation(tmp_path: Path, provider: ProviderServer) -> None:

@@ -23,6 +23,7 @@ from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.storage.writer import Writer
 from openruntime_jupyter.runtime.tasks import batch, registry
 from openruntime_jupyter.schemas.batch import MOST_IN_BATCH
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Ended, Task, TaskRequest, TaskState
 from tests.runtimes import ME, busy, ended, pickled, runtime_in, until
 
@@ -75,7 +76,7 @@ async def test_batch_is_one_transaction_and_runs_in_order(tmp_path: Path, monkey
         assert [task.name for task in tasks] == [str(number) for number in range(1000)]
         assert [task.position for task in tasks] == list(range(1, 1001))
         assert sorted(task.task_id for task in tasks) == [task.task_id for task in tasks]
-        assert (await runtime.list_tasks(limit=1, states=[TaskState.PENDING])).total_count == 1000
+        assert (await runtime.list_tasks(TasksQuery(limit=1, state=[TaskState.PENDING]))).total_count == 1000
         assert await runtime.history.get(tasks[500].task_id) is not None
         await runtime.cancel(holder)
         assert (await ended(runtime, tasks[3].task_id)).status is TaskState.COMPLETED
@@ -113,7 +114,7 @@ async def test_repeated_key_returns_same_tasks_and_retries_rejected(tmp_path: Pa
         third = await runtime.batches.submit(requests, ME, "key")
         assert [task.task_id for task in tasks_of(third[1:3])] == [task.task_id for task in early]
         assert isinstance(third[3], Task)
-        assert (await runtime.list_tasks(operation="call")).total_count == 3
+        assert (await runtime.list_tasks(TasksQuery(operation="call"))).total_count == 3
 
 
 async def test_repeated_key_finds_tasks_after_restart(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.schemas.base import epoch
+from openruntime_jupyter.schemas.queries import TasksQuery
 from tests.runtimes import busy, ended, pickled, runtime_in, submit, until
 from tests.work import spin
 
@@ -42,12 +43,12 @@ async def test_waiting_task_names_holder_in_another_runtime(tmp_path: Path) -> N
         await until(told, 10, "waiting_for names the holder")
         seen = await two.tasks.get(holder)
         assert (seen.here, seen.runtime, seen.status) == (False, one.id, "running")
-        assert {task.task_id: task.here for task in (await two.list_tasks()).tasks} == {holder: False, waits: True}
+        assert {task.task_id: task.here for task in (await two.list_tasks(TasksQuery())).tasks} == {holder: False, waits: True}
         with pytest.raises(TaskConflict, match=one.id):
             await two.cancel(holder)
         behind = [await submit(one, "call", wait=False) for _ in range(2)]
         for limit, offset, wanted in ((10, 0, [waits, *behind]), (1, 0, [waits]), (1, 1, behind[:1]), (5, 2, behind[1:])):
-            page = await two.list_tasks(limit, offset=offset, order="next")
+            page = await two.list_tasks(TasksQuery(limit=limit, offset=offset, order="next"))
             assert ([task.task_id for task in page.tasks], page.total_count) == (wanted, 3), "those of the other runtime come last"
         await one.cancel(holder)
         assert (await ended(two, waits)).status == "completed"

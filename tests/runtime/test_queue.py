@@ -19,6 +19,7 @@ from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.tasks.entry import TRANSITIONS, Entry, QueueKey, follow
 from openruntime_jupyter.runtime.tasks.registry import COALESCE_SECONDS, TaskUpdates
 from openruntime_jupyter.schemas.base import epoch
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 from openruntime_jupyter.time_left import TimeLeft
 from tests.runtimes import busy, cell, ended, pickled, runtime_in, submit
@@ -38,14 +39,14 @@ async def test_tasks_are_listed_and_run_by_priority(tmp_path: Path) -> None:
         holder = await busy(runtime)
         ids = [await submit(runtime, "call", BURST, priority=priority) for priority in (1, 5, 10, 5, 9)]
         wanted = [ids[index] for index in (2, 4, 1, 3, 0)]
-        pages = [await runtime.list_tasks(2, offset=offset, order="next") for offset in (0, 2, 4, 6)]
+        pages = [await runtime.list_tasks(TasksQuery(limit=2, offset=offset, order="next")) for offset in (0, 2, 4, 6)]
         assert [task.task_id for page in pages for task in page.tasks] == wanted
         assert [task.position for page in pages for task in page.tasks] == [1, 2, 3, 4, 5]
         assert {page.total_count for page in pages} == {5}
-        assert (await runtime.list_tasks(states=[TaskState.PENDING], order="next")).tasks[0].parameters is None
-        for unfit in ({"before": holder}, {"operation": "call"}, {"owner": "me"}, {"states": [TaskState.RUNNING]}):
+        assert (await runtime.list_tasks(TasksQuery(state=[TaskState.PENDING], order="next"))).tasks[0].parameters is None
+        for unfit in ({"before": holder}, {"operation": "call"}, {"owner": "me"}, {"state": [TaskState.RUNNING]}):
             with pytest.raises(InvalidRequest, match="`next`"):
-                await runtime.list_tasks(order="next", **unfit)
+                await runtime.list_tasks(TasksQuery(order="next", **unfit))
         await runtime.cancel(holder)
         assert await order_of(runtime, ids) == wanted
 

@@ -15,6 +15,7 @@ import pytest
 from openruntime_jupyter.engines.local import Attempt
 from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Task
 from tests.runtimes import cell, ended, pickled, runtime_in, says, submit, until, value
 
@@ -68,7 +69,7 @@ async def told(runtime: Runtime, code: str) -> Task:
     code = f"from openruntime_jupyter import progress\nimport math\nimport numpy as np\n{code}"
     task_id = await cell(runtime, code, session="progress")
     task = await ended(runtime, task_id)
-    await runtime.list_tasks()  # what was written behind is on disk by then
+    await runtime.list_tasks(TasksQuery())  # what was written behind is on disk by then
     runtime.tasks.forget(task_id)
     kept = await runtime.tasks.get(task_id)
     assert kept == task.model_copy(update={"parameters": kept.parameters})

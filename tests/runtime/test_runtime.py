@@ -13,6 +13,7 @@ import pytest
 from openruntime_jupyter.errors import InvalidRequest, Stopping, StorageUnavailable, TaskConflict, TaskNotFound
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 from tests.runtimes import ME, busy, cell, ended, pickled, printed, runtime_in, says, submit, until, value
 
@@ -33,7 +34,7 @@ async def test_idempotency_key_gives_one_task_and_rejects_another_request(tmp_pa
         assert (await runtime.submit(request, Caller("another"), "key")).task_id != tasks[0].task_id
         with pytest.raises(InvalidRequest, match="Idempotency-Key"):
             await runtime.submit(TaskRequest(operation="call", parameters={}, priority=9), ME, "key")
-        assert (await runtime.list_tasks()).total_count == 2
+        assert (await runtime.list_tasks(TasksQuery())).total_count == 2
 
 
 async def test_key_of_unstored_task_is_used_for_the_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import NEWS, Entry, TokenPiece, read_stored
 from openruntime_jupyter.schemas.base import iso, timestamp
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage, TaskState
 
 log = logging.getLogger(__name__)
@@ -292,19 +293,10 @@ class TaskRegistry:
             task.parameters = None
         return task
 
-    async def page(
-        self,
-        limit: int = 100,
-        before: str | None = None,
-        offset: int = 0,
-        states: list[TaskState] | None = None,
-        operation: str | None = None,
-        owner: str | None = None,
-        notebook: str | None = None,
-        name: str | None = None,
-    ) -> TaskPage:
+    async def page(self, query: TasksQuery) -> TaskPage:
         """Return a page of the tasks of all this user's runtimes, newest first."""
-        found, total, following = await self._history.page(limit, before, offset, states, operation, owner, notebook, name)
+        filters = query.state, query.operation, query.owner, query.notebook, query.name
+        found, total, following = await self._history.page(query.limit, query.before, query.offset, *filters)
         live = [self._newest(task) for task in found]
         return TaskPage(tasks=live, total_count=total, next_before=following, timestamp=timestamp(time.time()))
 

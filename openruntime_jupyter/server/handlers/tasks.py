@@ -35,19 +35,7 @@ class TasksHandler(WaitingMixin):
         """List tasks page by page with filters: newest first, or pending tasks in the order in which they will run."""
         query = self.query(TasksQuery)
         runtime = await self.runtime()
-        self.reply(
-            await runtime.list_tasks(
-                query.limit,
-                query.before,
-                query.offset,
-                query.state,
-                query.operation,
-                query.owner,
-                query.order,
-                query.notebook,
-                query.name,
-            )
-        )
+        self.reply(await runtime.list_tasks(query))
 
     @serves(SUBMIT_TASK)
     async def post(self) -> None:
@@ -101,7 +89,7 @@ class EnhancedTasksHandler(Handler):
         """List tasks with performance metrics, newest first."""
         query = self.query(PageQuery)
         runtime = await self.runtime()
-        self.reply(await runtime.list_tasks(query.limit, query.before, query.offset))
+        self.reply(await runtime.list_tasks(TasksQuery(**query.model_dump())))
 
 
 class TaskHandler(Handler):
