@@ -8,9 +8,10 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads
+from openruntime_jupyter.client.base import BaseClient, name_of
 from openruntime_jupyter.client.handles import TaskHandle, lane_of, refuse_deadlock
 from openruntime_jupyter.client.interruption import shown_as_line
 from openruntime_jupyter.client.map_progress import MapReporter, MapState
@@ -20,9 +21,6 @@ from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeErr
 from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, SUBMIT_BATCH
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 from openruntime_jupyter.worker.chunk import apply
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.client.client import Client
 
 CHUNKS_A_SLOT = 4
 """Tasks per slot: enough to balance the load, few enough to keep the overhead of tasks small."""
@@ -185,14 +183,15 @@ class Mapping:
 
 
 def run_map(
-    client: Client,
+    client: BaseClient,
     function: Callable[[Any], Any],
     items: Sequence[Any],
     chunk_size: int | None,
-    reporter: MapReporter,
+    progress: bool | None,
     stop: threading.Event | None = None,
 ) -> list[Any]:
     """Return `function(item)` for each item, in order; see `Client.map`. Raises `MapStopped` once `stop` is set."""
+    reporter = MapReporter(client.backend, client.options.name or name_of(function) or "", len(items), progress)
     refuse_deadlock(client.backend, client.options.device, "a new task")
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
         raise InvalidRequest.of("chunk_size", "must be a whole number of items, at least 1, or None")
@@ -204,7 +203,7 @@ def run_map(
 
 
 def _chunks(
-    client: Client, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None, shared: ArrayUploads
+    client: BaseClient, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None, shared: ArrayUploads
 ) -> Iterator[Chunk]:
     """Yield the chunks. The function is pickled once, with its large arrays in `shared`."""
     codes: list[CodeType] = []
@@ -225,7 +224,7 @@ def _chunks(
         yield Chunk(first, len(some), {**template, "parameters": parameters}, uploads)
 
 
-def _chunk_size(client: Client, number: int) -> int:
+def _chunk_size(client: BaseClient, number: int) -> int:
     """Return the chunk size that gives each slot of the lane a few chunks."""
     devices = client.devices()
     lane = lane_of(client.options.device, devices)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from openruntime_jupyter.client.base import BaseClient
 from openruntime_jupyter.client.handles import TaskHandle
-from openruntime_jupyter.errors import InvalidRequest, SessionNotFound
+from openruntime_jupyter.errors import SessionNotFound
 from openruntime_jupyter.schemas.sessions import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from openruntime_jupyter.client.client import Client
 
 RELOAD = "%load_ext autoreload\n%autoreload 2"
 
@@ -26,7 +25,7 @@ class ClientSession:
     Raises `SessionEnded` with the reason once the worker has ended. `restart()` then starts an empty session.
     """
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: BaseClient, name: str) -> None:
         self.name = name
         self.client = client.with_options(session=name)
         """Client that runs all cells and calls in the session."""
@@ -54,7 +53,7 @@ class ClientSession:
     @property
     def info(self) -> Session:
         """Return the current record. Raises `SessionNotFound` before the session's first task and after its end."""
-        return find_session(self.client, self.name)
+        return self.client.find_session(self.name)
 
     def restart(self) -> Session:
         """End the worker; the next task starts with an empty namespace. Raises `SessionNotFound`."""
@@ -75,25 +74,3 @@ class ClientSession:
 
     def __repr__(self) -> str:
         return f"<session {self.name!r} at {self.client.where}>"
-
-
-def find_session(client: Client, word: str) -> Session:
-    """Return a session by id, or by name within this notebook or process.
-
-    A name never means the session of another notebook. Raises `SessionNotFound`, and `InvalidRequest` if the name is ambiguous.
-    """
-    sessions = client.sessions()
-    exact = [each for each in sessions if each.id in (word, client.session_ids.get(word))]
-    named = [each for each in sessions if each.name == word]
-    notebook, kernel = client.caller()
-    mine = exact or [each for each in named if (each.notebook, each.notebook or each.kernel) == (notebook, notebook or kernel)]
-    if len(mine) == 1:
-        return mine[0]
-    if mine:
-        raise InvalidRequest.of("session", f"{len(mine)} sessions of this notebook are called {word!r}. Give the id: {_ids(mine)}")
-    where = f"; other notebooks have {_ids(named)}: give the id" if named else f"; open sessions: {_ids(sessions)}"
-    raise SessionNotFound(f"This notebook has no session {word!r}{where}")
-
-
-def _ids(sessions: Iterable[Session]) -> str:
-    return ", ".join(f"{each.id} ({each.name}, {each.notebook or 'no notebook'})" for each in sessions) or "none"
