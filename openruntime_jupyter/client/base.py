@@ -28,8 +28,7 @@ from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Session
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.schemas.insights import Insights, MetricType, WordingChoice
-from openruntime_jupyter.schemas.sessions import Session
-from openruntime_jupyter.schemas.system import Device, Health, MetricsHistory, OperationInfo, SystemMetrics, Timeframe, Worker
+from openruntime_jupyter.schemas.system import Device, Health, MetricsHistory, OperationInfo, Session, SystemMetrics, Timeframe, Worker
 from openruntime_jupyter.schemas.tasks import Origin, Task, TaskOrder, TaskOutput, TaskPage
 
 if TYPE_CHECKING:

@@ -18,10 +18,9 @@ from openruntime_jupyter import __version__
 from openruntime_jupyter.server.announcement import Announcement, local_url
 from openruntime_jupyter.server.auth.identity import NotebookIdentity
 from openruntime_jupyter.server.auth.rate_limit import LimitsTraits
-from openruntime_jupyter.server.config.ai_traits import AiTraits
-from openruntime_jupyter.server.config.traits import SettingsTraits
 from openruntime_jupyter.server.jupyter_events import TaskEvents
 from openruntime_jupyter.server.services import SERVICES, ServerOptions, Services
+from openruntime_jupyter.server.traits import AiTraits, SettingsTraits
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime

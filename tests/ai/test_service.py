@@ -19,7 +19,7 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.ai import AiRequest
 from openruntime_jupyter.schemas.queries import TasksQuery
-from openruntime_jupyter.server.http.sse import with_pauses
+from openruntime_jupyter.server.handlers.ai import with_pauses
 from tests.ai.conftest import Provide
 from tests.ai.provider_server import ProviderServer
 from tests.runtimes import ended, submit, until

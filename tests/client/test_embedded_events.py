@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from openruntime_jupyter.client.transport.events import Listening
+from openruntime_jupyter.client.transport.embedded import Listening
 from openruntime_jupyter.runtime.events.bus import EventBus
 
 

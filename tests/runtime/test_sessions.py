@@ -17,7 +17,7 @@ from openruntime_jupyter.engines.local import LocalEngine
 from openruntime_jupyter.engines.protocol import DeviceReport
 from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, Unavailable
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
-from openruntime_jupyter.schemas.sessions import Session
+from openruntime_jupyter.schemas.system import Session
 from openruntime_jupyter.schemas.tasks import TaskRequest
 from tests.runtimes import ENDLESS, busy, cell, ended, pickled, printed, runtime_in, says, submit, until, value
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import queue
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
@@ -20,13 +21,13 @@ from pydantic import BaseModel, ValidationError
 
 from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS, Call
-from openruntime_jupyter.client.transport.events import BusEvents, Listening
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
-from openruntime_jupyter.client.transport.watch import Tell, Watch
+from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Events, Tell, Watch
 from openruntime_jupyter.errors import ArrayNotFound, NotConnected
 from openruntime_jupyter.imports import load
 from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.runtime.events.bus import EventBus, Subscription
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from openruntime_jupyter.schemas.endpoints import Endpoint
@@ -50,6 +51,95 @@ FORKED = (
 at_exit: Callable[[Callable[[], object]], object] = getattr(threading, "_register_atexit", atexit.register)
 
 Result = TypeVar("Result")
+
+
+ABSENT_POLL = 0.5
+"""Seconds between polls for a stopped runtime."""
+
+Message = dict[str, Any]
+
+
+class Listening:
+    """Subscription on the runtime's loop. Any thread can read messages from `received`; None marks the end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bus: EventBus, topics: frozenset[str]) -> None:
+        self.received: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._loop = loop
+        self._topics = topics
+        self._subscription: Subscription | None = None
+        self._listens = asyncio.run_coroutine_threadsafe(self._listen(bus), loop)
+        self._listens.add_done_callback(lambda _: self.received.put(None))
+
+    async def _listen(self, bus: EventBus) -> None:
+        self._subscription, _ = bus.subscribe(self._topics)
+        self.received.put({"type": CONNECTED, "gap": True})
+        try:
+            async for event in self._subscription:
+                self.received.put({**event.body, "id": event.id})
+        finally:
+            self._subscription.close()
+
+    def change(self, topics: frozenset[str]) -> None:
+        """Change the subscribed topics."""
+        self._topics = topics
+
+        def on_the_loop() -> None:
+            if self._subscription is not None:
+                self._subscription.change(self._topics)
+
+        if not self._listens.done():
+            self._loop.call_soon_threadsafe(on_the_loop)
+
+    def end(self) -> None:
+        """Unsubscribe."""
+        self._listens.cancel()
+
+
+class BusEvents(Events):
+    """Events of an embedded runtime. `listen(topics)` subscribes to the current runtime and returns None without one."""
+
+    def __init__(self, listen: Callable[[frozenset[str]], Listening | None]) -> None:
+        super().__init__()
+        self._begin = listen
+        self._listening: Listening | None = None
+        self._wake = threading.Event()
+
+    def after_fork(self) -> None:
+        """Reset the state in a forked child; see `Forkable`."""
+        super().after_fork()
+        self._listening, self._wake = None, threading.Event()
+
+    def _listen(self) -> None:
+        topics = self.wanted()
+        listening = self._begin(topics)
+        if listening is None:
+            self._wake.wait(ABSENT_POLL)
+            self._wake.clear()
+            return
+        with self._lock:
+            self._listening = listening
+            if self.wanted() != topics:
+                self._topics_changed()
+            if not self._watches:
+                listening.end()
+        while (message := listening.received.get()) is not None:
+            self.tell(message)
+        with self._lock:
+            self._listening = None
+        if self.anybody():
+            self.tell({"type": DISCONNECTED, "error": "The runtime of this process was stopped"})
+            self._wake.wait(ABSENT_POLL)
+
+    def _topics_changed(self) -> None:
+        if self._listening is not None:
+            self._listening.change(self.wanted())
+
+    def _leave(self) -> None:
+        self._wake.set()
+        with self._lock:
+            listening = self._listening
+        if listening is not None:
+            listening.end()
 
 
 class EmbeddedBackend:

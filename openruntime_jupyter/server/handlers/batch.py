@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic_core import to_json
 
 from openruntime_jupyter.runtime.tasks.batch import cooperatively
+from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.batch import (
     BatchItem,
     BatchProblem,
@@ -16,7 +17,6 @@ from openruntime_jupyter.schemas.batch import (
     ResultPayload,
     ResultsRequest,
 )
-from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, SUBMIT_BATCH
 from openruntime_jupyter.schemas.problems import Detail
 from openruntime_jupyter.schemas.tasks import Ended, Task
 from openruntime_jupyter.server.http.base import Handler, serves
@@ -34,7 +34,7 @@ MOST_BYTES = 4_000_000
 class BatchHandler(Handler):
     """Handler of `/tasks/batch`."""
 
-    @serves(SUBMIT_BATCH)
+    @serves(api.SUBMIT_BATCH)
     async def post(self) -> None:
         """Submit many tasks.
 
@@ -53,7 +53,7 @@ class BatchHandler(Handler):
 class ResultsHandler(Handler):
     """Handler of `/tasks/batch/results`."""
 
-    @serves(COLLECT_RESULTS)
+    @serves(api.COLLECT_RESULTS)
     async def post(self) -> None:
         """Collect the results of many tasks.
 
