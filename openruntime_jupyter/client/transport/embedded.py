@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pydantic import BaseModel, ValidationError
-
 from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS, Call
 from openruntime_jupyter.client.transport.forks import reset_in_child
@@ -26,7 +24,7 @@ from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
 from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Events, Tell, Watch
 from openruntime_jupyter.errors import ArrayNotFound, NotConnected
 from openruntime_jupyter.imports import load
-from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.operations.base import validated
 from openruntime_jupyter.runtime.events.bus import EventBus, Subscription
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.arrays import ArrayInfo
@@ -183,7 +181,9 @@ class EmbeddedBackend:
     ) -> Result:
         """Call an endpoint on the runtime's loop, with the same validation as over HTTP."""
         wanted = {name: value for name, value in (query or {}).items() if value is not None}
-        given = _validated(endpoint.query, wanted), _validated(endpoint.body, body or {}), key, max(0.0, min(wait, LONGEST_WAIT))
+        asked = validated(endpoint.query, wanted) if endpoint.query is not None else None
+        sent = validated(endpoint.body, body or {}) if endpoint.body is not None else None
+        given = asked, sent, key, max(0.0, min(wait, LONGEST_WAIT))
 
         async def handle(service: AiService) -> Result:
             answer = HANDLERS[endpoint](Call(service, *given), *ids)
@@ -318,15 +318,6 @@ async def _start_runtime(settings: Settings, config: AiConfig | None) -> AiServi
 async def _stop(hosted: _Hosted, deadline: float) -> None:
     await hosted.ai.runtime.stop(deadline)
     await hosted.ai.close()
-
-
-def _validated(model: type[BaseModel] | None, given: Mapping[str, Any]) -> BaseModel | None:
-    if model is None:
-        return None
-    try:
-        return model.model_validate(given)
-    except ValidationError as problem:
-        raise invalid(problem, known=model.model_fields) from None
 
 
 def _label() -> str:

@@ -113,7 +113,7 @@ class AiTasksHandler(WaitingMixin, TokenStream):
         header `Prefer`, the task is asynchronous: it is on disk before the response, and continues if the client disconnects or the
         server restarts. `GET /tasks/{task_id}/tokens` streams its text.
         """
-        request = self.body(AiRequest)
+        request = await self.body(AiRequest)
         key = read_key(self.request.headers.get("Idempotency-Key"))
         preference = read_preference(self.request.headers.get_list("Prefer"))
         if preference.applied is not None:
@@ -211,7 +211,7 @@ class InsightsHandler(Handler):
         They are computed from recorded data. A model may rewrite the text but adds no information: texts with missing or additional
         numbers are rejected.
         """
-        request = self.body(InsightsRequest)
+        request = await self.body(InsightsRequest)
         runtime = await self.runtime()
         self.reply(await self.while_connected(self._insights(runtime, request)))
 

@@ -55,7 +55,7 @@ class ArraysHandler(_ArrayBaseHandler):
     @serves(api.ALLOCATE_ARRAY)
     async def post(self) -> None:
         """Allocate an array. Upload its data with PUT, or write it to its file from a program on the same machine."""
-        request = self.body(ArrayRequest)
+        request = await self.body(ArrayRequest)
         layout = array_file.check_bounds(request.shape, request.dtype, request.kind)
         store = (await self.runtime()).arrays
         info = self.visible_info(store, await store.allocate(layout, owner_of(self.user)))
