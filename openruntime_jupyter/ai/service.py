@@ -30,6 +30,7 @@ from openruntime_jupyter.ai.workflows import (
     workflow,
 )
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
+from openruntime_jupyter.runtime.large import LARGE
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.ai import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ResidentInfo
@@ -101,7 +102,8 @@ class AiService:
                 left_out=left_out,
             )
             task = _task(request, parameters, choice, messages, about)
-            return await self.runtime.submission.submit(task, caller, idempotency_key, same)
+            large = len(request.prompt) > LARGE
+            return await self.runtime.submission.submit(task, caller, idempotency_key, same, large=large)
 
         user = user_message(request.prompt, parameters)
         if parameters.conversation is None:
