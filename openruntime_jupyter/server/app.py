@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.utils import url_path_join
-from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
+from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest, split_host_and_port
 from tornado.ioloop import PeriodicCallback
 from tornado.routing import PathMatches, Router, Rule
 from tornado.web import Application
@@ -19,6 +19,7 @@ from openruntime_jupyter.server.announcement import Announcement, local_url
 from openruntime_jupyter.server.auth.identity import NotebookIdentity
 from openruntime_jupyter.server.auth.rate_limit import LimitsTraits
 from openruntime_jupyter.server.jupyter_events import TaskEvents
+from openruntime_jupyter.server.log_filter import limit_descriptor_reports
 from openruntime_jupyter.server.services import SERVICES, ServerOptions, Services
 from openruntime_jupyter.server.traits import AiTraits, SettingsTraits
 
@@ -26,22 +27,18 @@ if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime
 
 ACTIVITY_SECONDS = 5.0
-SHUTDOWN_ROUTE = "api/shutdown"
-"""The one route of Jupyter's that a stand-alone server keeps, for `jupyter server stop`."""
 
 
 class LateRoutes(Router):
     """Router of the first request below `mount`: it imports the handlers, and puts their routes in its place.
 
-    An earlier import would add pydantic to the benchmark row "additional start time of Jupyter Server". `but_for` is a path below the
-    mount that Jupyter handles.
+    An earlier import would add pydantic to the benchmark row "additional start time of Jupyter Server".
     """
 
-    def __init__(self, application: Application, base_url: str, mount: str, but_for: str = "") -> None:
+    def __init__(self, application: Application, base_url: str, mount: str) -> None:
         self._application = application
         self._base_url = base_url
         self._mount = mount
-        self._but_for = but_for
         self._rule = Rule(PathMatches(f"{url_path_join(base_url, mount).rstrip('/')}.*"), self)
         # Before the last rule, which is Jupyter's own routes.
         application.default_router.rules.insert(-1, self._rule)
@@ -51,8 +48,25 @@ class LateRoutes(Router):
         from openruntime_jupyter.server.routes import routes
 
         self._application.default_router.rules.remove(self._rule)
-        found = [(url_path_join(self._base_url, path), handler) for path, handler in routes(self._mount, self._but_for)]
+        found = [(url_path_join(self._base_url, path), handler) for path, handler in routes(self._mount)]
         self._application.add_handlers(".*$", found)
+        return self._application.find_handler(request)
+
+
+class AbsoluteTargets(Router):
+    """Router of requests whose target is a complete URL below `root`, as to a proxy. HTTP requires servers to accept them."""
+
+    def __init__(self, application: Application, root: str) -> None:
+        self._application = application
+        application.default_router.rules.insert(0, Rule(PathMatches(f"https?://[^/]+{root.rstrip('/')}(/.*)?"), self))
+
+    def find_handler(self, request: HTTPServerRequest, **_: Any) -> HTTPMessageDelegate | None:
+        """Return the delegate for the request with the path as its target, and the host of the URL instead of the header's."""
+        host, _slash, rest = request.path.partition("://")[2].partition("/")
+        assert request.uri is not None
+        request.path, request.uri = f"/{rest}", "/" + request.uri.partition("://")[2].partition("/")[2]
+        request.host = request.headers["Host"] = host
+        request.host_name = split_host_and_port(host.lower())[0]
         return self._application.find_handler(request)
 
 
@@ -80,10 +94,12 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
         metrics = bool(getattr(self.server, "record_http_request_metrics", True))
         options = ServerOptions(self.url_path, self.max_parameters_bytes, metrics)
         self.services = Services(options, NotebookIdentity(parent=self), self.limits_of(), self.log)
+        limit_descriptor_reports()
         application = self.server.web_app
         application.settings[SERVICES] = self.services
-        mount, but_for = ("", SHUTDOWN_ROUTE) if self.standalone else (f"/{self.name}", "")
-        LateRoutes(application, self.server.base_url, mount, but_for)
+        mount = "" if self.standalone else f"/{self.name}"
+        LateRoutes(application, self.server.base_url, mount)
+        AbsoluteTargets(application, url_path_join(self.server.base_url, mount))
 
     @property
     def standalone(self) -> bool:
