@@ -10,7 +10,21 @@ import sys
 
 from benchmarks.rows import HEAD, Missing, not_measured
 
-NAMES = ("arrays", "engine", "generate", "http", "insights", "magics", "map", "matmul", "prompts", "reload", "sampler", "start")
+NAMES = (
+    "arrays",
+    "engine",
+    "generate",
+    "http",
+    "insights",
+    "magics",
+    "map",
+    "matmul",
+    "prompts",
+    "reload",
+    "sampler",
+    "schemathesis",
+    "start",
+)
 
 
 def main(names: list[str]) -> int:
