@@ -222,7 +222,7 @@ class ArrayHandler(_ArrayBaseHandler):
         runtime = await self.runtime()
         info = await runtime.arrays.info(array_id)
         await runtime.arrays.remove(array_id)
-        await self.reply_changed(info.model_copy(update={"path": None}), info.owner)
+        await self.reply_changed(info.model_copy(update={"path": None}))
 
 
 class ArrayReadyHandler(_ArrayBaseHandler):
@@ -232,5 +232,4 @@ class ArrayReadyHandler(_ArrayBaseHandler):
     async def post(self, array_id: str) -> None:
         """Mark the array as complete after its file was written. It can then be used and no longer be changed."""
         store = (await self.runtime()).arrays
-        info = self.visible_info(store, await store.ready(array_id))
-        await self.reply_changed(info, info.owner)
+        await self.reply_changed(self.visible_info(store, await store.ready(array_id)))

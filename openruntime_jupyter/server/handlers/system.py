@@ -135,8 +135,7 @@ class SessionHandler(Handler):
     async def delete(self, session_id: str) -> None:
         """End a session and its running task. Its memory is freed and its variables are lost."""
         runtime = await self.runtime()
-        session = runtime.sessions.free(session_id)
-        await self.reply_changed(session, session.owner)
+        await self.reply_changed(runtime.sessions.free(session_id))
 
 
 class SessionRestartHandler(Handler):
@@ -146,5 +145,4 @@ class SessionRestartHandler(Handler):
     async def post(self, session_id: str) -> None:
         """Restart the worker of a session and end its running task. The next task starts with an empty namespace."""
         runtime = await self.runtime()
-        session = runtime.sessions.restart(session_id)
-        await self.reply_changed(session, session.owner)
+        await self.reply_changed(runtime.sessions.restart(session_id))

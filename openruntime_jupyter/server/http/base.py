@@ -372,9 +372,9 @@ class Handler(BaseHandler, APIHandler):
         else:
             self.finish(content)
 
-    async def reply_changed(self, data: Any, owner: str | None = None) -> None:
-        """Send a changed record of `owner`; send nothing to another user without the permission to read."""
-        if (owner is not None and owner == owner_of(self.user)) or await self.allowed("read"):
+    async def reply_changed(self, data: Any) -> None:
+        """Send a changed record, or nothing to a client without the permission to read."""
+        if await self.allowed("read"):
             self.reply(data)
         else:
             self.set_status(204)

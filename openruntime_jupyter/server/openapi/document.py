@@ -40,6 +40,7 @@ another unit. Unknown values are `null`. All errors are an `ErrorEnvelope`. To g
 ALWAYS = {
     400: "The body is invalid JSON, compressed, or not sent as `application/json`.",
     403: "Not logged in, or missing permission; `error` has the reason.",
+    408: "The body stalled, or was too slow.",
     413: f"The body is too large, or has more than {MOST_VALUES:,} JSON values.",
     429: "Too many requests or too many concurrent requests of one user or address, if the server has limits.",
     500: "Internal server error. The message has the id of the log entry.",
