@@ -22,7 +22,7 @@ from openruntime_jupyter.operations.registry import left_out
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.events.bus import EventBus
 from openruntime_jupyter.runtime.ids import make_id
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING
+from openruntime_jupyter.runtime.metrics.gpu import NOTHING
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.metrics.service import MetricsService
 from openruntime_jupyter.runtime.permissions import private_folder
