@@ -112,6 +112,7 @@ class Runtime:
             self.catalog.resolve,
         )
         self._recovery = Recovery(self.history, self.tasks, self.submission)
+        self.history.on_replaced = self._write_again
         self.batches = BatchSubmission(self.submission, self.history, self.tasks)
         self.results = BatchResults(self.history, self.tasks)
         self.notices: list[str] = []
@@ -253,6 +254,10 @@ class Runtime:
                 await self.history.sweep()
             except StorageUnavailable as problem:  # /health reports it already
                 log.warning("The history could not be swept: %s", problem)
+
+    def _write_again(self) -> None:
+        self.tasks.write_again()
+        self._recovery.write_again()
 
     async def _knows(self, task_id: str) -> bool:
         return self.tasks.find(task_id) is not None or await self.history.get(task_id) is not None

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from openruntime_jupyter.errors import InvalidRequest, TaskConflict
 from openruntime_jupyter.runtime.storage.rows import ROW, TaskRecord, task_of, write_or_raise
-from openruntime_jupyter.schemas.tasks import Task, TaskOutput
+from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput
 
 NEWEST_FIRST = "ORDER BY submitted DESC, sequence DESC"
 KEY_MICROSECONDS = 24 * 3600 * 1_000_000
@@ -61,7 +63,7 @@ class Filter:
 
 def one(connection: sqlite3.Connection, task_id: str, me: str) -> Task | None:
     """Return the task with its parameters, or None if it is unknown."""
-    row = connection.execute(f"SELECT {ROW}, parameters FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - a constant
+    row = connection.execute(f"SELECT {ROW}, CAST(parameters AS BLOB) FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - a constant
     return None if row is None else task_of(row[:-1], me, row[-1])
 
 
@@ -144,8 +146,14 @@ def _sequences(wanted: Filter, place: tuple[int, int] | None, number: int, offse
 
 def output(connection: sqlite3.Connection, task_id: str) -> TaskOutput | None:
     """Return the output of the task, or None if none is stored."""
-    row = connection.execute("SELECT document FROM outputs WHERE task_id = ?", (task_id,)).fetchone()
-    return None if row is None else TaskOutput.model_validate_json(row[0])
+    row = connection.execute("SELECT CAST(document AS BLOB) FROM outputs WHERE task_id = ?", (task_id,)).fetchone()
+    if row is None:
+        return None
+    try:
+        return TaskOutput.model_validate_json(row[0])
+    except ValidationError:
+        lost = OutputItem(output_type="stream", name="stderr", text="The history's record of this output is damaged\n")
+        return TaskOutput(task_id=task_id, items=[lost], next=1, truncated=True)
 
 
 def payloads(connection: sqlite3.Connection, task_ids: Sequence[str], folder: Path) -> dict[str, tuple[bytes | Path, str]]:

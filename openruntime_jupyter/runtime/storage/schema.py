@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sqlite3
 from collections.abc import Sequence
 
@@ -125,8 +127,29 @@ CREATE INDEX tasks_notebook ON tasks (notebook, submitted, title) WHERE notebook
 CREATE INDEX tasks_title ON tasks (submitted, title);
 """
 
-MIGRATIONS: Sequence[str] = (TASKS_SCHEMA, METRICS_SCHEMA, TURNS_SCHEMA, PROVENANCE_SCHEMA)
+APPLICATION_ID = 0x4F52544A
+"""SQLite's `application_id` of the file; files of versions below `IDENTIFIED` have 0."""
+
+LARGEST_VERSION = 100
+"""Largest plausible version of a newer release."""
+
+IDENTITY_SCHEMA = f"PRAGMA application_id = {APPLICATION_ID};"
+
+MIGRATIONS: Sequence[str] = (TASKS_SCHEMA, METRICS_SCHEMA, TURNS_SCHEMA, PROVENANCE_SCHEMA, IDENTITY_SCHEMA)
 """The script at index n makes version n + 1 of version n. Released ones are never edited."""
+IDENTIFIED = MIGRATIONS.index(IDENTITY_SCHEMA) + 1
+"""First version with an `application_id`."""
+
+_PARTS = """
+SELECT m.type, m.name, CASE WHEN m.type <> 'table' THEN sql END, p.name FROM sqlite_master AS m
+LEFT JOIN pragma_table_info(m.name) AS p ON m.type = 'table' WHERE m.name NOT LIKE 'sqlite_%'
+"""
+
+Parts = set[tuple[str, str, str | None, str | None]]
+
+
+class BadSchema(sqlite3.DatabaseError):
+    """Error for a file that is not a history, or a history without some of its tables."""
 
 
 class SchemaTooNew(StorageUnavailable):
@@ -146,10 +169,32 @@ def version(connection: sqlite3.Connection) -> int:
 
 
 def refuse_newer(connection: sqlite3.Connection, path: object) -> None:
-    """Raise `SchemaTooNew` if a newer release wrote the file."""
+    """Raise `SchemaTooNew` if a newer release wrote the file, and `BadSchema` if another program did."""
     found = version(connection)
-    if found > len(MIGRATIONS):
-        raise SchemaTooNew(found, len(MIGRATIONS), path)
+    if 0 <= found <= len(MIGRATIONS):
+        return
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID or not 0 <= found <= LARGEST_VERSION:
+        raise BadSchema("the file belongs to another program, or its header is damaged")
+    raise SchemaTooNew(found, len(MIGRATIONS), path)
+
+
+def check_parts(connection: sqlite3.Connection) -> None:
+    """Raise `BadSchema` unless the file has the tables, indexes, triggers and views of its version. An empty file has none."""
+    found = version(connection)
+    identity = connection.execute("PRAGMA application_id").fetchone()[0]
+    parts: Parts = set(connection.execute(_PARTS))
+    if identity != (APPLICATION_ID if found >= IDENTIFIED else 0) or (found == 0 and parts):
+        raise BadSchema("the file belongs to another program")
+    if missing := _expected_parts(found) - parts:
+        kind, name, *_ = min(missing, key=str)
+        raise BadSchema(f"its {kind} {name} is missing or was changed")
+
+
+@functools.cache
+def _expected_parts(found: int) -> Parts:
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection, MIGRATIONS[:found])
+        return set(connection.execute(_PARTS))
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[str] | None = None) -> None:

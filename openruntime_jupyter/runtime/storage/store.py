@@ -24,7 +24,7 @@ from openruntime_jupyter.runtime.metrics.counters import Buckets
 from openruntime_jupyter.runtime.permissions import private_folder
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage import queries, retention, rows
-from openruntime_jupyter.runtime.storage.connection import HistoryFile
+from openruntime_jupyter.runtime.storage.connection import HistoryFile, unavailable
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns, MetricsWriteBehind, read, window
 from openruntime_jupyter.runtime.storage.rows import Payload, TaskRecord, now_micros, record_of
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew
@@ -58,7 +58,8 @@ class History:
 
     Call `open()` once, then all methods on one loop, then `close()`; later calls raise `Stopping`. While writing fails, `problem`
     holds the reason and the fix; it is cleared once writing works again. If a newer release wrote the file, `problem` stays set and the
-    history is kept in memory only.
+    history is kept in memory only. `on_replaced()` is called on the loop after a new file has replaced a damaged or removed one: it writes
+    the live tasks again.
     """
 
     def __init__(self, settings: Settings, runtime_id: str) -> None:
@@ -77,19 +78,22 @@ class History:
         self._file = HistoryFile(settings.data_dir, settings.history_durability)
         # The lock must be held before the first write, or another runtime would take the tasks over.
         self._writer = Writer(self._file, self._lock.acquire, partial(self._deliver, self._settle_written))
-        self._reader = Reader(self._file, partial(self._deliver, settle))
+        self._reader = Reader(self._file, partial(self._deliver, self._settle_read))
         self._behind = WriteBehind(runtime_id, settings.embedded, self._submit, lambda: self._problem is not None)
         self._metrics = MetricsWriteBehind(runtime_id, self._submit)
         self._outbox: list[Job] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
+        self._read_problem: str | None = None
         self._refusal: str | None = None
         self._closed = False
+        self._replaced = 0
+        self.on_replaced: Callable[[], None] = lambda: None
 
     @property
     def problem(self) -> str | None:
-        """Reason for failing writes and how to fix it; None if writing works."""
-        return self._refusal or self._problem
+        """Reason for failing writes or reads and how to fix it; None if both work."""
+        return self._refusal or self._problem or self._read_problem
 
     @property
     def notice(self) -> str | None:
@@ -109,11 +113,17 @@ class History:
             # Tasks with this runtime's id are from an earlier run, because this one has just started.
             tasks: list[Task] = self._writer.call(partial(self._take_over, is_alive=self._is_other_alive))
             locks.remove_dead_locks(self._runtimes)
+        except StorageUnavailable:
+            raise
         except OSError as error:
-            self._fail(
-                StorageUnavailable(f"Cannot use the data folder {self._settings.data_dir} ({error}): make it writable for this user")
-            )
-            raise StorageUnavailable(str(self._problem)) from error
+            folder = self._settings.data_dir
+            failure = StorageUnavailable(f"Cannot use the data folder {folder} ({error}): make it writable for this user")
+            self._fail(failure)
+            raise failure from error
+        except Exception as error:  # whatever is wrong with the file, the runtime must start
+            failure = unavailable(error, self._file.path)
+            self._fail(failure)
+            raise failure from error
         self._behind.known.update(task.task_id for task in tasks)
         return tasks
 
@@ -323,11 +333,11 @@ class History:
                 break
         await self._write(lambda connection: retention.expire_keys(connection, now))
         for table in ("outputs", "payloads"):
-            after: str | None = ""
+            after: int | None = 0
             while after is not None:
                 lone, after = await self._read(partial(retention.orphans, table=table, after=after))
                 if lone:
-                    await self._write(partial(retention.remove_orphans, table=table, ids=lone, now=now))
+                    await self._write(partial(retention.remove_orphans, table=table, rows=lone, now=now))
         await self._remove(await self._read(lambda connection: retention.unreferenced_files(connection, self._payload_folder, now)))
         while await self._write(retention.vacuum):
             pass
@@ -387,6 +397,9 @@ class History:
     async def _read(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
         if self._file.volatile:
             return await self._write(work)
+        if self._file.log_removed:
+            with contextlib.suppress(StorageUnavailable):
+                await self._write(_barrier)
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._reader.put([Job(work, partial(resolve, future))])
@@ -424,12 +437,37 @@ class History:
         if failed is not None:
             self._fail(failed)
         settle(outcomes)
+        if self._replaced != self._file.replaced:
+            self._replaced = self._file.replaced
+            self.on_replaced()
         wrote = failed is None and any(job.work is not _barrier for job, _, _ in outcomes)
         if wrote and self._problem is not None and not self._behind.refused:
             self._problem = None
             log.info("Writing the history works again")
         if self._problem is not None and self._loop is not None and not self._closed:
             self._behind.schedule()
+
+    def _settle_read(self, outcomes: list[Outcome]) -> None:
+        for _, _, error in outcomes:
+            if not isinstance(error, StorageUnavailable):
+                self._read_problem = None
+            elif self._read_problem is None:
+                self._read_problem = str(error)
+                log.warning("%s", error)
+                if self._loop is not None:
+                    self._loop.call_later(RETRY_SECONDS, self._try_reading)
+        settle(outcomes)
+
+    def _try_reading(self) -> None:
+        """Read until it works again, which clears the problem."""
+        if self._closed or self._read_problem is None:
+            return
+
+        def done(_: Any, error: BaseException | None) -> None:
+            if error is not None and self._loop is not None:
+                self._loop.call_later(RETRY_SECONDS, self._try_reading)
+
+        self._reader.put([Job(lambda connection: queries.count(connection, queries.Filter()), done)])
 
     def _fail(self, error: StorageUnavailable) -> None:
         if self.problem is None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openruntime_jupyter.errors import OpenRuntimeError, Stopping, StorageUnavailable
-from openruntime_jupyter.runtime.storage.connection import HistoryFile, is_damage, is_full, is_storage, unavailable
+from openruntime_jupyter.runtime.storage.connection import Connection, HistoryFile, is_full, is_storage, unavailable
 
 MOST_JOBS = 2_000
 """Maximum number of jobs in one transaction; more would block the writes of other runtimes for too long."""
@@ -46,7 +46,7 @@ class DatabaseThread(ABC):
         self._deliver = deliver
         self._queue: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
         self._closed = False
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Connection | None = None
         # A daemon, so that a write blocked by another process does not delay the interpreter's exit.
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
@@ -136,7 +136,7 @@ class Writer(DatabaseThread):
             return self._recover(error, jobs)
 
     def _recover(self, error: Exception, jobs: list[Job]) -> list[Outcome]:
-        if is_damage(error):
+        if self._file.suspicious(error):
             try:
                 self._heal(error)
                 return self._run_group(jobs)
@@ -153,20 +153,21 @@ class Writer(DatabaseThread):
     def _run_group(self, jobs: list[Job]) -> list[Outcome]:
         while True:
             connection = self._connected()
-            outcomes = self._transaction(connection, jobs)
-            if self._file.in_place(connection):
+            outcomes = self._transaction(connection, jobs) if self._file.in_place(connection) else None
+            if outcomes is not None and self._file.in_place(connection):
+                return outcomes
+            self._connection = None
+            if self._file.leave(connection) and outcomes is not None:
                 return outcomes
             # The transaction went to a file that is no longer at the path: write it again to the new one.
-            self.disconnect()
-            self._file.notice_replaced()
 
-    def _connected(self) -> sqlite3.Connection:
+    def _connected(self) -> Connection:
         if self._connection is None:
             self._prepare()
             self._connection = self._file.connect()
         return self._connection
 
-    def _transaction(self, connection: sqlite3.Connection, jobs: list[Job]) -> list[Outcome]:
+    def _transaction(self, connection: Connection, jobs: list[Job]) -> list[Outcome]:
         connection.execute("BEGIN IMMEDIATE")
         try:
             if not self._file.volatile:
@@ -197,7 +198,7 @@ class Reader(DatabaseThread):
             return self._snapshot(job)
         except Exception as error:
             try:
-                if not is_damage(error):
+                if not self._file.suspicious(error):
                     raise
                 self._heal(error)
                 # The writer creates the new file at its next write; the reader needs it now.
@@ -205,11 +206,11 @@ class Reader(DatabaseThread):
                 return self._snapshot(job)
             except Exception as again:
                 self.disconnect()
-                return job, None, unavailable(again, self._file.path) if is_storage(again) else again
+                return job, None, unavailable(again, self._file.path, "read") if is_storage(again) else again
 
     def _snapshot(self, job: Job) -> Outcome:
         connection = self._connection
-        if connection is None or not self._file.in_place(connection):
+        if connection is None or not self._file.readable(connection):
             self.disconnect()
             connection = self._connection = self._file.connect_for_reading()
         connection.execute("BEGIN")

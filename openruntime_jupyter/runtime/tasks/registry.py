@@ -129,6 +129,11 @@ class TaskRegistry:
         """Add a task of a dead runtime, which the history has already."""
         self._entries[entry.task_id] = entry
 
+    def write_again(self) -> None:
+        """Write all live tasks, which a new file of the history does not have."""
+        for entry in self._entries.values():
+            self._history.write_behind(entry.task_id, entry.record)
+
     def forget(self, task_id: str) -> None:
         """Drop an ended task."""
         self._finished.pop(task_id, None)
