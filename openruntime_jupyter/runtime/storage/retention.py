@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openruntime_jupyter.runtime.storage import conversations
+from openruntime_jupyter.runtime.storage.schema import STATES
 
 STEP_TASKS = 500
 STEP_ROWS = 5_000
@@ -58,7 +59,8 @@ def _too_old(connection: sqlite3.Connection, limits: Limits) -> list[int]:
 def _too_many(connection: sqlite3.Connection, limits: Limits) -> list[int]:
     if not limits.tasks:
         return []
-    row = connection.execute("SELECT ifnull(sum(number), 0) FROM counters WHERE state NOT IN ('pending', 'running')").fetchone()
+    finished = " + ".join(STATES[2:])
+    row = connection.execute(f"SELECT ifnull(sum({finished}), 0) FROM counters").fetchone()  # noqa: S608 - constants
     excess = row[0] - limits.tasks
     return _oldest(connection, "1", excess) if excess > 0 else []
 
@@ -83,7 +85,9 @@ def _too_large(connection: sqlite3.Connection, limits: Limits) -> list[int]:
 
 
 def expire_keys(connection: sqlite3.Connection, now: int) -> None:
-    """Delete idempotency keys and traces of deleted tasks that are older than a day."""
+    """Delete idempotency keys and traces of deleted tasks that are older than a day, and numbers of tasks that no longer exist."""
+    for table in ("counters", "task_groups"):
+        connection.execute(f"DELETE FROM {table} WHERE {' + '.join(STATES)} = 0")  # noqa: S608 - constants
     connection.execute("DELETE FROM keys WHERE stored < ?", (now - DAY,))
     connection.execute("DELETE FROM gone WHERE deleted < ?", (now - DAY,))
 

@@ -131,13 +131,13 @@ def record_of(task: Task, runtime: str, embedded: bool) -> TaskRecord:
         task.attempt,
         task.retries,
         task.notebook,
-        _title(task),
+        title_of(task),
         text_of(task, TRANSIENT_FIELDS),
         task.parameters,
     )
 
 
-def _title(task: Task) -> str:
+def title_of(task: Task) -> str:
     """Return the text in which a search by name looks."""
     title = (task.name or task.operation).casefold()
     return title if title.isascii() else title.encode("utf-8", "replace").decode()

@@ -1,6 +1,6 @@
 """Task history of a user on disk, shared by all runtimes on the machine.
 
-One thread writes and one reads; the code here runs on the runtime's loop and never blocks it. See `connection.py` for the file, its
+One thread writes and several read; the code here runs on the runtime's loop and never blocks it. See `connection.py` for the file, its
 damage and its permissions, `writer.py` for the threads, and `rows.py` for rows and guards.
 """
 
@@ -12,10 +12,11 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from openruntime_jupyter.errors import Stopping, StorageUnavailable
@@ -28,7 +29,7 @@ from openruntime_jupyter.runtime.storage.connection import HistoryFile, unavaila
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns, MetricsWriteBehind, read, window
 from openruntime_jupyter.runtime.storage.rows import Payload, TaskRecord, now_micros, record_of
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew
-from openruntime_jupyter.runtime.storage.writer import Job, Outcome, Reader, Writer, resolve, settle
+from openruntime_jupyter.runtime.storage.writer import Job, JobQueue, Outcome, Reader, Writer, resolve, settle
 from openruntime_jupyter.schemas.base import iso
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskState
 
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 READ_AFTER_SECONDS = 2.0
 """Maximum wait of a list for pending writes; with a slow disk the list is stale rather than blocked."""
+READERS = 4
+"""Threads that read. They connect at their first query."""
 MOST_LISTED = 10_000
 VOLATILE_TASKS = 10_000
 """Finished tasks kept in memory if no file can be used."""
@@ -78,7 +81,8 @@ class History:
         self._file = HistoryFile(settings.data_dir, settings.history_durability)
         # The lock must be held before the first write, or another runtime would take the tasks over.
         self._writer = Writer(self._file, self._lock.acquire, partial(self._deliver, self._settle_written))
-        self._reader = Reader(self._file, partial(self._deliver, self._settle_read))
+        jobs: JobQueue = SimpleQueue()
+        self._readers = [Reader(self._file, partial(self._deliver, self._settle_read), jobs) for _ in range(READERS)]
         self._behind = WriteBehind(runtime_id, settings.embedded, self._submit, lambda: self._problem is not None)
         self._metrics = MetricsWriteBehind(runtime_id, self._submit)
         self._outbox: list[Job] = []
@@ -107,7 +111,8 @@ class History:
         even then: `problem` is set, asynchronous commits are rejected, and writing starts once it works.
         """
         self._writer.start()
-        self._reader.start()
+        for reader in self._readers:
+            reader.start()
         try:
             private_folder(self._payload_folder)
             # Tasks with this runtime's id are from an earlier run, because this one has just started.
@@ -275,22 +280,47 @@ class History:
         owner: str | None = None,
         notebook: str | None = None,
         name: str | None = None,
+        live: Callable[[], Mapping[str, Describe]] = dict,
     ) -> tuple[list[Task], int, str | None]:
         """Return up to `limit` tasks without parameters, newest first, the number of matches, and the next `before`, None at the end.
 
-        A page costs the same for every `before`, which works even after its task was deleted. Unknown ids raise `InvalidRequest`.
+        A page costs the same for every `before`, which works even after its task was deleted. Unknown ids raise `InvalidRequest`. The
+        tasks of `live()` are included while the history cannot be written.
         """
         those = None if states is None else tuple(dict.fromkeys(str(state) for state in states))
         wanted = queries.Filter(those, operation, owner, notebook, name)
         most = min(max(limit, 0), MOST_LISTED)
-        return await self.look(lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0)))
+        self._check_open()
+        if self._problem is None:
+            await self._flush()
+        new = await self._unwritten(live)
+        try:
+            return await self._read(lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0), new))
+        except StorageUnavailable:
+            new = await self._unwritten(live)
+            if not new:
+                raise
+        return queries.page_of(new, wanted, most, before, max(offset, 0))
+
+    async def _unwritten(self, live: Callable[[], Mapping[str, Describe]]) -> list[Task]:
+        """Return the tasks whose rows are missing or old, in the order of submission: unwritten ones and, with a problem, `live` ones."""
+        described = {**(live() if self.problem is not None else {}), **self._behind.records.unwritten()}
+        tasks = []
+        for task_id in sorted(described, key=lambda task_id: task_id.rpartition("_")[2]):
+            tasks.append(described[task_id]().model_copy(update={"parameters": None, "runtime": self._me}))
+            if len(tasks) % MOST_RECORDS == 0:
+                await asyncio.sleep(0)
+        return tasks
 
     async def waiting_elsewhere(
         self, here: int, limit: int, offset: int = 0, notebook: str | None = None, name: str | None = None
     ) -> tuple[list[Task], int]:
         """Return up to `limit` pending tasks of other runtimes, oldest first, and their number; `here` is that of all in this one."""
         wanted = queries.Filter(notebook=notebook, name=name)
-        return await self.look(lambda connection: queries.waiting_elsewhere(connection, self._me, wanted, here, limit, offset))
+        try:
+            return await self.look(lambda connection: queries.waiting_elsewhere(connection, self._me, wanted, here, limit, offset))
+        except StorageUnavailable:  # /health reports it; the tasks of this runtime are listed without them
+            return [], 0
 
     async def metrics(
         self, start: float, end: float, points: int, runtime: str | None = None, now: float | None = None, *, sampled_only: bool = False
@@ -365,8 +395,10 @@ class History:
         if self._behind.waiting:
             log.warning("The history is closed with %d unwritten items: %s", self._behind.waiting, self.problem)
         self._writer.close()
-        self._reader.close()
-        while (self._writer.alive or self._reader.alive) and time.monotonic() < until:  # noqa: ASYNC110 - threads know no asyncio
+        for reader in self._readers:
+            reader.close()
+        threads = self._writer, *self._readers
+        while any(thread.alive for thread in threads) and time.monotonic() < until:  # noqa: ASYNC110 - threads know no asyncio
             await asyncio.sleep(0.002)
         if self._writer.alive:
             log.warning("The history's writer is still busy: the runtime lock is held until this process ends")
@@ -402,7 +434,7 @@ class History:
                 await self._write(_barrier)
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = self._loop.create_future()
-        self._reader.put([Job(work, partial(resolve, future))])
+        self._readers[0].put([Job(work, partial(resolve, future))])
         return await future
 
     def _submit(self, jobs: list[Job]) -> None:
@@ -467,7 +499,7 @@ class History:
             if error is not None and self._loop is not None:
                 self._loop.call_later(RETRY_SECONDS, self._try_reading)
 
-        self._reader.put([Job(lambda connection: queries.count(connection, queries.Filter()), done)])
+        self._readers[0].put([Job(lambda connection: queries.count(connection, queries.Filter()), done)])
 
     def _fail(self, error: StorageUnavailable) -> None:
         if self.problem is None:
@@ -498,6 +530,10 @@ class PendingWrites(Generic[Item]):
             if task_id in items:
                 return items[task_id]
         return None
+
+    def unwritten(self) -> dict[str, Item]:
+        """Return the newest version of each item that is not on disk yet."""
+        return {task_id: item for items in (*self.in_flight, self.waiting) for task_id, item in items.items()}
 
     def take(self, most: int | None = None) -> dict[str, Item]:
         """Remove and return the oldest waiting items, at most `most`."""

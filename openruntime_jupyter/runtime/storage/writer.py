@@ -1,4 +1,4 @@
-"""Writer and reader threads of the task history, each with one connection. The writer groups waiting jobs into one transaction.
+"""Writer thread and reader threads of the task history, each with one connection. The writer groups waiting jobs into one transaction.
 
 The threads are independent of the event loop: they call `deliver` once per group, and its owner passes the outcomes to the loop.
 """
@@ -34,6 +34,7 @@ class Job:
     done: Callable[[Any, BaseException | None], None]
 
 
+JobQueue = queue.SimpleQueue[list[Job] | None]
 Outcome = tuple[Job, Any, BaseException | None]
 Deliver = Callable[[list[Outcome]], None]
 
@@ -41,10 +42,10 @@ Deliver = Callable[[list[Outcome]], None]
 class DatabaseThread(ABC):
     """Thread that runs jobs in order until it is closed."""
 
-    def __init__(self, name: str, file: HistoryFile, deliver: Deliver) -> None:
+    def __init__(self, name: str, file: HistoryFile, deliver: Deliver, jobs: JobQueue) -> None:
         self._file = file
         self._deliver = deliver
-        self._queue: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+        self._queue = jobs
         self._closed = False
         self._connection: Connection | None = None
         # A daemon, so that a write blocked by another process does not delay the interpreter's exit.
@@ -93,19 +94,9 @@ class DatabaseThread(ABC):
         self.disconnect()
 
     def _next(self) -> tuple[list[Job], bool]:
-        """Return the queued jobs and whether they are the last ones; block while none is queued."""
+        """Return queued jobs and whether they are the last ones; block while none is queued."""
         jobs = self._queue.get()
-        if jobs is None:
-            return [], True
-        while len(jobs) < MOST_JOBS:
-            try:
-                more = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if more is None:
-                return jobs, True
-            jobs = jobs + more
-        return jobs, False
+        return jobs or [], jobs is None
 
     def _heal(self, error: Exception) -> None:
         """Close the connection that found damage, and move the file aside if a new connection finds it as well."""
@@ -125,8 +116,20 @@ class Writer(DatabaseThread):
     """Writer thread. It calls `prepare()` before each connect, which raises `OSError` if this runtime must not write."""
 
     def __init__(self, file: HistoryFile, prepare: Callable[[], None], deliver: Deliver) -> None:
-        super().__init__("openruntime-history-writer", file, deliver)
+        super().__init__("openruntime-history-writer", file, deliver, queue.SimpleQueue())
         self._prepare = prepare
+
+    def _next(self) -> tuple[list[Job], bool]:
+        """Return all queued jobs, as far as they fit into one transaction."""
+        jobs, last = super()._next()
+        while not last and len(jobs) < MOST_JOBS:
+            try:
+                more = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            last = more is None
+            jobs = jobs + (more or [])
+        return jobs, last
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
         """Run all jobs in one transaction. If one of them causes an error, run each alone, so that the others succeed."""
@@ -184,10 +187,10 @@ class Writer(DatabaseThread):
 
 
 class Reader(DatabaseThread):
-    """Reader thread, which runs each job in one snapshot."""
+    """Reader thread, which runs each job in one snapshot. Readers share a queue, so that a slow query delays no other."""
 
-    def __init__(self, file: HistoryFile, deliver: Deliver) -> None:
-        super().__init__("openruntime-history-reader", file, deliver)
+    def __init__(self, file: HistoryFile, deliver: Deliver, jobs: JobQueue) -> None:
+        super().__init__("openruntime-history-reader", file, deliver, jobs)
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
         """Run each job alone. A damaged file is moved aside and the job runs on the new one."""

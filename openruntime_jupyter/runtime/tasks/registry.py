@@ -7,7 +7,8 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -309,9 +310,12 @@ class TaskRegistry:
         name: str | None = None,
     ) -> TaskPage:
         """Return a page of the tasks of all this user's runtimes, newest first."""
-        found, total, following = await self._history.page(limit, before, offset, states, operation, owner, notebook, name)
+        found, total, following = await self._history.page(limit, before, offset, states, operation, owner, notebook, name, self._describe)
         live = [self._newest(task) for task in found]
         return TaskPage(tasks=live, total_count=total, next_before=following, timestamp=timestamp(time.time()))
+
+    def _describe(self) -> dict[str, Callable[[], Task]]:
+        return {task_id: partial(entry.record, parameters=False) for task_id, entry in self._entries.items()}
 
     def _newest(self, stored: Task) -> Task:
         entry = self._entries.get(stored.task_id)
