@@ -51,6 +51,19 @@ SWEEP_SECONDS = 600.0
 """Seconds between deletions of expired tasks and recoveries of dead runtimes' tasks."""
 
 
+def make_folders(settings: Settings) -> None:
+    """Create the data folders with mode 0700; raise `StorageUnavailable` if they cannot be used or are not safe from other users."""
+    try:
+        for folder in (settings.data_dir, settings.payloads, settings.temporary):
+            private_folder(folder)
+    except OSError as problem:
+        raise StorageUnavailable(
+            f"The data folder {settings.data_dir} can't be used ({problem.strerror}): make it writable for this user and no other, "
+            "or choose another by OPENRUNTIME_DATA_DIR",
+            retry_after=60.0,
+        ) from problem
+
+
 class Runtime:
     """Composition root: builds every part of a runtime, starts and stops them.
 
@@ -150,7 +163,7 @@ class Runtime:
         Raises `StorageUnavailable` where the data folder can't be used.
         """
         loop = asyncio.get_running_loop()
-        self._make_folders()
+        make_folders(self.settings)
         self._started = True
         if self._inline is not None:
             lane = Lane(LANE, REPORT, self.settings.remote_slots, self.settings.aging_seconds, self._inline)
@@ -168,19 +181,6 @@ class Runtime:
         self._keep(self._recovery.take(taken_over))
         self._keep(self._sweep())
         self._keep(self.arrays.run_sweeper(self._knows))
-
-    def _make_folders(self) -> None:
-        """Create the data folders with mode 0700; raise `StorageUnavailable`."""
-        settings = self.settings
-        try:
-            for folder in (settings.data_dir, settings.payloads, settings.temporary):
-                private_folder(folder)
-        except OSError as problem:
-            raise StorageUnavailable(
-                f"The data folder {settings.data_dir} can't be used ({problem.strerror}): make it writable for this user, "
-                "or choose another by OPENRUNTIME_DATA_DIR",
-                retry_after=60.0,
-            ) from problem
 
     async def stop(self, deadline: float = 5.0) -> None:
         """Stop within `deadline` seconds, without raising.

@@ -14,7 +14,7 @@ from typing import Literal
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.locks import LockFile, lock_within
-from openruntime_jupyter.runtime.permissions import private_file, private_folder
+from openruntime_jupyter.runtime.permissions import UnsafePath, check_private, private_file, private_folder
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew, check_parts, migrate, refuse_newer, version
 
 log = logging.getLogger(__name__)
@@ -164,6 +164,10 @@ class HistoryFile:
         return self._prepared(self._raw())
 
     def _raw(self) -> Connection:
+        for ending in ("", *COMPANIONS):
+            with contextlib.suppress(FileNotFoundError):
+                path = Path(f"{self.path}{ending}")
+                check_private(path, os.lstat(path))
         while True:
             before = _identity(self.path)
             # The URI's mode keeps SQLite from creating the file with the umask's permissions.
@@ -279,7 +283,9 @@ def unavailable(error: BaseException, path: Path, action: Literal["read", "write
     if isinstance(error, StorageUnavailable):
         return error
     text = str(error)
-    if "full" in text or "No space" in text:
+    if isinstance(error, UnsafePath):
+        advice = f"The history is not used, because {error.filename} is unsafe: {error.strerror}. Move it or choose another `data_dir`"
+    elif "full" in text or "No space" in text:
         advice = f"The disk that holds the history ({path}) is full: free some space"
     elif "locked" in text:
         advice = f"Another process keeps the history ({path}) locked: end it, or wait until it has finished"

@@ -122,7 +122,7 @@ class History:
             raise
         except OSError as error:
             folder = self._settings.data_dir
-            failure = StorageUnavailable(f"Cannot use the data folder {folder} ({error}): make it writable for this user")
+            failure = StorageUnavailable(f"Cannot use the data folder {folder} ({error}): make it writable for this user and no other")
             self._fail(failure)
             raise failure from error
         except Exception as error:  # whatever is wrong with the file, the runtime must start
