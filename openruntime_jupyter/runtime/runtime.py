@@ -22,7 +22,7 @@ from openruntime_jupyter.operations.registry import left_out
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.events.bus import EventBus
 from openruntime_jupyter.runtime.ids import make_id
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING
+from openruntime_jupyter.runtime.metrics.gpu import NOTHING
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.metrics.service import MetricsService
 from openruntime_jupyter.runtime.permissions import private_folder
@@ -50,6 +50,19 @@ log = logging.getLogger(__name__)
 FIRST_SWEEP_SECONDS = 60.0
 SWEEP_SECONDS = 600.0
 """Seconds between deletions of expired tasks and recoveries of dead runtimes' tasks."""
+
+
+def make_folders(settings: Settings) -> None:
+    """Create the data folders with mode 0700; raise `StorageUnavailable` if they cannot be used or are not safe from other users."""
+    try:
+        for folder in (settings.data_dir, settings.payloads, settings.temporary):
+            private_folder(folder)
+    except OSError as problem:
+        raise StorageUnavailable(
+            f"The data folder {settings.data_dir} can't be used ({problem.strerror}): make it writable for this user and no other, "
+            "or choose another by OPENRUNTIME_DATA_DIR",
+            retry_after=60.0,
+        ) from problem
 
 
 class Runtime:
@@ -113,6 +126,7 @@ class Runtime:
             self.catalog.resolve,
         )
         self._recovery = Recovery(self.history, self.tasks, self.submission)
+        self.history.on_replaced = self._write_again
         self.batches = BatchSubmission(self.submission, self.history, self.tasks)
         self.results = BatchResults(self.history, self.tasks)
         self.notices: list[str] = []
@@ -150,7 +164,7 @@ class Runtime:
         Raises `StorageUnavailable` where the data folder can't be used.
         """
         loop = asyncio.get_running_loop()
-        self._make_folders()
+        make_folders(self.settings)
         self._started = True
         if self._inline is not None:
             lane = Lane(LANE, REPORT, self.settings.remote_slots, self.settings.aging_seconds, self._inline)
@@ -168,19 +182,6 @@ class Runtime:
         self._keep(self._recovery.take(taken_over))
         self._keep(self._sweep())
         self._keep(self.arrays.run_sweeper(self._knows))
-
-    def _make_folders(self) -> None:
-        """Create the data folders with mode 0700; raise `StorageUnavailable`."""
-        settings = self.settings
-        try:
-            for folder in (settings.data_dir, settings.payloads, settings.temporary):
-                private_folder(folder)
-        except OSError as problem:
-            raise StorageUnavailable(
-                f"The data folder {settings.data_dir} can't be used ({problem.strerror}): make it writable for this user, "
-                "or choose another by OPENRUNTIME_DATA_DIR",
-                retry_after=60.0,
-            ) from problem
 
     async def stop(self, deadline: float = 5.0) -> None:
         """Stop within `deadline` seconds, without raising.
@@ -254,6 +255,10 @@ class Runtime:
                 await self.history.sweep()
             except StorageUnavailable as problem:  # /health reports it already
                 log.warning("The history could not be swept: %s", problem)
+
+    def _write_again(self) -> None:
+        self.tasks.write_again()
+        self._recovery.write_again()
 
     async def _knows(self, task_id: str) -> bool:
         return self.tasks.find(task_id) is not None or await self.history.get(task_id) is not None

@@ -348,6 +348,8 @@ async def test_file_of_each_older_release_is_migrated(tmp_path: Path, version: i
                 "VALUES (?, 'rt_1', 'completed', 'compute', 1, 1, 1, 0, 1, 0, ?)",
                 values,
             )
+            if version >= 4:
+                connection.execute("UPDATE tasks SET title = ? WHERE id = ?", ((task.name or task.operation).casefold(), task.task_id))
     async with opened(tmp_path) as history:
         assert [[task.task_id for task in (await history.page(9, name=name))[0]] for name in ("éTUDE", "Compute")] == [
             [old[0].task_id],

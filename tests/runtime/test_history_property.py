@@ -64,8 +64,10 @@ class Story:
                 elif kind == "pause":
                     await asyncio.sleep(*arguments)
                 elif kind == "list":
+                    written = states(self.folder)
                     tasks, total, _ = await self.history.page(TASKS)
-                    assert total == len(tasks) <= len(states(self.folder))
+                    assert total == len(tasks)
+                    assert {task.task_id for task in tasks} >= set(written)
                 else:
                     fill_disk(self.history, kind == "fill")
             fill_disk(self.history, False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.runtime.metrics.gpu.base import GpuReadings
+from openruntime_jupyter.runtime.metrics.gpu import GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.metrics.service import MetricsRecorder
 from openruntime_jupyter.runtime.settings import Settings

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from openruntime_jupyter.memory import Machine
+from openruntime_jupyter.runtime.metrics.gpu import Gpu, GpuReadings, Probe, ProbeUnavailable
 from openruntime_jupyter.runtime.metrics.gpu.apple import AppleProbe
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings, Probe, ProbeUnavailable
 from openruntime_jupyter.runtime.metrics.gpu.nvidia import NvidiaProbe
 
 log = logging.getLogger(__name__)

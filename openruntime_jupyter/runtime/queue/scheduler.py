@@ -26,7 +26,7 @@ from openruntime_jupyter.engines.protocol import (
 )
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend, StorageUnavailable, TaskConflict, Unavailable
 from openruntime_jupyter.runtime.arrays.store import ArrayStore, result_name
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu
+from openruntime_jupyter.runtime.metrics.gpu import Gpu
 from openruntime_jupyter.runtime.metrics.sampler import Meters
 from openruntime_jupyter.runtime.queue.device_lock import DeviceLock
 from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes

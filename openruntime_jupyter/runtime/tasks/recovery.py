@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import Any
 
 from openruntime_jupyter.engines.protocol import Stage
@@ -39,6 +40,11 @@ class Recovery:
             waiting = [task_id for task_id in waiting if not await self._queue(task_id)]
             if waiting:
                 await asyncio.sleep(AGAIN_SECONDS)
+
+    def write_again(self) -> None:
+        """Write all recovered tasks, which a new file of the history does not have."""
+        for task_id, task in self._left.items():
+            self._history.write_behind(task_id, partial(Task.model_copy, task))
 
     async def cancel(self, task_id: str) -> bool:
         """Cancel a recovered task; return False if it is not one. Raises what `History.commit` raises; the task stays pending then."""

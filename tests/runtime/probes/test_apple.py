@@ -7,9 +7,8 @@ from typing import Any
 import psutil
 import pytest
 
-from openruntime_jupyter.runtime.metrics.gpu import apple
+from openruntime_jupyter.runtime.metrics.gpu import Gpu, GpuReadings, ProbeUnavailable, apple
 from openruntime_jupyter.runtime.metrics.gpu.apple import AppleProbe, Registry
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings, ProbeUnavailable
 from tests.runtime.probes.fake_iokit import RECORDED, TOO_LARGE, Mac
 
 GPU = Gpu("device_0", 0, "Apple M3 Pro", ("metal", "mlx", "unified_memory"))

@@ -16,7 +16,7 @@ from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import DeviceReport, Job, Observer, Outcome
 from openruntime_jupyter.memory import Machine, Memory
 from openruntime_jupyter.runtime.metrics import sampler as sampler_module
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings
+from openruntime_jupyter.runtime.metrics.gpu import Gpu, GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.queue.lane import Admission, Lane
 from openruntime_jupyter.runtime.runtime import Runtime, view_device

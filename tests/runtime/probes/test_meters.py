@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuReadings
+from openruntime_jupyter.runtime.metrics.gpu import NOTHING, GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import SETTLE_SECONDS, Meters
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pynvml
 import pytest
 
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuReadings, ProbeUnavailable
+from openruntime_jupyter.runtime.metrics.gpu import NOTHING, Gpu, GpuReadings, ProbeUnavailable
 from openruntime_jupyter.runtime.metrics.gpu.nvidia import NvidiaProbe
 from tests.runtime.probes.fake_nvml import CODES, GIB, NOT_SUPPORTED, Fails, FakeGpu, FakeNvml, parted
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings, ProbeUnavailable
+from openruntime_jupyter.runtime.metrics.gpu import Gpu, GpuReadings, ProbeUnavailable
 from openruntime_jupyter.runtime.metrics.sampler import PROBES, Probes
 
 CUDA = Gpu("device_0", 0, "NVIDIA GeForce RTX 4090", ("cuda", "mlx"))
