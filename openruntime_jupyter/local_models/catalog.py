@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
 from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of
-from openruntime_jupyter.local_models.gguf.header import ENCODINGS
-from openruntime_jupyter.local_models.gguf.llama import shape_of_gguf
+from openruntime_jupyter.local_models.gguf_file import ENCODINGS, shape_of_gguf
 from openruntime_jupyter.schemas.values import ModelSource
 
 if TYPE_CHECKING:
@@ -160,6 +159,9 @@ class ModelCatalog:
                 shape = shape_of(path) if kind == "mlx" else shape_of_gguf(path)
             except NotAModel as problem:
                 shape = str(problem)
+            except Exception as problem:  # one damaged model must not hide the others
+                log.exception("Unexpected error of the model %s", path)
+                shape = f"{path} can't be read: {type(problem).__name__}: {problem}"
             self._shapes[path] = stamp, shape
         if isinstance(shape, str):
             raise NotAModel(shape)
