@@ -81,6 +81,7 @@ class AiService:
         parameters = kind.read(request.parameters)
         role = parameters.agent or kind.agent
         agent = None if role is None else self.agents.find(role)
+        await self.runtime.catalog.refresh(parameters.model, caller)
         choice = self._chooser.choose(parameters.profile, parameters.model, caller)
         same = _fingerprint(request)
         if idempotency_key is not None:
@@ -129,12 +130,13 @@ class AiService:
             raise
         return answer_of(ended).result
 
-    def rewriters(self, caller: Caller) -> Choose:
+    async def rewriters(self, caller: Caller) -> Choose:
         """Return the selection of a model to rewrite insights.
 
         By default it uses only models that `insights_wording` allows; remote ones always need it. A model whose last text was unusable
         is skipped by default, because each response would wait for it in vain.
         """
+        await self.runtime.catalog.refresh()
 
         def choose(kind: ModelKind) -> Rewriter | None:
             choice = self._rewriting_choice(kind, caller)
@@ -165,8 +167,9 @@ class AiService:
     def _learn(self, model: str, fit: bool) -> None:
         (self._unfit.discard if fit else self._unfit.add)(model)
 
-    def models(self, caller: Caller) -> ModelList:
+    async def models(self, caller: Caller) -> ModelList:
         """Return the local models (marking those in memory) and the remote providers."""
+        await self.runtime.catalog.refresh()
         found = {
             source.name: ModelInfo(
                 name=source.name,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
+from openruntime_jupyter.errors import InvalidRequest, NotAllowed, OpenRuntimeError, Unavailable
 from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of
 from openruntime_jupyter.local_models.gguf_file import ENCODINGS, shape_of_gguf
 from openruntime_jupyter.schemas.values import ModelSource
@@ -41,15 +43,30 @@ def _plain(source: ModelSource) -> str:
 
 
 class ModelCatalog:
-    """Catalog that reads the folder of models and the settings on every request.
+    """Catalog of the folder of models and the settings, as they are at each request.
 
     A model is an MLX folder, a GGUF file, or a name on the Hugging Face hub. A model in the folder of models has the name of its folder
     or file, without `.gguf`. Names are compared, never joined to a path.
+
+    Call `refresh` on an event loop before any other method. Only the headers of new and changed models are read then, and in a thread.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._shapes: dict[Path, tuple[Stamp, Shape | str]] = {}
+        self._reading = asyncio.Lock()
+
+    async def refresh(self, name: str | None = None, caller: Caller | None = None) -> None:
+        """Read the headers of new and changed models in a thread, and that of the model at the path `name` if the caller may use it."""
+        async with self._reading:
+            await asyncio.to_thread(self._read, name, caller)
+
+    def _read(self, name: str | None, caller: Caller | None) -> None:
+        if name is None or caller is None:
+            self.known()
+        else:
+            with contextlib.suppress(OpenRuntimeError):
+                self.resolve(name, caller)
 
     def known(self) -> list[ModelSource]:
         """Return the models that every user with permission to submit tasks may use, the default one first."""

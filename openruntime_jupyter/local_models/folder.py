@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-LONGEST_HEADER = 100_000_000
-"""Maximum length in bytes of a header with weights that are not text, as in safetensors."""
-LONGEST_JSON = 10_000_000
-"""Maximum length in bytes of a JSON text. Parsing it blocks all threads of the server, for up to 0.2 s."""
+LONGEST_JSON = 4_000_000
+"""Maximum length in bytes of a JSON text. Parsing it blocks all threads of the server, for up to 50 ms."""
 LONGEST_JSON_OF_FOLDER = 50_000_000
 """Maximum length in bytes of the JSON headers of all weight files of a folder."""
 MOST_DIMENSIONS = 8

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import math
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from openruntime_jupyter.local_models.folder import LONGEST_HEADER, NotAModel, Shape, cache_numbers, open_file
+from openruntime_jupyter.local_models.folder import NotAModel, Shape, cache_numbers, open_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 USUAL_ALIGNMENT = 32
+LONGEST_HEADER = 50_000_000
+"""Maximum length of a header in bytes; the largest vocabularies have 20 MB."""
 MOST_ENTRIES = 20_000
 """Maximum number of keys, and of tensors; the largest models have a few thousand."""
 MOST_TEXTS = 2_000_000
 """Maximum number of texts in all lists; the largest vocabularies have 260,000 tokens and 600,000 merges."""
+TEXTS_AT_ONCE, PAUSE = 10_000, 0.0005
+"""Texts that are skipped in 2 ms, and the seconds in which the server's event loop runs after that."""
 MOST_DIMENSIONS = 4
 PIECE = 1 << 20
 """Bytes that are read at once."""
@@ -173,9 +178,11 @@ class _Reader:
         if self._lists:
             return [self._text() for _ in range(count)]
         at, length_at = self._at, COUNT.unpack_from
-        for _ in range(count):  # hot loop: a vocabulary has a hundred thousand entries
+        for number in range(count):  # hot loop: a vocabulary has a hundred thousand entries
             if at + 8 > len(self._data):
                 self._require(at + 8)
+            if number % TEXTS_AT_ONCE == 0:
+                time.sleep(PAUSE)
             at += 8 + length_at(self._data, at)[0]
         self._require(at)
         self._at = at
