@@ -39,7 +39,7 @@ def delete_expired(connection: sqlite3.Connection, limits: Limits) -> tuple[int,
     if not chosen and limits.since:
         conversations.expire(connection, limits.since)
     marks = ",".join("?" * len(chosen))
-    files = connection.execute(f"SELECT file FROM payloads WHERE file IS NOT NULL AND task_id IN ({marks})", chosen).fetchall()  # noqa: S608
+    files = connection.execute(f"SELECT file FROM payloads WHERE file IS NOT NULL AND task_id IN ({marks})", chosen).fetchall()  # noqa: S608 - constants
     connection.executemany("DELETE FROM tasks WHERE id = ?", [(task_id,) for task_id in chosen])
     return len(chosen), [name for (name,) in files]
 
@@ -97,7 +97,7 @@ def orphans(connection: sqlite3.Connection, table: str, after: str) -> tuple[lis
 def remove_orphans(connection: sqlite3.Connection, table: str, ids: list[str], now: int) -> None:
     """Delete those older than an hour; the task of a younger one may not be written yet. `unreferenced_files` finds their files."""
     connection.executemany(
-        f"DELETE FROM {table} WHERE task_id = ? AND stored < ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE id = task_id)",  # noqa: S608
+        f"DELETE FROM {table} WHERE task_id = ? AND stored < ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE id = task_id)",  # noqa: S608 - constants
         [(task_id, now - HOUR) for task_id in ids],
     )
 
