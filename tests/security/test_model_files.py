@@ -172,7 +172,7 @@ class Pulse:
 
 
 @pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
-def test_hostile_model_blocks_nobody_and_hides_no_model(server: Server, models: Path, make: Make) -> None:
+def test_hostile_model_blocks_no_request_and_hides_no_model(server: Server, models: Path, make: Make) -> None:
     path, pulse = make(models), Pulse(server)
     with pulse.measured():
         listed = pulse.client.get("/models")
