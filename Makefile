@@ -41,7 +41,7 @@ PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/*)
 ROOT_ARG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" ] && echo --no-browser)
 
-.PHONY: help lab test bench check format frontend docs pictures notebooks clean
+.PHONY: help lab test bench check audit format frontend docs pictures notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## list all commands
@@ -70,6 +70,9 @@ check: $(VENV)/.dev ## check format, lint, types, layout and documentation
 	tools/build-frontend $(VENV)/bin/python --check
 	$(VENV)/bin/python tools/generate-docs --check
 	$(VENV)/bin/python tools/build-docs $(VENV)/site
+
+audit: $(VENV)/.dev ## look for known vulnerabilities in the code, the installed packages and the packages of the pages (needs a network)
+	$(VENV)/bin/python tools/audit $(VENV)
 
 format: $(VENV)/.dev ## format the sources and fix lint errors
 	$(RUN) ruff format

@@ -123,7 +123,7 @@ class Runtime:
             self._devices.need,
             self.arrays,
             self.sessions,
-            self.catalog.resolve,
+            self.catalog,
         )
         self._recovery = Recovery(self.history, self.tasks, self.submission)
         self.history.on_replaced = self._write_again
@@ -379,6 +379,7 @@ class Runtime:
 
         Raises `TaskConflict` where that model answers a prompt now, and `ModelNotFound` where it is not in memory.
         """
+        await self.catalog.refresh()
         source = self.catalog.named(name) if name is not None else None
         if source is not None:
             name = source.name

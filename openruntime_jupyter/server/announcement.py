@@ -11,7 +11,7 @@ from jupyter_server.serverapp import ServerApp
 
 from openruntime_jupyter.runtime.permissions import private_folder
 
-ANY = ("", "0.0.0.0", "*")  # noqa: S104
+ANY = ("", "0.0.0.0", "*")  # noqa: S104 - compared, not bound
 HERE = ("localhost", "ip6-localhost")
 
 

@@ -103,11 +103,11 @@ async def test_remote_model_needs_permission_to_spend_and_to_rewrite_insights(tm
     async with serving(tmp_path, provider.url) as service:
         with pytest.raises(NotAllowed, match="costs its owner money"):
             await service.submit(prompt("x"), STRANGER)
-        assert [service.rewriters(ME)(kind) for kind in KINDS] == [None, None, None]
+        assert [(await service.rewriters(ME))(kind) for kind in KINDS] == [None, None, None]
     assert provider.requests == []
     async with serving(tmp_path, provider.url, insights_wording="remote") as service:
-        assert service.rewriters(STRANGER)("remote") is None
-        rewriter = service.rewriters(ME)("remote")
+        assert (await service.rewriters(STRANGER))("remote") is None
+        rewriter = (await service.rewriters(ME))("remote")
         assert rewriter is not None
         assert await rewriter.ask("word it") == "You said: word it"
         asking = asyncio.ensure_future(rewriter.ask("hold it"))

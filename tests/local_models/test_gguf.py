@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openruntime_jupyter.local_models.gguf.loading import load_gguf
+from openruntime_jupyter.local_models.gguf_model import load_gguf
 from tests.gguf_twin import write_twin
 from tests.llama_cpp import greedy, llama_cpp, tokens_of
 

@@ -10,7 +10,7 @@ import pytest
 from openruntime_jupyter.errors import MemoryRefused
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.mlx import graph
-from openruntime_jupyter.operations.mlx.summaries import LOOKING
+from openruntime_jupyter.operations.numerics import SUMMARY_BYTES
 
 SQUARE = {"normal": [600, 600]}
 SPD = {"eye": 300}
@@ -57,7 +57,7 @@ def test_call_estimate_covers_peak_within_bounds(run, function, args, kwargs):
     output = run("mlx_operation", {"function": function, "args": args, "kwargs": kwargs})
     peak = mx.get_peak_memory() - before
     # Most estimates are within a factor of two; random numbers reuse buffers, and some functions can't be traced.
-    assert peak <= output["memory_estimate"] <= 12 * peak + LOOKING
+    assert peak <= output["memory_estimate"] <= 12 * peak + SUMMARY_BYTES
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_expression_estimate_covers_peak(run, expression, inputs):
     mx.reset_peak_memory()
     output = run("compute", {"expression": expression, "inputs": inputs})
     peak = mx.get_peak_memory() - before
-    assert peak <= output["memory_estimate"] <= 6 * peak + LOOKING
+    assert peak <= output["memory_estimate"] <= 6 * peak + SUMMARY_BYTES
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ class Recovery:
         if task is None:  # cancelled in the meantime
             return True
         try:
+            await self._submission.read_models(_request(task), Caller(task.owner))
             checked = self._submission.check(_request(task), Caller(task.owner))
             if not checked.operation.inline and not await self._lanes(checked.interpreter):
                 return False

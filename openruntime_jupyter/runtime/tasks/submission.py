@@ -15,6 +15,7 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, QueueFull, Stopping, StorageUnavailable, Unavailable, UnknownOperation
+from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ArrayRef, ModelParameters, Operation, Parameters, World, references
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
@@ -30,7 +31,6 @@ from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.schemas.arrays import ArrayReference
 from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
-from openruntime_jupyter.schemas.values import ModelSource
 
 LONGEST_KEY = 255
 MOST_INPUTS = 20
@@ -62,10 +62,6 @@ class Checked:
     arrays: tuple[str, ...] = ()
     inputs: list[ArrayReference] = field(default_factory=list)
     model: ModelUse | None = None
-
-
-FindModel = Callable[[str | None, Caller], ModelSource]
-"""Resolves the name or path of a model for a caller; raises `InvalidRequest`, `NotAllowed` or `Unavailable`."""
 
 
 def minds_execute(name: str) -> bool:
@@ -135,7 +131,7 @@ class TaskSubmission:
         need_lanes: Callable[[str | None], Awaitable[None]],
         arrays: ArrayStore,
         sessions: Sessions,
-        find_model: FindModel,
+        models: ModelCatalog,
     ) -> None:
         self._settings = settings
         self._runtime = runtime_id
@@ -147,7 +143,7 @@ class TaskSubmission:
         self.need_lanes = need_lanes
         self._arrays = arrays
         self._sessions = sessions
-        self._find_model = find_model
+        self._models = models
         self._keys: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
         self._sequence = 0
         self._coming = 0
@@ -203,14 +199,21 @@ class TaskSubmission:
             kind = operation(request.operation)
             _authorise(kind, caller)
             read = await in_thread(_read, kind, request.parameters)
+        await self.read_models(request, caller)
         checked = self.check(request, caller, read)
         lane = await self.place(checked, request.device_preference)
         self._admission.check(checked.needs, lane)
         self._require_open()
         return self._entry(request, checked, caller.owner, lane, task_id)
 
+    async def read_models(self, request: TaskRequest, caller: Caller) -> None:
+        """Read the files of new models in a thread, if the request needs a model: `check` runs on the event loop."""
+        if operation(request.operation).resident:
+            name = request.parameters.get("model")
+            await self._models.refresh(name if isinstance(name, str) else None, caller)
+
     def check(self, request: TaskRequest, caller: Caller, read: Read | None = None) -> Checked:
-        """Validate and authorise a request; raise `InvalidRequest` and its subclasses, `NotAllowed`, and what `find_model` raises.
+        """Validate and authorise a request; raise `InvalidRequest` and its subclasses, and what `ModelCatalog.resolve` raises.
 
         Missing arrays are rejected later, when the task would lease them: a repeated request must find its task though its arrays may be
         gone. `read` has the parameters if they were read before.
@@ -234,7 +237,7 @@ class TaskSubmission:
                     )
         model = None
         if isinstance(parameters, ModelParameters):
-            source = self._find_model(parameters.model, caller)
+            source = self._models.resolve(parameters.model, caller)
             parameters.use(source)
             model = ModelUse(source, self._settings.keep_alive if parameters.keep_alive is None else parameters.keep_alive)
         timeout = request.timeout or (PROMPT_TIMEOUT if kind.answers_prompts else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -40,16 +39,8 @@ class Conversions:
 
     def path_of(self, source: Path) -> Path:
         """Return the cache path for a weight file; its name includes a hash of the file's identity and the converter's version."""
-        status = source.stat()
-        identity = [
-            os.path.realpath(source),
-            status.st_dev,
-            status.st_ino,
-            status.st_size,
-            status.st_mtime_ns,
-            FORMAT,
-            importlib.metadata.version("mlx"),
-        ]
+        status, version = source.stat(), importlib.metadata.version("mlx")
+        identity = (os.path.realpath(source), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, FORMAT, version)
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
         return self._folder / f"{source.stem}.{key}{SUFFIX}"
 
@@ -98,21 +89,16 @@ class Conversions:
 
     def _make_room(self, size: int, target: Path) -> None:
         """Delete abandoned files, and the least recently used ones over the limits with `size` bytes more in `target`."""
-        kept: list[tuple[float, int, Path]] = []
-        for path in self._folder.glob(f"*{SUFFIX}"):
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                if path.name.endswith(f".part{SUFFIX}"):
-                    if time.time() - status.st_mtime > ABANDONED:
-                        path.unlink(missing_ok=True)
-                elif path != target:
-                    kept.append((status.st_mtime, status.st_size, path))
-        kept.sort(reverse=True)
-        total = size
-        for count, (_, bytes_of, path) in enumerate(kept, 1):
-            total += bytes_of
-            if count >= MOST_FILES or total > MOST_BYTES:
-                path.unlink(missing_ok=True)
+        found = sorted(((path.stat(), path) for path in self._folder.glob(f"*{SUFFIX}")), key=lambda each: -each[0].st_mtime)
+        count, total = 1, size
+        for status, path in found:
+            if path.name.endswith(f".part{SUFFIX}"):
+                if time.time() - status.st_mtime > ABANDONED:
+                    path.unlink(missing_ok=True)
+            elif path != target:
+                count, total = count + 1, total + status.st_size
+                if count > MOST_FILES or total > MOST_BYTES:
+                    path.unlink(missing_ok=True)
 
 
 def _is_whole(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -121,6 +107,6 @@ def _is_whole(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         described, start = read_tensors(path)
         declared = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in described.items()}
         end = max(entry["data_offsets"][1] for entry in described.values())
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         return False
     return declared == {name: ("F32", shape) for name, shape in shapes.items()} and path.stat().st_size == start + end

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.local_models.folder import NotAModel
-from openruntime_jupyter.local_models.gguf.header import Header
+from openruntime_jupyter.local_models.gguf_file import Header
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import mlx.core as mx
 from mlx import nn
 
+from openruntime_jupyter.local_models.conversions import Conversions
 from openruntime_jupyter.local_models.folder import NotAModel
-from openruntime_jupyter.local_models.gguf.conversions import Conversions
-from openruntime_jupyter.local_models.gguf.header import Header, read_header
-from openruntime_jupyter.local_models.gguf.llama import ATTENTION, INNER, MLP, ROPE_FACTORS, configuration, mlx_name
-from openruntime_jupyter.local_models.gguf.tokenizer import build_tokenizer
+from openruntime_jupyter.local_models.gguf_file import ATTENTION, INNER, MLP, ROPE_FACTORS, Header, configuration, mlx_name, read_header
+from openruntime_jupyter.local_models.gguf_tokenizer import build_tokenizer
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -69,22 +68,16 @@ def _read(header: Header) -> dict[str, mx.array]:
         raise NotAModel(f"MLX can't read {header.path}: {problem}") from None
 
 
-def _parts(header: Header) -> dict[str, str]:
-    """Return the mlx-lm name of each tensor; `configuration` has checked that each has one."""
-    return {name: ROPE_FACTORS if name == ROPE_FACTORS else mlx_name(name) or name for name in header.tensors}
-
-
 def _float32(header: Header, cache_dir: str | Path | None) -> dict[str, mx.array]:
     conversions = None if cache_dir is None else Conversions(Path(cache_dir))
-    shapes = {_parts(header)[name]: tensor.shape for name, tensor in header.tensors.items()}
+    shapes = {mlx_name(name): tensor.shape for name, tensor in header.tensors.items()}
     if conversions is not None and (kept := conversions.find(header.path, shapes)) is not None:
         return kept
     raw = _read(header)
     weights = {}
-    for name, ours in _parts(header).items():
-        whole = raw.pop(name)
-        bits = header.tensors[name].encoding.bits
-        if bits is not None:
+    for name, tensor in header.tensors.items():
+        whole, ours = raw.pop(name), mlx_name(name)
+        if (bits := tensor.encoding.bits) is not None:
             base = name.removesuffix("weight")
             scales, biases = (raw.pop(base + part).astype(mx.float32) for part in ("scales", "biases"))
             whole = mx.dequantize(whole, scales, biases, group_size=GROUP_SIZE, bits=bits)
@@ -98,8 +91,7 @@ def _float32(header: Header, cache_dir: str | Path | None) -> dict[str, mx.array
 
 def _stored(header: Header, model: Any) -> dict[str, mx.array]:
     raw = _read(header)
-    names = _parts(header)
-    bits = {names[name].removesuffix(".weight"): tensor.encoding.bits for name, tensor in header.tensors.items() if tensor.encoding.bits}
+    bits = {mlx_name(name).removesuffix(".weight"): tensor.encoding.bits for name, tensor in header.tensors.items() if tensor.encoding.bits}
     if bits:
         nn.quantize(  # type: ignore[attr-defined]
             model,
@@ -108,17 +100,13 @@ def _stored(header: Header, model: Any) -> dict[str, mx.array]:
         )
     # Activations take the dtype of the scales and norms. A GPU accumulates float16 in 32 bits. The CPU does not, which is slow and too
     # inaccurate to generate text.
-    between = mx.float16 if mx.default_device() == mx.Device(mx.gpu) and _mostly_half(header) else mx.float32
+    half = any(tensor.encoding.name != "F32" for tensor in header.tensors.values() if len(tensor.shape) > 1)
+    between = mx.float16 if half and mx.default_device() == mx.Device(mx.gpu) else mx.float32
     weights = {}
     for name, value in raw.items():
-        whole = name in header.tensors
-        small = name != ROPE_FACTORS and (not whole or len(header.tensors[name].shape) == 1)
-        weights[names[name] if whole else mlx_name(name) or name] = value.astype(between) if small else value
+        small = name != ROPE_FACTORS and (name not in header.tensors or len(header.tensors[name].shape) == 1)
+        weights[mlx_name(name)] = value.astype(between) if small else value
     return weights
-
-
-def _mostly_half(header: Header) -> bool:
-    return any(tensor.encoding.name != "F32" for tensor in header.tensors.values() if len(tensor.shape) > 1)
 
 
 def _with_zero_biases(weights: dict[str, mx.array], config: dict[str, Any]) -> dict[str, mx.array]:
