@@ -19,10 +19,10 @@ from shutil import get_terminal_size
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, clear_output, display, publish_display_data
 
 from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.interruption import DECIDE_POLL, DECIDE_SECONDS, in_kernel, kernel_stops
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, Unavailable
 from openruntime_jupyter.notebook.display.html import View
 from openruntime_jupyter.notebook.display.tasks import TaskLine
@@ -38,11 +38,6 @@ FIRST_SECONDS = 0.05
 """Timeout of the first request. A task that ends by then needs no thread and one display less: 3 ms of 17 ms for an empty cell."""
 REST_SECONDS = 0.1
 """Minimum interval between requests, so that a task that prints continuously causes ten a second."""
-DECIDE_SECONDS = 0.5
-"""Time between Ctrl-C and the cancellation in a kernel. Jupyter interrupts a kernel before it restarts it, and such a stop cancels nothing.
-The request to shut down, or the kill, follows within milliseconds."""
-DECIDE_POLL = 0.02
-"""Interval between checks for a shutdown during that time, in seconds."""
 CANCEL_SECONDS = 15.0
 """Time to wait for a cancelled task to end."""
 UPDATE_SECONDS = 0.2
@@ -85,19 +80,6 @@ class Interrupts(AbstractContextManager["Interrupts"]):
         self.wake()
         if self.count > 2:
             raise KeyboardInterrupt
-
-
-def in_kernel() -> bool:
-    """Return whether this process is a Jupyter kernel."""
-    return getattr(get_ipython(), "kernel", None) is not None
-
-
-def kernel_stops() -> bool:
-    """Return whether the kernel has received a request to shut down, which also precedes a restart.
-
-    The kernel's control thread receives it while the main thread runs a cell.
-    """
-    return in_kernel() and bool(getattr(get_ipython(), "exit_now", False))
 
 
 class LiveDisplay:
@@ -191,7 +173,7 @@ class OutputReplay:
         self._flush()
 
     def _clear(self) -> None:
-        if getattr(get_ipython(), "kernel", None) is not None or sys.stdout.isatty():
+        if in_kernel() or sys.stdout.isatty():
             clear_output(wait=True)  # until the display that follows, so that the page does not flicker
         self._restore()
 
