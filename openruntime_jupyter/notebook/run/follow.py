@@ -19,13 +19,14 @@ from shutil import get_terminal_size
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from IPython.display import DisplayHandle, clear_output, display, publish_display_data
+from IPython.display import DisplayHandle, clear_output, display
 
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.interruption import DECIDE_POLL, DECIDE_SECONDS, in_kernel, kernel_stops
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, Unavailable
 from openruntime_jupyter.notebook.display.html import View
 from openruntime_jupyter.notebook.display.tasks import TaskLine
+from openruntime_jupyter.notebook.run.live_widgets import LiveWidgets
 from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput
 from openruntime_jupyter.terminal import terminal_text
 
@@ -156,6 +157,7 @@ class OutputReplay:
     def __init__(self, restore: Callable[[], None] = lambda: None) -> None:
         self._last: TextIO | None = None
         self._restore = restore
+        self._widgets = LiveWidgets()
 
     def show(self, items: Iterable[OutputItem]) -> None:
         """Show `items` after the earlier output."""
@@ -167,15 +169,19 @@ class OutputReplay:
             if item.output_type == "clear_output":
                 self._clear()
             elif item.data:
-                transient = {"display_id": item.display_id} if item.display_id else {}
-                update = item.output_type == "update_display_data"
-                publish_display_data(item.data, item.metadata or {}, transient=transient, update=update)
+                self._widgets.publish(item)
         self._flush()
+        self._widgets.release()
+
+    def end(self) -> None:
+        """Show the final form of widgets, once the task is no longer followed."""
+        self._widgets.end()
 
     def _clear(self) -> None:
         if in_kernel() or sys.stdout.isatty():
             clear_output(wait=True)  # until the display that follows, so that the page does not flicker
         self._restore()
+        self._widgets.clear()
 
     def _write(self, stream: TextIO, text: str) -> None:
         if self._last is not stream:
