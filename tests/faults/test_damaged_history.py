@@ -17,6 +17,7 @@ from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage import insights, store
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import FailureKind, OutputItem, Task, TaskOutput, TaskState
 from tests.runtime.history_support import execute, make_task, moved, opened, rows, states, until
 from tests.runtimes import cell, runtime_in, submit
@@ -207,7 +208,7 @@ async def test_live_tasks_survive_damage_of_the_file(tmp_path: Path) -> None:
         spoil(tmp_path / "data", "DROP TABLE tasks")
         extra = await submit(runtime, "compute", {"expression": "1 + 1"}, wait=False)
         await until(lambda: set(states(tmp_path / "data")) == {*ids, extra}, what="the live tasks in the new file")
-        assert {task.task_id for task in (await runtime.list_tasks()).tasks} == {*ids, extra}
+        assert {task.task_id for task in (await runtime.list_tasks(TasksQuery())).tasks} == {*ids, extra}
         mark.touch()
         for task_id in (*ids, extra):
             task = await runtime.tasks.wait(task_id, 30)

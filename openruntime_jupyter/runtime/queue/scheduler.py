@@ -482,7 +482,7 @@ class WorkerStats:
         self._records: dict[str, _Record] = {}
 
     def add_run(self, worker: str, seconds: float, measurements: Measurements, gpu_utilization: float | None) -> None:
-        """Add an ended task that used the worker for `seconds`, with the GPU's mean utilisation in percent."""
+        """Add an ended task that used the worker for `seconds`, with the GPU's mean utilization in percent."""
         record = self._records.get(worker)
         if record is None:
             self._forget()
