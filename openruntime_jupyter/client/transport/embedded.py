@@ -332,7 +332,10 @@ def _with_folder(settings: Settings) -> tuple[Settings, str | None]:
         reason = f"The data folder {settings.data_dir} is read-only: make it writable, or choose another by OPENRUNTIME_DATA_DIR"
     except StorageUnavailable as problem:
         reason = str(problem)
-    folder = Path(tempfile.mkdtemp(prefix="openruntime-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="openruntime-"))
+    except OSError as problem:
+        raise StorageUnavailable(f"{reason}. There is no room for a temporary one either ({problem})") from problem
     at_exit(lambda: shutil.rmtree(folder, ignore_errors=True))
     log.warning("%s. Tasks are kept until this process ends.", reason)
     return replace(settings, data_dir=folder, models_dir=settings.models), f"{reason}. Until then tasks are kept until this process ends."
