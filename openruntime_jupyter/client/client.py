@@ -201,14 +201,14 @@ class Client:
 
         return TaskExecutor(self.with_options(**options) if options else self)
 
-    def watch(self, topics: Iterable[str], tell: Callable[[dict[str, Any]], None]) -> Watch:
-        """Subscribe to events: call `tell(message)` for each until the watch is closed.
+    def watch(self, topics: Iterable[str], on_message: Callable[[dict[str, Any]], None]) -> Watch:
+        """Subscribe to events: call `on_message(message)` for each until the watch is closed.
 
         Topics are `task_update`, `task_progress`, `task_output`, `metrics` and `ai_token`, with the messages of the API's WebSocket.
         There are also `connected` (its `gap` is true if events may have been missed) and `disconnected`. All watchers share the
-        thread that calls `tell`, so it must return quickly. Raises ValueError for an unknown topic.
+        thread that calls `on_message`, so it must return quickly. Raises ValueError for an unknown topic.
         """
-        return self.backend.watch(topics, tell)
+        return self.backend.watch(topics, on_message)
 
     def submit_code(
         self,

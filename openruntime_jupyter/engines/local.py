@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from openruntime_jupyter.engines.exit_report import Death, oom_watch
+from openruntime_jupyter.engines.failures import Death, oom_watch
 from openruntime_jupyter.engines.model_pool import ModelPool
 from openruntime_jupyter.engines.pool import Pool
 from openruntime_jupyter.engines.protocol import (
@@ -24,7 +24,6 @@ from openruntime_jupyter.engines.protocol import (
     Died,
     Job,
     Measurements,
-    ModelReport,
     Observer,
     Outcome,
     RaisedError,
@@ -37,9 +36,8 @@ from openruntime_jupyter.engines.protocol import (
 )
 from openruntime_jupyter.engines.worker_process import Watchdog, WorkerProcess, resident_bytes, worker_environment
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend
+from openruntime_jupyter.schemas.base import dumps
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
-from openruntime_jupyter.schemas.values import ModelSource
-from openruntime_jupyter.worker.codec import dumps
 from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, Kind
 
@@ -91,9 +89,9 @@ class Attempt:
         """The peak that the kernel reports at the worker's end is that of this attempt."""
         self.keeps_model = False
         """The worker still has the model loaded."""
-        self.spent = False
+        self.retire = False
         """The worker must not be used again."""
-        self.never_begun = False
+        self.not_begun = False
         """The worker ended before it read the job, so another worker may run it."""
         self.declined = False
         """The worker rejected the task because files that it had imported have changed."""
@@ -141,19 +139,16 @@ class Attempt:
         worker.send(Kind.RUN, encoded)
         self._given = time.monotonic()
 
-    def is_unacknowledged(self, seconds: float) -> bool:
-        """Return whether the job was sent at least `seconds` ago and the worker has not responded to it yet."""
-        if self.worker is None or self.outcome.done() or self._reason is not None or self._acknowledged:
-            return False
-        return time.monotonic() - self._given >= seconds
-
-    def look(self) -> None:
-        """Kill a worker that was stopped by a signal or debugger before it read the job; a worker that is only slow is not affected."""
+    def kill_if_suspended(self) -> None:
+        """Kill a worker that a signal or debugger stopped before it read the job, which was sent at least `ACK_SECONDS` ago."""
         worker = self.worker
-        assert worker is not None
+        if worker is None or self.outcome.done() or self._reason is not None or self._acknowledged:
+            return
+        if time.monotonic() - self._given < ACK_SECONDS:
+            return
         unread = worker.unread
         if unread is not False and worker.stopped:
-            self.never_begun = bool(unread)
+            self.not_begun = bool(unread)
             worker.killed_by_us = "it was suspended (SIGSTOP, or a debugger)"
             worker.signal_group(signal.SIGKILL)
         elif not unread:
@@ -169,7 +164,7 @@ class Attempt:
             self.worker.listener = None
             self.worker.dead.remove_done_callback(self._died)
 
-    def refuse(self, message: str) -> None:
+    def reject(self, message: str) -> None:
         """Fail the task with `message` if it has no worker yet."""
         if self.worker is None:
             self._resolve(Died(Failure(kind=FailureKind.NOT_STARTED, message=message), retry=False))
@@ -190,7 +185,7 @@ class Attempt:
             self._timer = self._loop.call_later(self._grace, self._escalate)
 
     def _escalate(self) -> None:
-        if self.outcome.done() or self.worker is None or self.worker.ended or self._stage not in NEXT_STAGE:
+        if self.outcome.done() or self.worker is None or not self.worker.alive or self._stage not in NEXT_STAGE:
             return
         self._stage, number = NEXT_STAGE[self._stage]
         self._signal(self.worker, number)
@@ -218,13 +213,13 @@ class Attempt:
         elif kind is Kind.DISPLAY:
             self._observer.displayed(body)
         elif kind is Kind.DECLINED:
-            self.declined = self.never_begun = self.spent = True
+            self.declined = self.not_begun = self.retire = True
             self._resolve(Died(Failure(kind=FailureKind.NOT_STARTED, message=body["reason"])))
         elif body["task_id"] == self.job.task_id:
             self._finish(kind, body, payload)
 
     def _finish(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
-        self.spent, self.keeps_model, self.imported = body["spent"], body["keeps"], body["imported"]
+        self.retire, self.keeps_model, self.imported = body["retire"], body["keeps"], body["imported"]
         measurements = Measurements(body["execution_time"], body["mlx_peak"], max(self.resident_peak, body["resident"] or 0) or None)
         if kind is Kind.RESULT:
             size = body["payload_size"]
@@ -291,7 +286,7 @@ class LocalEngine:
     def __init__(self, options: LocalOptions) -> None:
         self._options = options
         self._loop = asyncio.get_running_loop()
-        self._watchdog = Watchdog(self._past_limit, oom_watch.look)
+        self._watchdog = Watchdog(self._past_limit, oom_watch.read)
         self._payloads = str(options.payloads)
         self._pools: dict[tuple[str, str], Pool] = {}
         self._workers: set[WorkerProcess] = set()
@@ -301,7 +296,7 @@ class LocalEngine:
         self._warm = {"python", "call"}
         """Operations whose slow imports new workers run in advance."""
         self._sessions: dict[str, tuple[SessionUse, WorkerProcess]] = {}
-        self._model_pool = ModelPool(options.max_models, 4 * options.cancel_grace, resident_bytes)
+        self.models = ModelPool(options.max_models, 4 * options.cancel_grace, resident_bytes)
         self._stopping = False
         self._reaper: asyncio.TimerHandle | None = None
         self._ack_timer: asyncio.TimerHandle | None = None
@@ -309,7 +304,7 @@ class LocalEngine:
     async def start(self) -> None:
         """Start the watchdog, and the first worker without waiting for it."""
         self._watchdog.start()
-        self._scout(self._options.interpreter)
+        self._discovery(self._options.interpreter)
         self._schedule_reaper()
 
     async def stop(self, deadline: float) -> None:
@@ -324,23 +319,23 @@ class LocalEngine:
                 timer.cancel()
         for pool in self._pools.values():
             pool.close()
-        self._model_pool.close()
+        self.models.close()
         for attempt in tuple(self._attempts.values()):
             attempt.halt(StopReason.ENDED)
         for worker in tuple(self._workers):
             worker.leave()
-        await self._gone(deadline / 2)
+        await self._wait_for_exits(deadline / 2)
         for worker in tuple(self._workers):
             worker.killed_by_us = worker.killed_by_us or "the runtime stopped"
             worker.signal_group(signal.SIGKILL)
-        await self._gone(deadline / 2)
-        scouts = tuple(self._reports.values())
-        for scout in scouts:
-            scout.cancel()
-        await asyncio.gather(*scouts, return_exceptions=True)
+        await self._wait_for_exits(deadline / 2)
+        discoveries = tuple(self._reports.values())
+        for discovery in discoveries:
+            discovery.cancel()
+        await asyncio.gather(*discoveries, return_exceptions=True)
         self._watchdog.stop(1.0)
 
-    async def _gone(self, seconds: float) -> None:
+    async def _wait_for_exits(self, seconds: float) -> None:
         dead = [worker.dead for worker in self._workers]
         if dead:
             await asyncio.wait(dead, timeout=seconds)
@@ -349,9 +344,9 @@ class LocalEngine:
 
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
         """Return the devices of this interpreter's workers; raise `EngineError` or a subclass if none starts."""
-        return await asyncio.shield(self._scout(interpreter or self._options.interpreter))
+        return await asyncio.shield(self._discovery(interpreter or self._options.interpreter))
 
-    def _scout(self, interpreter: str) -> asyncio.Task[list[DeviceReport]]:
+    def _discovery(self, interpreter: str) -> asyncio.Task[list[DeviceReport]]:
         task = self._reports.get(interpreter)
         if task is None or (task.done() and not task.cancelled() and task.exception() is not None):
             task = self._loop.create_task(self._discover(interpreter))
@@ -409,20 +404,20 @@ class LocalEngine:
             self._warm.add(job.operation)
         try:
             attempt.arrays = self._arrays(job)
-            kept = self._model_pool.take(job) if job.model is not None else None
+            kept = self.models.take(job) if job.model is not None else None
             if session is not None:
                 kept = session[1]
             worker = kept or pool.take_idle(job) or await self._next_worker(pool, attempt)
             if worker is None:
                 return await attempt.outcome
             if job.model is not None and kept is None:
-                self._model_pool.adopt(job, worker)
+                self.models.adopt(job, worker)
             if job.session is not None and kept is None:
                 self._open_session(job.session, worker)
             outcome = await self._run_on(worker, pool, attempt)
             if job.session is not None and not attempt.declined:  # another worker would not have its variables
                 return outcome
-            return None if attempt.never_begun and isinstance(outcome, Died) else outcome
+            return None if attempt.not_begun and isinstance(outcome, Died) else outcome
         except (EngineError, ArrayNotFound, OSError) as problem:
             kind = FailureKind.NOT_STARTED
             return Died(Failure(kind=kind, message=str(problem), type=type(problem).__name__), retry=False)
@@ -433,8 +428,7 @@ class LocalEngine:
         # One timer for all attempts, because most end long before it fires.
         self._ack_timer = self._loop.call_later(ACK_SECONDS, self._check_attempts) if self._attempts else None
         for attempt in tuple(self._attempts.values()):
-            if attempt.is_unacknowledged(ACK_SECONDS):
-                attempt.look()
+            attempt.kill_if_suspended()
 
     async def _next_worker(self, pool: Pool, attempt: Attempt) -> WorkerProcess | None:
         """Return the next worker for this attempt, or None if the attempt was stopped before."""
@@ -468,7 +462,7 @@ class LocalEngine:
             attempt.begin(worker, str(parameters_file) if parameters_file else None, f"{self._payloads}/{job.payload_name}")
             outcome = await attempt.outcome
         finally:
-            attempt.resident_peak = max(attempt.resident_peak, self._watchdog.rest(worker.pid))
+            attempt.resident_peak = max(attempt.resident_peak, self._watchdog.unwatch(worker.pid))
             attempt.release()
             if parameters_file is not None:
                 parameters_file.unlink(missing_ok=True)
@@ -490,25 +484,25 @@ class LocalEngine:
             pool.forget_imports()
             self._forget_session(worker)
         elif job.private and job.environment.kernel is not None:  # callers without a kernel id cannot be distinguished
-            pool.learn(job.environment, attempt.imported)
+            pool.record_imports(job.environment, attempt.imported)
         if job.session is not None and not (self._stopping or attempt.declined):
             if worker.signalled and (use := self._forget_session(worker)) is not None:  # it may still receive a signal
                 self._options.session_ended(use, f"The worker was stopped: {worker.killed_by_us}")
                 worker.signal_group(signal.SIGKILL)
             pool.keep_spares_soon()
             return worker.signalled
-        if self._stopping or attempt.spent or (job.private and job.burst is None):
-            self._model_pool.lost(worker)
+        if self._stopping or attempt.retire or (job.private and job.burst is None):
+            self.models.mark_ending(worker)
             self._dismiss(worker)
             pool.keep_spares_soon()
             return True
         if worker.signalled:  # it may still receive a signal, so it is not reused
-            self._model_pool.lost(worker)
+            self.models.mark_ending(worker)
             worker.signal_group(signal.SIGKILL)
             pool.keep_spares_soon()
             return True
         if job.model is not None:
-            self._model_pool.rest(job, attempt.keeps_model)
+            self.models.release(job, attempt.keeps_model)
         else:
             pool.give_back(worker)
         return False
@@ -540,7 +534,7 @@ class LocalEngine:
         """End the worker of a session, and the task that it runs; `reason` completes "The worker was stopped: …"."""
         for attempt in tuple(self._attempts.values()):
             if attempt.job.session is not None and attempt.job.session.id == session_id:
-                attempt.refuse(f"The task did not start: {reason}")
+                attempt.reject(f"The task did not start: {reason}")
         if session_id not in self._sessions:
             return
         _, worker = self._sessions.pop(session_id)
@@ -578,7 +572,7 @@ class LocalEngine:
     def workers(self) -> list[WorkerReport]:
         """Return the running workers."""
         busy = {id(attempt.worker): attempt.job.task_id for attempt in self._attempts.values()}
-        models = {id(worker): name for worker, name in self._model_pool.workers()}
+        models = {id(worker): name for worker, name in self.models.workers()}
         sessions = {id(worker): use for use, worker in self._sessions.values()}
         return [
             WorkerReport(
@@ -595,22 +589,6 @@ class LocalEngine:
             for worker in self._workers
             if not worker.dead.done()
         ]
-
-    def models(self) -> list[ModelReport]:
-        """Return the models that workers keep, least recently used first."""
-        return self._model_pool.models()
-
-    def holds(self, lane: str, model: ModelSource) -> int:
-        """Return the bytes held by the worker that keeps this model; 0 if it is not loaded."""
-        return self._model_pool.holds(lane, model)
-
-    def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
-        """Start unloading the least recently used idle model of this lane except `keep`. Return its name, or None."""
-        return self._model_pool.make_room(lane, keep)
-
-    async def unload(self, name: str | None) -> list[str]:
-        """Unload the idle models of that name, or all; return their names once their workers have ended."""
-        return await self._model_pool.unload(name)
 
     def _pool(self, lane: str, interpreter: str) -> Pool:
         key = (lane, interpreter)
@@ -650,7 +628,7 @@ class LocalEngine:
         self._workers.discard(worker)
         attempt = next((attempt for attempt in self._attempts.values() if attempt.worker is worker), None)
         if attempt is not None:
-            attempt.resident_peak = max(attempt.resident_peak, self._watchdog.rest(worker.pid))
+            attempt.resident_peak = max(attempt.resident_peak, self._watchdog.unwatch(worker.pid))
         self._watchdog.forget(worker.pid)
 
     def _past_limit(self, task_id: str) -> None:

@@ -274,7 +274,7 @@ class Pool:
                 self._starting[task] = variables
                 task.add_done_callback(lambda done: self._starting.pop(done, None))
 
-    def learn(self, environment: ExecutionEnvironment, modules: list[str]) -> None:
+    def record_imports(self, environment: ExecutionEnvironment, modules: list[str]) -> None:
         """Record the installed modules that a task in this environment imported, and keep a spare that has imported them."""
         known = self._known.get(environment)
         if known is None:

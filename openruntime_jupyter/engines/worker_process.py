@@ -26,17 +26,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import psutil
 
-from openruntime_jupyter.engines.exit_report import Death, died, install_command, missing_package, not_started
+from openruntime_jupyter.engines.failures import Death, install_command, missing_package, not_started, worker_died
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment
 from openruntime_jupyter.environment import is_secret
 from openruntime_jupyter.errors import EngineError, InterpreterError
+from openruntime_jupyter.schemas.base import dumps, loads
 from openruntime_jupyter.schemas.tasks import Failure
 from openruntime_jupyter.terminal import terminal_text
-from openruntime_jupyter.worker.codec import dumps, loads
 from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, READ_BYTES, BrokenFrame, Kind, decode_header, display_marker, encode
 from openruntime_jupyter.worker.resident import max_resident, own_peak
 
@@ -153,18 +153,20 @@ class WorkerProcess:
         # `wait4` counts more towards the worker's peak: the runtime's memory, which it shared at its vfork, and the processes that earlier
         # tasks started. A peak up to this value is not that of the running task.
         self._foreign_peak = own_peak()
-        spawned = _spawn(interpreter, generation, environment, folder, arguments)
-        self._process = spawned.process
-        self.pid = spawned.process.pid
-        self._control = spawned.control
-        self.stdout = OutputPipe(spawned.out, loop, spawned.marker, partial(self._printed, "stdout"))
-        self.stderr = OutputPipe(spawned.err, loop, spawned.marker, partial(self._printed, "stderr"))
+        secret = secrets.token_hex(8)
+        self._process, data, self._control = _spawn(interpreter, generation, environment, folder, arguments, secret)
+        self.pid = self._process.pid
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        marker = display_marker(secret)
+        self.stdout = OutputPipe(self._process.stdout, loop, marker, partial(self._printed, "stdout"))
+        self.stderr = OutputPipe(self._process.stderr, loop, marker, partial(self._printed, "stderr"))
         self._written = select.poll()
-        for descriptor in (spawned.out, spawned.err):
-            self._written.register(descriptor, select.POLLIN)
+        for pipe in (self._process.stdout, self._process.stderr):
+            self._written.register(pipe, select.POLLIN)
         self._loop = loop
         self._transport: asyncio.Transport | None = None
-        self._connecting = loop.create_task(self._connect(spawned.data))
+        self._connecting = loop.create_task(self._connect(data))
         self._reaped = False
         self._lost = asyncio.Event()
         self._ending = select.poll()
@@ -276,11 +278,6 @@ class WorkerProcess:
         """True while the process is running, according to the operating system: the loop may not have processed its end yet."""
         return not self._reaped and not (self._pidfd is not None and self._ending.poll(0))
 
-    @property
-    def ended(self) -> bool:
-        """True if the process has ended; `dead` follows after its last output is read."""
-        return self._reaped
-
     def prepare(self, environment: ExecutionEnvironment, modules: list[str]) -> bool:
         """Import these modules in the worker, which from then on runs only tasks of that environment.
 
@@ -354,7 +351,7 @@ class WorkerProcess:
 
     def failure(self, death: Death, peak: int | None = None) -> Failure:
         """Return the failure of a task that this worker ran when it died; `peak` is in bytes."""
-        return died(death, peak, self.killed_by_us, self.last_output())
+        return worker_died(death, peak, self.killed_by_us, self.last_output())
 
     def last_output(self) -> str:
         """Return the end of its output as a terminal shows it, with standard error last."""
@@ -362,34 +359,22 @@ class WorkerProcess:
         return "\n".join(part for part in parts if part)[-TAIL_CHARACTERS:]
 
 
-@dataclass(slots=True)
-class _Spawned:
-    """New process, and the runtime's ends of its channels."""
-
-    process: subprocess.Popen[bytes]
-    data: socket.socket
-    control: socket.socket
-    out: int
-    err: int
-    marker: bytes
-
-
-def _spawn(interpreter: str, generation: int, environment: dict[str, str], folder: str, arguments: list[str]) -> _Spawned:
-    """Start a worker; raise `EngineError` or a subclass."""
-    marker = secrets.token_hex(8)
+def _spawn(
+    interpreter: str, generation: int, environment: dict[str, str], folder: str, arguments: list[str], marker: str
+) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket]:
+    """Start a worker and return it with the runtime's ends of its data and control channels; raise `EngineError` or a subclass."""
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
         try:
             data, their_data = _connection(ours, theirs)
             control, their_control = _connection(ours, theirs)
-            out, their_out = _pipe(ours, theirs)
-            err, their_err = _pipe(ours, theirs)
             descriptors = (their_data.fileno(), their_control.fileno())
             command = [interpreter, "-m", "openruntime_jupyter.worker", *map(str, descriptors), str(generation), str(os.getpid()), marker]
             process = subprocess.Popen(
                 [*command, *arguments],
+                bufsize=0,
                 stdin=subprocess.DEVNULL,
-                stdout=their_out,
-                stderr=their_err,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 pass_fds=descriptors,
                 start_new_session=True,
                 cwd=folder,
@@ -400,7 +385,7 @@ def _spawn(interpreter: str, generation: int, environment: dict[str, str], folde
         ours.pop_all()
     data.setblocking(False)
     control.setblocking(False)
-    return _Spawned(process, data, control, out, err, display_marker(marker))
+    return process, data, control
 
 
 def _pidfd(pid: int) -> int | None:
@@ -415,14 +400,6 @@ def _connection(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tup
     """Return the parent's and the worker's end of a connection."""
     here, there = socket.socketpair()
     return ours.enter_context(here), theirs.enter_context(there)
-
-
-def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
-    """Return the reading end for the parent and the writing end for the worker."""
-    reading, writing = os.pipe()
-    ours.callback(os.close, reading)
-    theirs.callback(os.close, writing)
-    return reading, writing
 
 
 def worker_environment(
@@ -453,13 +430,14 @@ REFILL = 0.1
 class OutputPipe:
     """Reader of a pipe. It passes text to `on_text` and keeps its end in `tail`."""
 
-    def __init__(self, descriptor: int, loop: asyncio.AbstractEventLoop, marker: bytes, on_text: Callable[[str], None]) -> None:
+    def __init__(self, pipe: IO[bytes], loop: asyncio.AbstractEventLoop, marker: bytes, on_text: Callable[[str], None]) -> None:
         self.tail = ""
         self._on_text = on_text
         self._unfinished = False
         self._marker = marker
         self._raw = b""
-        self._descriptor = descriptor
+        self._pipe = pipe
+        self._descriptor = descriptor = pipe.fileno()
         self._loop = loop
         self._left = BUDGET
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -549,7 +527,7 @@ class OutputPipe:
         if self._open:
             self._open = False
             self._loop.remove_reader(self._descriptor)
-            os.close(self._descriptor)
+            self._pipe.close()
             if self._refill is not None:
                 self._refill.cancel()
 
@@ -608,12 +586,12 @@ class Watchdog:
     """Thread that reads the resident memory of every busy worker ten times a second and reports those above their limit.
 
     Rlimits are not used, because MLX crashes with a segmentation fault when it reaches one. The thread calls `on_excess(task_id)` once per
-    task, and `on_look()` at every reading while tasks run.
+    task, and `on_reading()` at every reading while tasks run.
     """
 
-    def __init__(self, on_excess: Callable[[str], None], on_look: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_excess: Callable[[str], None], on_reading: Callable[[], None] = lambda: None) -> None:
         self._on_excess = on_excess
-        self._on_look = on_look
+        self._on_reading = on_reading
         self._watched: dict[int, _Watched] = {}
         self._lock = threading.Lock()
         self._work = threading.Event()
@@ -650,7 +628,7 @@ class Watchdog:
             self._work.set()
         return _reset_peak(pid)
 
-    def rest(self, pid: int) -> int:
+    def unwatch(self, pid: int) -> int:
         """Stop watching an idle process. Return its peak in bytes, 0 if it was never read."""
         watched = self._watched.get(pid)
         if watched is None:
@@ -672,14 +650,14 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._closed:
-            if not self._look():
+            if not self._read_all():
                 self._work.clear()
                 # Check again, for tasks that started between the reading and the clearing.
                 if not any(watched.task_id for watched in tuple(self._watched.values())):
                     self._work.wait()
             time.sleep(INTERVAL)
 
-    def _look(self) -> bool:
+    def _read_all(self) -> bool:
         busy = False
         with self._lock:
             for watched in self._watched.values():
@@ -696,5 +674,5 @@ class Watchdog:
                     watched.limit = 0
                     self._on_excess(task_id)
         if busy:
-            self._on_look()
+            self._on_reading()
         return busy

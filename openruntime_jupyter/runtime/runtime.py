@@ -7,7 +7,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from openruntime_jupyter import __version__
@@ -20,7 +20,7 @@ from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.memory import Machine, Memory
 from openruntime_jupyter.operations.registry import left_out
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
-from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING
 from openruntime_jupyter.runtime.metrics.sampler import Sample
@@ -31,7 +31,6 @@ from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
 from openruntime_jupyter.runtime.queue.scheduler import DeviceDiscovery, Scheduler, WorkerStats
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tasks import failures
 from openruntime_jupyter.runtime.tasks.batch import BatchResults, BatchSubmission
 from openruntime_jupyter.runtime.tasks.entry import Entry
 from openruntime_jupyter.runtime.tasks.recovery import Recovery
@@ -40,7 +39,7 @@ from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.tasks.submission import Caller, TaskSubmission
 from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, SystemMetrics
-from openruntime_jupyter.schemas.tasks import Task, TaskOrder, TaskPage, TaskRequest, TaskState
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskOrder, TaskPage, TaskRequest, TaskState
 
 __all__ = ["Caller", "Runtime"]
 
@@ -82,7 +81,7 @@ class Runtime:
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
         self.metrics_service = MetricsService(self.settings, self._machine, self.history, self.bus, self.metrics, self.engine.workers)
         self.lanes = Lanes()
-        self._admission = Admission(self._machine, self.engine, self.metrics_service.fresh, self.arrays.give_up)
+        self._admission = Admission(self._machine, self.engine, self.metrics_service.fresh, self.arrays.release_memory)
         self.worker_stats = WorkerStats(self.engine)
         self.tasks = TaskRegistry(self.settings, self.history, self.bus, self.metrics_service.counters, self.lanes)
         self._device_lock = DeviceLock(self.settings, self.id)
@@ -193,13 +192,8 @@ class Runtime:
         self._stopping = True
         self.submission.close()
         ends = time.monotonic() + deadline
-        waiting: list[Entry] = []
-
-        async def take_waiting() -> None:
-            waiting.extend(await self.scheduler.stop())
-
-        steps = (
-            take_waiting,
+        waiting = self.scheduler.stop()
+        steps: tuple[Callable[[], Awaitable[object]], ...] = (
             lambda: self._end_work(max(0.5, (ends - time.monotonic()) * 0.6)),
             lambda: self.scheduler.close(max(0.2, (ends - time.monotonic()) * 0.5)),
             lambda: self._leave_waiting(waiting),
@@ -221,7 +215,7 @@ class Runtime:
     async def _leave_waiting(self, waiting: list[Entry]) -> None:
         for entry in waiting:
             if entry.wait or self.settings.embedded:
-                entry.failure = failures.interrupted("The runtime was stopped before it started.")
+                entry.failure = Failure(kind=FailureKind.INTERRUPTED, message="The runtime was stopped before it started.")
                 entry.finished = time.time()
                 entry.transition(TaskState.INTERRUPTED)
                 await self.tasks.record(entry)
@@ -233,7 +227,7 @@ class Runtime:
         await asyncio.gather(self.engine.stop(deadline), *inline)
 
     async def _end_background(self) -> None:
-        tasks = [*self._devices.coming, *self._background]
+        tasks = [*self._devices.tasks, *self._background]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -386,10 +380,10 @@ class Runtime:
         source = self.catalog.named(name) if name is not None else None
         if source is not None:
             name = source.name
-        unloaded = await self.engine.unload(name)
+        unloaded = await self.engine.models.unload(name)
         if name is None or unloaded:
             return unloaded
-        loaded = self.engine.models()
+        loaded = self.engine.models.reports()
         busy = next((each.task_id for each in loaded if each.name == name and each.task_id is not None), None)
         if busy is not None:
             raise TaskConflict(f"The model {name!r} is answering {busy}: cancel that task or wait for it")

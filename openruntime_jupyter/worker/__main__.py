@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> None:
     hello_body = hello(blas, devices == "describe")
     channel.send(Kind.HELLO, as_json(hello_body))
     warm(names, stop=lambda: channel.waiting)
-    from openruntime_jupyter.worker.codec import loads
+    from openruntime_jupyter.schemas.base import loads
     from openruntime_jupyter.worker.runner import Runner
 
     runner = Runner(channel, guard, blas, display_marker(marker), imports, hello_body["problem"])

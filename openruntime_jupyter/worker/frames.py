@@ -10,7 +10,7 @@ import socket
 import struct
 from enum import IntEnum
 
-PROTOCOL = 3
+PROTOCOL = 4
 HEADER = struct.Struct("!BIIQ")
 
 INLINE_PAYLOAD = 1 << 20

@@ -20,10 +20,10 @@ from openruntime_jupyter.operations.base import ModelParameters, Result, World, 
 from openruntime_jupyter.operations.code.values import enter
 from openruntime_jupyter.operations.context import ArrayIO, TaskContext
 from openruntime_jupyter.operations.registry import operation
+from openruntime_jupyter.schemas.base import dumps
 from openruntime_jupyter.schemas.values import ModelSource
 from openruntime_jupyter.worker.blas import Blas
 from openruntime_jupyter.worker.channel import Channel, as_json, flush_output
-from openruntime_jupyter.worker.codec import dumps
 from openruntime_jupyter.worker.control import InterruptGuard
 from openruntime_jupyter.worker.devices import no_backend, select
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
@@ -94,7 +94,7 @@ class Runner:
             if self._guard.delivered:
                 _finish_computing()
         # An interrupted import leaves an incomplete package, so no other task may run in this process.
-        spent = self._guard.delivered and len(sys.modules) != context.modules
+        retire = self._guard.delivered and len(sys.modules) != context.modules
         context.flush_progress()
         context.end()
         report = {
@@ -102,7 +102,7 @@ class Runner:
             "execution_time": time.perf_counter() - started,
             "keeps": bool(self._kept),
             "imported": context.imported,
-            "spent": spent or (body["burst"] and not self._imports.end_task(begun)),
+            "retire": retire or (body["burst"] and not self._imports.end_task(begun)),
             **self._memory(),
         }
         if body["private"] and not (body["burst"] or body["session"]):

@@ -23,7 +23,7 @@ from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS, Cal
 from openruntime_jupyter.client.transport.events import BusEvents, Listening
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
-from openruntime_jupyter.client.transport.watch import Tell, Watch
+from openruntime_jupyter.client.transport.watch import OnMessage, Watch
 from openruntime_jupyter.errors import ArrayNotFound, NotConnected
 from openruntime_jupyter.imports import load
 from openruntime_jupyter.operations.base import invalid
@@ -130,11 +130,11 @@ class EmbeddedBackend:
         finally:
             self._run(end)
 
-    def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
+    def watch(self, topics: Iterable[str], on_message: OnMessage) -> Watch:
         """Subscribe to events. Starts the runtime if needed."""
         with self._lock:
             self._started()
-        return self._events.watch(topics, tell)
+        return self._events.watch(topics, on_message)
 
     def _listen(self, topics: frozenset[str]) -> Listening | None:
         with self._lock:
@@ -174,7 +174,7 @@ class EmbeddedBackend:
     def _started(self) -> _Hosted:
         if self._hosted is None:
             refuse_in_child()
-            if self._events.tells_here():
+            if self._events.on_event_thread():
                 raise NotConnected(STOPPED)  # an event callback must not restart a stopped runtime
             self._hosted = self._start()
         return self._hosted

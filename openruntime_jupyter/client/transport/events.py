@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Events
-from openruntime_jupyter.runtime.events.bus import EventBus, Subscription
+from openruntime_jupyter.runtime.events import EventBus, Subscription
 
 ABSENT_POLL = 0.5
 """Seconds between polls for a stopped runtime."""
@@ -81,11 +81,11 @@ class BusEvents(Events):
             if not self._watches:
                 listening.end()
         while (message := listening.received.get()) is not None:
-            self.tell(message)
+            self.dispatch(message)
         with self._lock:
             self._listening = None
         if self.anybody():
-            self.tell({"type": DISCONNECTED, "error": "The runtime of this process was stopped"})
+            self.dispatch({"type": DISCONNECTED, "error": "The runtime of this process was stopped"})
             self._wake.wait(ABSENT_POLL)
 
     def _topics_changed(self) -> None:
