@@ -12,18 +12,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from openruntime_jupyter.engines.failures import Death, oom_watch
 from openruntime_jupyter.engines.model_pool import ModelPool
 from openruntime_jupyter.engines.pool import Pool
+from openruntime_jupyter.engines.process_groups import ProcessGroups, end_left_groups
 from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
     Died,
     Job,
     Measurements,
+    NeedsMemory,
     Observer,
     Outcome,
     RaisedError,
@@ -34,7 +37,7 @@ from openruntime_jupyter.engines.protocol import (
     StoredArray,
     WorkerReport,
 )
-from openruntime_jupyter.engines.worker_process import Watchdog, WorkerProcess, resident_bytes, worker_environment
+from openruntime_jupyter.engines.worker_process import Watchdog, WorkerProcess, resident_bytes, start_ready, worker_environment
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend
 from openruntime_jupyter.schemas.base import dumps
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
@@ -45,6 +48,9 @@ log = logging.getLogger(__name__)
 
 LARGE = 512 << 20
 """Peak memory in bytes above which a task's slot is released only after its process has ended and freed the memory."""
+
+MAX_WORKERS = 10
+"""Maximum number of workers that a job is given, one after the other, if none of them begins it."""
 
 ACK_SECONDS = 1.0
 """Time after which workers are checked for jobs that they have not read, and interval of that check."""
@@ -80,7 +86,7 @@ class Attempt:
 
     def __init__(self, job: Job, observer: Observer, grace: float, check: bool = True) -> None:
         self.job = job
-        self._check = check and job.private
+        self._check = check
         self.worker: WorkerProcess | None = None
         self.arrays: dict[str, Any] | None = None
         """Array files and folders for the worker."""
@@ -114,6 +120,8 @@ class Attempt:
         if not worker.fresh:  # the earlier output of a new worker may explain its end
             worker.stdout.begin()
             worker.stderr.begin()
+        # A new worker that was started after another one declined has no old imports. A session keeps its imports.
+        check = self._check if worker.fresh else job.session is None
         worker.fresh, worker.burst = False, job.burst
         worker.listener = self
         worker.dead.add_done_callback(self._died)
@@ -122,12 +130,13 @@ class Attempt:
             "operation": job.operation,
             "device": {"type": job.device_type, "index": job.device_index},
             "memory_total": job.memory_total,
+            "memory_reserved": job.memory_reserved,
             "threads": job.threads,
             "payload_file": payload_file,
             "arrays": self.arrays,
             "private": job.private,
             "burst": job.burst is not None,
-            "check": self._check,
+            "check": check and job.private,
             "session": job.session is not None,
             "model": dataclasses.asdict(job.model.source) if job.model is not None else None,
         }
@@ -213,7 +222,7 @@ class Attempt:
         elif kind is Kind.DISPLAY:
             self._observer.displayed(body)
         elif kind is Kind.DECLINED:
-            self.declined = self.not_begun = self.retire = True
+            self.declined, self.not_begun, self.retire = body["changed"], True, True
             self._resolve(Died(Failure(kind=FailureKind.NOT_STARTED, message=body["reason"])))
         elif body["task_id"] == self.job.task_id:
             self._finish(kind, body, payload)
@@ -226,6 +235,8 @@ class Attempt:
             stored = body["payload_file"]
             inline = payload if size is not None and not stored else None
             self._resolve(Completed(body["output"], measurements, inline, stored, size or 0, body["encoding"], _stored(body["arrays"])))
+        elif kind is Kind.NEEDS_MEMORY:
+            self._resolve(NeedsMemory(body["needs"], measurements))
         elif body["interrupted"] and self._reason is not None:
             self._resolve(Stopped(self._reason, Stage.INTERRUPT, measurements))
         else:
@@ -263,6 +274,8 @@ class LocalOptions:
 
     payloads: Path
     temporary: Path
+    groups: Path | None = None
+    """Folder in which all runtimes of the user record the process groups of their workers; None: not recorded."""
     arrays: ArrayFiles | None = None
     blas: str = ""
     cancel_grace: float = 0.5
@@ -287,6 +300,7 @@ class LocalEngine:
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._watchdog = Watchdog(self._past_limit, oom_watch.read)
+        self._groups = ProcessGroups(options.groups) if options.groups is not None else None
         self._payloads = str(options.payloads)
         self._pools: dict[tuple[str, str], Pool] = {}
         self._workers: set[WorkerProcess] = set()
@@ -303,9 +317,14 @@ class LocalEngine:
 
     async def start(self) -> None:
         """Start the watchdog, and the first worker without waiting for it."""
-        self._watchdog.start()
+        self._watchdog.ensure_running()
         self._discovery(self._options.interpreter)
         self._schedule_reaper()
+
+    async def end_left_processes(self) -> None:
+        """End processes that tasks of dead runtimes have left."""
+        if self._options.groups is not None:
+            await self._loop.run_in_executor(None, end_left_groups, self._options.groups)
 
     async def stop(self, deadline: float) -> None:
         """End every worker within `deadline` seconds.
@@ -334,6 +353,8 @@ class LocalEngine:
             discovery.cancel()
         await asyncio.gather(*discoveries, return_exceptions=True)
         self._watchdog.stop(1.0)
+        if self._groups is not None and not self._workers:
+            self._groups.close()
 
     async def _wait_for_exits(self, seconds: float) -> None:
         dead = [worker.dead for worker in self._workers]
@@ -355,8 +376,8 @@ class LocalEngine:
         return task
 
     async def _discover(self, interpreter: str) -> list[DeviceReport]:
-        worker = self._start_worker(interpreter, {}, describe=True)
-        hello = await worker.ready(self._options.start_timeout)
+        worker = await start_ready(partial(self._start_worker, interpreter, {}, describe=True), self._options.start_timeout)
+        hello = worker.hello.result()
         if hello["problem"] is not None:
             worker.leave()
             raise NoBackend(no_backend(interpreter, hello["problem"]))
@@ -383,19 +404,19 @@ class LocalEngine:
 
     async def run(self, job: Job, observer: Observer) -> Outcome:
         """Run the job and return its outcome; a worker that cannot be started is an outcome as well."""
-        outcome, check = None, True
-        while outcome is None:
-            # A worker that declines is replaced by a new one, which has no old imports to check.
-            outcome, check = await self._try(job, observer, check), False
+        outcome, begun = await self._try(job, observer, check=True)
+        for _ in range(MAX_WORKERS - 1):
+            if begun:
+                break
+            outcome, begun = await self._try(job, observer, check=False)
         return outcome
 
-    async def _try(self, job: Job, observer: Observer, check: bool) -> Outcome | None:
-        """Return the outcome of one attempt, or None if its worker ended before it started the job or declined it."""
+    async def _try(self, job: Job, observer: Observer, check: bool) -> tuple[Outcome, bool]:
+        """Return the outcome of one attempt, and False if its worker ended before it started the job or declined it."""
         if self._stopping:
-            return Stopped(StopReason.ENDED, Stage.QUEUE, Measurements())
+            return Stopped(StopReason.ENDED, Stage.QUEUE, Measurements()), True
         session = self._sessions.get(job.session.id) if job.session is not None else None
-        # A session keeps its imported modules, so its worker is checked only before its first task.
-        attempt = Attempt(job, observer, self._options.cancel_grace, check and session is None)
+        attempt = Attempt(job, observer, self._options.cancel_grace, check)
         self._attempts[job.task_id] = attempt
         if self._ack_timer is None:
             self._ack_timer = self._loop.call_later(ACK_SECONDS, self._check_attempts)
@@ -409,24 +430,25 @@ class LocalEngine:
                 kept = session[1]
             worker = kept or pool.take_idle(job) or await self._next_worker(pool, attempt)
             if worker is None:
-                return await attempt.outcome
+                return await attempt.outcome, True
             if job.model is not None and kept is None:
                 self.models.adopt(job, worker)
             if job.session is not None and kept is None:
                 self._open_session(job.session, worker)
             outcome = await self._run_on(worker, pool, attempt)
             if job.session is not None and not attempt.declined:  # another worker would not have its variables
-                return outcome
-            return None if attempt.not_begun and isinstance(outcome, Died) else outcome
+                return outcome, True
+            return outcome, not (attempt.not_begun and isinstance(outcome, Died))
         except (EngineError, ArrayNotFound, OSError) as problem:
             kind = FailureKind.NOT_STARTED
-            return Died(Failure(kind=kind, message=str(problem), type=type(problem).__name__), retry=False)
+            return Died(Failure(kind=kind, message=str(problem), type=type(problem).__name__), retry=False), True
         finally:
             del self._attempts[job.task_id]
 
     def _check_attempts(self) -> None:
         # One timer for all attempts, because most end long before it fires.
         self._ack_timer = self._loop.call_later(ACK_SECONDS, self._check_attempts) if self._attempts else None
+        self._watchdog.ensure_running()
         for attempt in tuple(self._attempts.values()):
             attempt.kill_if_suspended()
 
@@ -620,6 +642,8 @@ class LocalEngine:
         environment = worker_environment(self._options.environment, self._options.temporary, self._options.secret_variables, variables)
         arguments = [self._options.blas, "describe" if describe else "", ",".join(sorted(self._warm))]
         worker = WorkerProcess(interpreter, self._generation, environment, str(self._options.temporary), arguments)
+        if self._groups is not None:
+            self._groups.add(worker.pid)
         self._workers.add(worker)
         worker.dead.add_done_callback(lambda _: self._on_worker_ended(worker))
         return worker

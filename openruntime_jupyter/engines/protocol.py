@@ -117,6 +117,7 @@ class Job:
     array_name: str | None = None
     model: ModelUse | None = None
     session: SessionUse | None = None
+    memory_reserved: int = 0
 
 
 @dataclass(slots=True)
@@ -168,7 +169,15 @@ class Stopped:
     failure: Failure | None = None
 
 
-Outcome = Completed | RaisedError | Died | Stopped
+@dataclass(slots=True)
+class NeedsMemory:
+    """Outcome of a task that found, before it computed, that it needs more memory than was reserved for it: `needs` in bytes."""
+
+    needs: int
+    measurements: Measurements
+
+
+Outcome = Completed | RaisedError | Died | Stopped | NeedsMemory
 
 
 class Observer(Protocol):
@@ -268,6 +277,9 @@ class Engine(JobRunner, Protocol):
 
     async def start(self) -> None:
         """Start the first workers without waiting for them."""
+
+    async def end_left_processes(self) -> None:
+        """End processes that tasks of dead runtimes have left."""
 
     async def stop(self, deadline: float) -> None:
         """End every worker within `deadline` seconds; never raises."""

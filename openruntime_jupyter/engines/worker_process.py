@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import select
@@ -44,6 +45,11 @@ REAP_POLL = 0.05
 """Seconds between checks of a child process on systems without pidfd."""
 
 TAIL_CHARACTERS = 2000
+
+START_ATTEMPTS = 3
+"""Maximum number of workers started, one after the other, if each is killed before it is ready."""
+
+log = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
@@ -119,6 +125,10 @@ class _Reader(asyncio.BufferedProtocol):
         self._worker.on_disconnect()
 
 
+class WorkerKilled(EngineError):
+    """Worker that another program, or a crash, killed before it was ready."""
+
+
 class WorkerProcess:
     """Worker process. `hello` is a future of its first message, `dead` one of its `Death`."""
 
@@ -181,10 +191,10 @@ class WorkerProcess:
         transport, _ = await self._loop.create_unix_connection(lambda: _Reader(self), sock=ours)
         self._transport = transport
 
-    async def ready(self, seconds: float) -> dict[str, Any]:
-        """Return the first message; kill a worker that is not ready after `seconds`, and raise `EngineError` or a subclass."""
+    async def ready(self, seconds: float) -> None:
+        """Wait for the first message; kill a worker that is not ready after `seconds`, and raise `EngineError` or a subclass."""
         try:
-            return await asyncio.wait_for(asyncio.shield(self.hello), seconds)
+            await asyncio.wait_for(asyncio.shield(self.hello), seconds)
         except asyncio.TimeoutError:
             self.killed_by_us = f"it was not ready after {seconds:g} s"
             self.signal_group(signal.SIGKILL)
@@ -206,7 +216,7 @@ class WorkerProcess:
             if kind not in (Kind.PROGRESS, Kind.TOKEN) and self._written.poll(0):
                 self.stdout.drain()
                 self.stderr.drain()
-            if kind in (Kind.RESULT, Kind.RAISED):
+            if kind in (Kind.RESULT, Kind.RAISED, Kind.NEEDS_MEMORY):
                 self._foreign_peak = max(self._foreign_peak, body["children_peak"])
             self.listener.frame(kind, body, payload)
             if kind is Kind.DISPLAY:
@@ -332,13 +342,13 @@ class WorkerProcess:
         if self._transport is not None:
             self._transport.close()
         if not self.hello.done():
-            self.hello.set_exception(self._why_no_hello())
+            self.hello.set_exception(self._why_no_hello(death))
             self.hello.exception()  # marks it as retrieved, in case nothing awaits it
         self.prepared.cancel()
         if not self.dead.done():
             self.dead.set_result(death)
 
-    def _why_no_hello(self) -> EngineError:
+    def _why_no_hello(self, death: Death) -> EngineError:
         text = self.last_output()
         if "No module named openruntime_jupyter" in text or "No module named 'openruntime_jupyter" in text:
             return InterpreterError(missing_package(self.interpreter))
@@ -347,7 +357,10 @@ class WorkerProcess:
                 f"The worker of {self.interpreter} was stopped: {self.killed_by_us}. "
                 f"Install the same openruntime-jupyter there: {install_command(self.interpreter)}"
             )
-        return EngineError(f"The worker of {self.interpreter} ended before it was ready. Its output: {text[-800:] or 'none'}")
+        output = f"Its output: {text[-800:] or 'none'}"
+        if death.signal is not None:
+            return WorkerKilled(f"The worker of {self.interpreter} was killed by signal {death.signal} before it was ready. {output}")
+        return EngineError(f"The worker of {self.interpreter} ended before it was ready. {output}")
 
     def failure(self, death: Death, peak: int | None = None) -> Failure:
         """Return the failure of a task that this worker ran when it died; `peak` is in bytes."""
@@ -357,6 +370,21 @@ class WorkerProcess:
         """Return the end of its output as a terminal shows it, with standard error last."""
         parts = (terminal_text(tail, colours=False) for tail in (self.stdout.tail, self.stderr.tail))
         return "\n".join(part for part in parts if part)[-TAIL_CHARACTERS:]
+
+
+async def start_ready(start: Callable[[], WorkerProcess], seconds: float) -> WorkerProcess:
+    """Call `start` and return the worker once it is ready, or another one if it is killed before. Raise `EngineError` or a subclass."""
+    for _ in range(START_ATTEMPTS - 1):
+        worker = start()
+        try:
+            await worker.ready(seconds)
+        except WorkerKilled as problem:
+            log.warning("%s. Starting another worker", problem)
+        else:
+            return worker
+    worker = start()
+    await worker.ready(seconds)
+    return worker
 
 
 def _spawn(
@@ -596,17 +624,23 @@ class Watchdog:
         self._lock = threading.Lock()
         self._work = threading.Event()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="openruntime-watchdog", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start the thread."""
+    def ensure_running(self) -> None:
+        """Start the thread, or another one if it has died."""
+        if self._thread is not None:
+            if self._thread.is_alive():
+                return
+            log.error("The watchdog of the workers' memory has ended and is started again. This is a bug in openruntime.")
+        self._thread = threading.Thread(target=self._run, name="openruntime-watchdog", daemon=True)
         self._thread.start()
 
     def stop(self, deadline: float) -> None:
         """Stop the thread within `deadline` seconds."""
         self._closed = True
         self._work.set()
-        self._thread.join(deadline)
+        if self._thread is not None:
+            self._thread.join(deadline)
         for pid in tuple(self._watched):
             self.forget(pid)
 

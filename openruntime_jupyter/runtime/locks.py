@@ -175,6 +175,11 @@ def is_alive(folder: Path, runtime: str) -> bool:
     return False
 
 
+def living(folder: Path) -> set[str]:
+    """Return the ids of the runtimes that are alive."""
+    return {path.stem for path in folder.glob("*.lock") if is_alive(folder, path.stem)}
+
+
 def remove_dead_locks(folder: Path) -> None:
     """Remove the lock files of dead runtimes."""
     for path in folder.glob("*.lock"):

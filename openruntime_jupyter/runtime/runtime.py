@@ -7,7 +7,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from openruntime_jupyter import __version__
@@ -19,6 +19,7 @@ from openruntime_jupyter.errors import InvalidRequest, ModelNotFound, StorageUna
 from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.memory import Machine, Memory
 from openruntime_jupyter.operations.registry import left_out
+from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.ids import make_id
@@ -47,7 +48,9 @@ log = logging.getLogger(__name__)
 
 FIRST_SWEEP_SECONDS = 60.0
 SWEEP_SECONDS = 600.0
-"""Seconds between deletions of expired tasks and recoveries of dead runtimes' tasks."""
+"""Seconds between deletions of expired tasks."""
+RECOVERY_SECONDS = 10.0
+"""Seconds between checks of the other runtimes' locks, each of which takes a fraction of a millisecond."""
 
 
 class Runtime:
@@ -125,6 +128,7 @@ class Runtime:
             LocalOptions(
                 payloads=settings.payloads,
                 temporary=settings.temporary,
+                groups=settings.data_dir / "workers",
                 arrays=self.arrays,
                 blas=settings.blas,
                 cancel_grace=settings.cancel_grace,
@@ -155,6 +159,7 @@ class Runtime:
             self.lanes.add_remote(lane)
             self.scheduler.open(lane)
         self.metrics_service.start()
+        await self.engine.end_left_processes()  # before their tasks are queued again
         await self.engine.start()
         await loop.run_in_executor(None, self.arrays.open)
         try:
@@ -164,6 +169,7 @@ class Runtime:
             taken_over = []
         self._devices.begin()
         self._keep(self._recovery.take(taken_over))
+        self._keep(self._recover(await loop.run_in_executor(None, locks.living, self.settings.runtimes)))
         self._keep(self._sweep())
         self._keep(self.arrays.run_sweeper(self._knows))
 
@@ -192,8 +198,13 @@ class Runtime:
         self._stopping = True
         self.submission.close()
         ends = time.monotonic() + deadline
-        waiting = self.scheduler.stop()
-        steps: tuple[Callable[[], Awaitable[object]], ...] = (
+        waiting: list[Entry] = []
+
+        async def take_waiting() -> None:
+            waiting.extend(await self.scheduler.stop())
+
+        steps = (
+            take_waiting,
             lambda: self._end_work(max(0.5, (ends - time.monotonic()) * 0.6)),
             lambda: self.scheduler.close(max(0.2, (ends - time.monotonic()) * 0.5)),
             lambda: self._leave_waiting(waiting),
@@ -237,13 +248,28 @@ class Runtime:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
+    async def _recover(self, alive: set[str]) -> None:
+        """Take over the tasks of runtimes that end from now on; `alive` are those that live now."""
+        while True:
+            await asyncio.sleep(RECOVERY_SECONDS)
+            earlier, alive = alive, await asyncio.get_running_loop().run_in_executor(None, locks.living, self.settings.runtimes)
+            if earlier - alive:
+                try:
+                    await self._take_over()
+                except StorageUnavailable as problem:  # /health reports it already, and the sweep tries again
+                    log.warning("Tasks of a dead runtime could not be taken over: %s", problem)
+
+    async def _take_over(self) -> None:
+        await self.engine.end_left_processes()
+        self._keep(self._recovery.take(await self.history.take_over()))
+
     async def _sweep(self) -> None:
         pause = FIRST_SWEEP_SECONDS
         while True:
             await asyncio.sleep(pause)
             pause = SWEEP_SECONDS
             try:
-                self._keep(self._recovery.take(await self.history.take_over()))
+                await self._take_over()
                 await self.history.sweep()
             except StorageUnavailable as problem:  # /health reports it already
                 log.warning("The history could not be swept: %s", problem)

@@ -42,6 +42,7 @@ class Kind(IntEnum):
     TOKEN = 15
     PREPARED = 16
     DECLINED = 17
+    NEEDS_MEMORY = 18
 
 
 _KINDS = {int(kind): kind for kind in Kind}

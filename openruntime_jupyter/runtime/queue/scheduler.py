@@ -19,6 +19,7 @@ from openruntime_jupyter.engines.protocol import (
     Engine,
     Job,
     Measurements,
+    NeedsMemory,
     Outcome,
     RaisedError,
     Stage,
@@ -117,7 +118,7 @@ class Scheduler:
             raise TaskConflict(f"{entry.task_id} is {entry.state}: only a pending task's priority can be changed")
         lane.move(entry, priority)
 
-    def stop(self) -> list[Entry]:
+    async def stop(self) -> list[Entry]:
         """Start no more tasks, and return the pending ones, removed from the lanes. The engine ends running tasks."""
         self._stopping = True
         waiting = [entry for lane in self._lanes for entry in lane.first()]
@@ -230,6 +231,7 @@ class Scheduler:
             device_index=lane.device.index,
             memory_total=self._admission.total(lane),
             memory_limit=entry.memory_limit or self._settings.memory_limit or int(0.9 * self._admission.machine_total()),
+            memory_reserved=entry.needs or 0,
             threads=max(1, CORES // len(lane.running)),
             payload_name=f"{entry.task_id}.{entry.attempt}",
             interpreter=entry.interpreter,
@@ -267,8 +269,14 @@ class Scheduler:
         elif isinstance(outcome, Stopped):
             entry.cancel_stage = outcome.stage.value
             await self._end(entry, *failures.stopped(outcome, entry.timeout, entry.memory_limit))
+        elif isinstance(outcome, NeedsMemory):  # it waits in the queue until that is free
+            entry.needs = outcome.needs
+            entry.attempt -= 1
+            await self._requeue(lane, entry)
         elif outcome.retry and self._may_retry(entry):
-            await self._requeue(lane, entry, outcome)
+            entry.output.note(f"[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
+            self._registry.output_changed(entry)
+            await self._requeue(lane, entry)
         else:
             await self._end(entry, TaskState.FAILED, outcome.failure)
 
@@ -291,9 +299,7 @@ class Scheduler:
             message = f"The result can't be stored. {problem}"
             return [], RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.measurements)
 
-    async def _requeue(self, lane: Lane, entry: Entry, outcome: Died) -> None:
-        entry.output.note(f"[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
-        self._registry.output_changed(entry)
+    async def _requeue(self, lane: Lane, entry: Entry) -> None:
         entry.execution_time = entry.started = entry.started_mono = entry.progress = None
         if entry.tokens is not None:
             entry.tokens.restart()
