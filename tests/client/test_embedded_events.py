@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from openruntime_jupyter.client.transport.embedded import Listening
-from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.runtime.events import EventBus
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ async def answered(engine: LocalEngine, model: str, **how: Any) -> tuple[int, in
 
 
 def names(engine: LocalEngine) -> list[str]:
-    return [model.name for model in engine.models()]
+    return [model.name for model in engine.models.reports()]
 
 
 async def test_model_stays_loaded_between_tasks(tmp_path: Path) -> None:
@@ -105,12 +105,12 @@ async def test_model_stays_loaded_between_tasks(tmp_path: Path) -> None:
         again, same = await answered(engine, "a")
         assert (first, again) == (1, 2)
         assert worker == same
-        (report,) = engine.models()
+        (report,) = engine.models.reports()
         assert (report.name, report.state, report.lane) == ("a", "idle", LANE)
         assert report.resident
         assert report.idle_seconds is not None
-        assert engine.holds(LANE, source("a")) == report.resident
-        assert engine.holds(LANE, source("b")) == 0
+        assert engine.models.holds(LANE, source("a")) == report.resident
+        assert engine.models.holds(LANE, source("b")) == 0
 
 
 async def test_each_model_has_a_separate_worker(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ async def test_model_is_unloaded_after_keep_alive(tmp_path: Path) -> None:
 async def test_unload_waits_for_worker_to_end(tmp_path: Path) -> None:
     async with engine_in(tmp_path) as engine:
         _, worker = await answered(engine, "a")
-        assert await engine.unload("b") == []
-        assert await engine.unload(None) == ["a"]
+        assert await engine.models.unload("b") == []
+        assert await engine.models.unload(None) == ["a"]
         assert not psutil.pid_exists(worker)
         assert (await answered(engine, "a"))[0] == 1
 
@@ -151,9 +151,9 @@ async def test_make_room_unloads_one_idle_model_except_requested(tmp_path: Path)
     async with engine_in(tmp_path) as engine:
         for model in ("a", "b"):
             await answered(engine, model)
-        assert engine.make_room(LANE, source("a")) == "b"
-        assert engine.make_room(LANE, source("a")) == "b", "it has not ended yet"
-        await until(lambda: engine.make_room(LANE, source("a")) is None, what="the end of b")
+        assert engine.models.make_room(LANE, source("a")) == "b"
+        assert engine.models.make_room(LANE, source("a")) == "b", "it has not ended yet"
+        await until(lambda: engine.models.make_room(LANE, source("a")) is None, what="the end of b")
         assert names(engine) == ["a"]
 
 
@@ -164,8 +164,8 @@ async def test_cancelled_task_keeps_model_loaded(tmp_path: Path) -> None:
         running = asyncio.ensure_future(engine.run(long, deaf))
         await deaf.begun.wait()
         assert deaf.text == "a"
-        assert engine.models()[0].task_id == long.task_id
-        assert engine.make_room(LANE, None) is None, "it is busy"
+        assert engine.models.reports()[0].task_id == long.task_id
+        assert engine.models.make_room(LANE, None) is None, "it is busy"
         engine.halt(long.task_id, StopReason.CANCELLED)
         assert isinstance(await running, Stopped)
         assert await answered(engine, "a") == (3, worker)

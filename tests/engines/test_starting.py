@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.engines.exit_report import not_started
+from openruntime_jupyter.engines.failures import not_started
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.errors import EngineError, InterpreterError, Unavailable
 from openruntime_jupyter.runtime.runtime import Runtime

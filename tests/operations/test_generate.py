@@ -198,7 +198,7 @@ async def frees_within_a_second(runtime: Runtime, begin: Callable[[], Coroutine[
         task = await runtime.cancel(task_id)
         took.append(time.monotonic() - asked)
         assert (task.status, task.cancel_stage) == ("cancelled", "interrupt")
-        assert [model.state for model in runtime.engine.models() if model.name == "tiny"] == ["idle"]
+        assert [model.state for model in runtime.engine.models.reports() if model.name == "tiny"] == ["idle"]
         assert (await answer(runtime, max_tokens=5)).load_time_s is None, "the model is still in memory"
     assert min(took) < 1.0, took
 
@@ -263,7 +263,7 @@ async def test_prompts_of_several_models_and_tasks_run_independently(runtime: Ru
         one,
         other,
     ] * 2
-    assert {model.name for model in runtime.engine.models()} == {"tiny", "other"}
+    assert {model.name for model in runtime.engine.models.reports()} == {"tiny", "other"}
 
 
 @on_stage
@@ -307,7 +307,7 @@ async def test_load_error_is_reported_and_ends_the_worker(runtime: Runtime) -> N
         assert task.status == "failed"
         assert f"{name} can't be loaded" in str(task.error)
         assert cause in str(task.error)
-    assert not {"strange", "code"} & {model.name for model in runtime.engine.models()}
+    assert not {"strange", "code"} & {model.name for model in runtime.engine.models.reports()}
     assert not (runtime.settings.data_dir / "run").exists(), "the code of a model was run"
 
 

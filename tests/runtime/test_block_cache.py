@@ -225,7 +225,7 @@ async def test_task_gets_memory_of_free_files(tmp_path: Path, monkeypatch: pytes
         task = await ended(runtime, await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": info.id}}}))
         assert task.status == "completed"
         assert store.page().warm_bytes == 0
-        assert not store.give_up(1)
+        assert not store.release_memory(1)
 
 
 async def test_exposed_file_is_never_reused(tmp_path: Path) -> None:

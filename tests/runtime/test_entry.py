@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.runtime.runtime import Caller
-from openruntime_jupyter.runtime.tasks.entry import NEWS, Completion
+from openruntime_jupyter.runtime.tasks.entry import EVENT_FIELDS, Completion
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest, TaskState
 from tests.runtimes import ended, runtime_in, submit, until
 
@@ -34,7 +34,7 @@ async def test_event_equals_record(tmp_path: Path) -> None:
         record = await runtime.tasks.wait(task_id)
         last = await anext(event.body async for event in subscription if event.body["data"]["status"] == "completed")
         subscription.close()
-        assert last == {"type": "task_update", "data": record.model_dump(mode="json", include=set(NEWS))}
+        assert last == {"type": "task_update", "data": record.model_dump(mode="json", include=set(EVENT_FIELDS))}
 
 
 async def test_ended_task_is_counted_in_metrics(tmp_path: Path) -> None:

@@ -155,10 +155,10 @@ def test_slot_can_be_acquired_on_full_disk(tmp_path: Path) -> None:
 
 def test_holder_can_be_updated(tmp_path: Path) -> None:
     first, second = DeviceSlotLock(tmp_path, "device_0", 0), DeviceSlotLock(tmp_path, "device_0", 0)
-    first.retell(HOLDER)
+    first.update_holder(HOLDER)
     assert second.holder() is None
     assert first.try_acquire(HOLDER)
-    first.retell({**HOLDER, "task_id": "task_2"})
+    first.update_holder({**HOLDER, "task_id": "task_2"})
     assert first.holder() == second.holder() == {**HOLDER, "task_id": "task_2"}
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from openruntime_jupyter.engines.protocol import DeviceReport
 from openruntime_jupyter.errors import InvalidRequest, QueueFull, TaskConflict, UnknownDevice
-from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.metrics.counters import Counters
 from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.runtime import Runtime

@@ -41,7 +41,7 @@ async def held_back(folder: Path, ready: Path) -> AsyncIterator[Runtime]:
 
 
 async def test_recovered_task_can_be_cancelled_and_moved_without_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(recovery, "RETRY_SECONDS", 0.1)
 
     first, second, third = await left_behind(tmp_path / "data", 3)
     async with held_back(tmp_path, tmp_path / "ready") as runtime:
@@ -63,12 +63,12 @@ async def test_recovered_task_can_be_cancelled_and_moved_without_a_lane(tmp_path
         subscription.close()
         heard = [event.body["data"] async for event in subscription]
         assert [item["status"] for item in heard if item["task_id"] == first] == ["cancelled"]
-        (news,) = (item for item in heard if item["task_id"] == first)
-        assert set(news) == set(next(item for item in heard if item["task_id"] == second))
+        (output_event,) = (item for item in heard if item["task_id"] == first)
+        assert set(output_event) == set(next(item for item in heard if item["task_id"] == second))
 
 
 async def test_recovered_task_waits_for_a_device_across_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(recovery, "RETRY_SECONDS", 0.05)
 
     ids = await left_behind(tmp_path / "data", 2)
     async with held_back(tmp_path, tmp_path / "never") as runtime:

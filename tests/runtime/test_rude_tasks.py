@@ -150,13 +150,13 @@ async def test_task_of_suspended_worker_fails_if_its_start_is_unknown(tmp_path: 
 @ON_LINUX
 async def test_running_task_may_be_suspended_and_continued(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[bool | None] = []
-    look = Attempt.look
+    look = Attempt.kill_if_suspended
 
     def looking(self: Attempt) -> None:
         look(self)
         looks.append(self.worker.unread if self.worker is not None else None)
 
-    monkeypatch.setattr(Attempt, "look", looking)
+    monkeypatch.setattr(Attempt, "kill_if_suspended", looking)
     task_id = await submit(runtime, "call", pickled(_stops_itself))
     pid = await until(lambda: next((child.pid for child in psutil.Process().children() if child.status() == "stopped"), None))
     await until(lambda: False in looks, 60, "a look at what it has read")

@@ -197,7 +197,7 @@ async def test_memory_shortage_frees_the_kept_inputs_of_a_failed_task(tmp_path: 
         assert (await ended(runtime, task_id)).status == "failed"
         await runtime.arrays.sweep()
         assert files(runtime), "kept for a retry"
-        assert runtime.arrays.give_up(1)
+        assert runtime.arrays.release_memory(1)
         await until(lambda: not files(runtime), what="deletion of the input")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.engines.exit_report import OomWatch
+from openruntime_jupyter.engines.failures import OomWatch
 from openruntime_jupyter.engines.worker_process import worker_environment
 from tests.runtimes import cell, ended, pickled, runtime_in, says, submit, value
 
@@ -116,27 +116,27 @@ async def test_end_of_worker_is_detected_while_child_holds_output(tmp_path: Path
 def test_oom_kill_is_reported_only_if_recent() -> None:
     now, count = [1000.0], [7]
     watch = OomWatch(lambda: count[0], lambda: now[0])
-    assert not watch.struck(), "nothing was seen before"
-    watch.look()
-    assert not watch.struck()
+    assert not watch.detected_kill(), "nothing was seen before"
+    watch.read()
+    assert not watch.detected_kill()
     count[0] += 1
-    assert watch.struck()
+    assert watch.detected_kill()
     for _ in range(10):  # tasks continue long after the kill
         now[0] += 0.5
-        watch.look()
-    assert not watch.struck()
+        watch.read()
+    assert not watch.detected_kill()
     count[0] += 1
     now[0] += 3600.0  # an idle hour in which other processes were killed
-    watch.look()
-    assert not watch.struck()
+    watch.read()
+    assert not watch.detected_kill()
     count[0] += 1
-    assert watch.struck()
+    assert watch.detected_kill()
 
 
 def test_unknown_oom_count_reports_no_oom_kill() -> None:
     watch = OomWatch(lambda: None)
-    watch.look()
-    assert not watch.struck()
+    watch.read()
+    assert not watch.detected_kill()
 
 
 async def test_messages_of_old_thread_do_not_reach_other_task(tmp_path: Path) -> None:

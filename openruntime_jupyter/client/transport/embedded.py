@@ -24,11 +24,11 @@ from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS, Call
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
-from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Events, Tell, Watch
+from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Events, OnMessage, Watch
 from openruntime_jupyter.errors import ArrayNotFound, NotConnected, StorageUnavailable
 from openruntime_jupyter.imports import load
 from openruntime_jupyter.operations.base import validated
-from openruntime_jupyter.runtime.events.bus import EventBus, Subscription
+from openruntime_jupyter.runtime.events import EventBus, Subscription
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from openruntime_jupyter.schemas.endpoints import Endpoint
@@ -126,11 +126,11 @@ class BusEvents(Events):
             if not self._watches:
                 listening.end()
         while (message := listening.received.get()) is not None:
-            self.tell(message)
+            self.dispatch(message)
         with self._lock:
             self._listening = None
         if self.anybody():
-            self.tell({"type": DISCONNECTED, "error": "The runtime of this process was stopped"})
+            self.dispatch({"type": DISCONNECTED, "error": "The runtime of this process was stopped"})
             self._wake.wait(ABSENT_POLL)
 
     def _topics_changed(self) -> None:
@@ -225,11 +225,11 @@ class EmbeddedBackend:
         finally:
             self._run(end)
 
-    def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
+    def watch(self, topics: Iterable[str], on_message: OnMessage) -> Watch:
         """Subscribe to events. Starts the runtime if needed."""
         with self._lock:
             self._started()
-        return self._events.watch(topics, tell)
+        return self._events.watch(topics, on_message)
 
     def _listen(self, topics: frozenset[str]) -> Listening | None:
         with self._lock:
@@ -269,7 +269,7 @@ class EmbeddedBackend:
     def _started(self) -> _Hosted:
         if self._hosted is None:
             refuse_in_child()
-            if self._events.tells_here():
+            if self._events.on_event_thread():
                 raise NotConnected(STOPPED)  # an event callback must not restart a stopped runtime
             self._hosted = self._start()
         return self._hosted

@@ -360,13 +360,13 @@ class ArrayStore:
         """Bytes of all array files, including those to be deleted after use and without free blocks."""
         return sum(record.size for record in self._records.values())
 
-    def give_up(self, wanted: int) -> bool:
+    def release_memory(self, wanted: int) -> bool:
         """Start releasing `wanted` bytes of memory: inputs of failed tasks, and free blocks. Return whether any will be released."""
         kept = self._kept()
         for record in kept:
             record.kept_until = 0.0
             self._later(self._drop(record))
-        return self._blocks.give_up(wanted) or bool(kept)
+        return self._blocks.release_memory(wanted) or bool(kept)
 
     def _kept(self) -> list[ArrayRecord]:
         """Return the inputs of failed tasks that nothing else uses."""

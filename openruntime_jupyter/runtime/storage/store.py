@@ -69,7 +69,7 @@ class History:
         self._settings = settings
         self._me = runtime_id
         self._payload_folder = settings.payloads
-        self._runtimes = settings.data_dir / "runtimes"
+        self._runtimes = settings.runtimes
         facts = {
             "runtime": runtime_id,
             "pid": os.getpid(),
