@@ -319,7 +319,9 @@ class ArrayStore:
         if now - self._space_read_at > SPACE_CACHE_SECONDS:
             self._space_read_at = now
             self._rooms = [(str(place.folder), self._free_bytes(place), blocks.held(place.folder)) for place in self._spool.places]
-        left = self.quota + sum(record.size for record in self._evictable(0.0)) - self.used_bytes
+        left = self.quota
+        if self._records:
+            left += sum(record.size for record in self._evictable(0.0)) - self.used_bytes
         return [(folder, max(0, min(left, room + free)), max(0, min(left, room))) for folder, room, free in self._rooms]
 
     async def adopt(self, owner: str | None, stored: Iterable[StoredArray]) -> list[ArrayReference]:

@@ -577,7 +577,7 @@ class Entry:
             return self._snapshot(parameters)
         if self._last is None:
             self._last = self._snapshot(parameters=True)
-        return self._last if parameters else self._last.model_copy(update={"parameters": None})
+        return self._last if parameters else construct_unchecked(Task, {**vars(self._last), "parameters": None})
 
     def _snapshot(self, parameters: bool) -> Task:
         failure, session = self.failure, self.session
