@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cloudpickle
+import pytest
+from jupyter_core.utils import ensure_event_loop
 
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.schemas.tasks import Task, TaskRequest
+from openruntime_jupyter.schemas.tasks import Failure, Task, TaskRequest
 
 ME = Caller("me")
 
@@ -32,6 +34,22 @@ async def runtime_in(folder: Path, **settings: Any) -> AsyncIterator[Runtime]:
         yield runtime
     finally:
         await runtime.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jp_asyncio_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Event loop of all tests of a module, so that they can share a runtime."""
+    loop = ensure_event_loop(prefer_selector_loop=True)
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def runtime(jp_asyncio_loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """Runtime with one slot and no spares, which the independent tests of a module share."""
+    context = runtime_in(tmp_path_factory.mktemp("runtime"))
+    yield jp_asyncio_loop.run_until_complete(context.__aenter__())
+    jp_asyncio_loop.run_until_complete(context.__aexit__(None, None, None))
 
 
 def live(body: Coroutine[Any, Any, Value]) -> Value:
@@ -74,10 +92,31 @@ async def ended(runtime: Runtime, task_id: str, seconds: float = 90.0) -> Task:
     return task
 
 
+async def completed(runtime: Runtime, task_id: str, seconds: float = 90.0) -> Task:
+    """Wait for a task that must complete and return it."""
+    task = await ended(runtime, task_id, seconds)
+    assert task.status == "completed", task.failure
+    return task
+
+
+async def failed(runtime: Runtime, task_id: str, seconds: float = 90.0) -> Failure:
+    """Wait for a task that must fail and return its failure."""
+    task = await ended(runtime, task_id, seconds)
+    assert task.status == "failed", task.status
+    assert task.failure is not None
+    return task.failure
+
+
+async def output_of(runtime: Runtime, operation: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run an operation that must complete and return its output."""
+    task = await completed(runtime, await submit(runtime, operation, parameters))
+    assert task.result is not None
+    return task.result.output
+
+
 async def value(runtime: Runtime, task_id: str) -> Any:
     """Return the result of a completed `call`, or the outputs of a cell."""
-    task = await ended(runtime, task_id)
-    assert task.status == "completed", task.failure
+    await completed(runtime, task_id)
     data, _ = await runtime.tasks.payload(task_id)
     return cloudpickle.loads(data if isinstance(data, bytes) else data.read_bytes())
 

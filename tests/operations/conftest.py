@@ -1,4 +1,4 @@
-"""Fixture that runs an operation like a worker, in this process."""
+"""Fixtures: a shared runtime, and an operation run like in a worker, but in this process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import pytest
 
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.registry import operation
+from tests.runtimes import jp_asyncio_loop, runtime
+
+__all__ = ["jp_asyncio_loop", "runtime"]
 
 Run = Callable[..., dict[str, Any]]
 

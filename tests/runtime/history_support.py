@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import sqlite3
@@ -76,15 +75,6 @@ def fill_disk(history: History, full: bool = True) -> None:
     """Make the disk look full for the writer, or no longer, after the jobs that it already has."""
     query = f"PRAGMA max_page_count = {1 if full else 2**32 - 2}"
     history._writer.put([Job(lambda connection: connection.execute(query).fetchall(), lambda result, error: None)])
-
-
-async def until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "the condition") -> Any:
-    """Return the first true value of `condition()`, polled on the loop."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        await asyncio.sleep(0.005)
-    return value
 
 
 def rows(folder: Path, query: str = "SELECT id, state FROM tasks") -> list[tuple[Any, ...]]:

@@ -21,7 +21,8 @@ from openruntime_jupyter.runtime.storage.rows import record_of
 from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.tasks import OutputItem, Payload, Progress, Task, TaskOutput, TaskResult, TaskState
-from tests.runtime.history_support import as_it_is, execute, make_task, moved, opened, rows, states, until
+from tests.runtime.history_support import as_it_is, execute, make_task, moved, opened, rows, states
+from tests.runtimes import until
 
 PENDING, RUNNING, COMPLETED, FAILED = TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED, TaskState.FAILED
 

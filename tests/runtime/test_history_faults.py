@@ -18,7 +18,8 @@ from openruntime_jupyter.runtime.storage import store
 from openruntime_jupyter.runtime.storage.schema import MIGRATIONS
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.tasks import TaskOutput, TaskState
-from tests.runtime.history_support import Child, as_it_is, child, fill_disk, make_task, moved, opened, rows, states, until
+from tests.runtime.history_support import Child, as_it_is, child, fill_disk, make_task, moved, opened, rows, states
+from tests.runtimes import until
 
 COMPLETED = TaskState.COMPLETED
 FILLER = {"filler": "x" * 20_000}

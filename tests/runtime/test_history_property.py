@@ -16,7 +16,8 @@ from openruntime_jupyter.runtime.storage import store
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import TRANSITIONS
 from openruntime_jupyter.schemas.tasks import Task, TaskState
-from tests.runtime.history_support import fill_disk, make_task, moved, states, until
+from tests.runtime.history_support import fill_disk, make_task, moved, states
+from tests.runtimes import until
 
 TASKS = 4
 STEPS = st.one_of(

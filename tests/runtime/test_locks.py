@@ -17,7 +17,8 @@ import pytest
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.locks import DeviceSlotLock, LockFile, RuntimeLock
-from tests.runtime.history_support import child, until
+from tests.runtime.history_support import child
+from tests.runtimes import until
 from tests.support import wait_until
 
 HOLDER = {"runtime": "rt_1", "label": "http://127.0.0.1:8888/", "pid": 1, "task_id": "task_1", "name": "mine"}
