@@ -13,7 +13,7 @@ from openruntime_jupyter.engines import pool as pools
 from openruntime_jupyter.engines.pool import Pool
 from openruntime_jupyter.engines.protocol import Job
 from openruntime_jupyter.runtime.runtime import Runtime
-from tests.runtimes import cell, ended, printed, runtime_in, says, submit, until
+from tests.runtimes import cell, completed, ended, failed, printed, runtime_in, says, submit, until
 
 WAITS = "import time\nprint('in', flush=True)\ntime.sleep(600)"
 DIES = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
@@ -36,7 +36,7 @@ async def test_configured_number_of_spares_is_kept(tmp_path: Path, spares: int) 
 async def test_built_in_operations_share_a_worker(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, spare_workers=0) as runtime:
         for _ in range(3):
-            assert (await ended(runtime, await submit(runtime, "compute"))).status == "completed"
+            await completed(runtime, await submit(runtime, "compute"))
             assert [worker.name for worker in runtime.engine.workers()] == ["worker_1"]
 
 
@@ -45,9 +45,8 @@ async def test_task_after_killed_worker_runs_in_another(tmp_path: Path, spares: 
     async with runtime_in(tmp_path, spare_workers=spares) as runtime:
         first = await cell(runtime, "import os\nprint(os.getpid())")
         await ended(runtime, first)
-        died = await ended(runtime, await cell(runtime, DIES))
-        assert died.failure is not None
-        assert died.failure.kind == "worker_died"
+        failure = await failed(runtime, await cell(runtime, DIES))
+        assert failure.kind == "worker_died"
         second = await cell(runtime, "import os\nprint(os.getpid())")
         await ended(runtime, second)
         assert (await printed(runtime, first)).split() != (await printed(runtime, second)).split() != []

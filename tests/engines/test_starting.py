@@ -21,7 +21,7 @@ from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.errors import EngineError, InterpreterError, Unavailable
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
-from tests.runtimes import cell, ended, runtime_in, says, submit, until
+from tests.runtimes import cell, completed, ended, failed, runtime_in, says, submit, until
 
 
 def descriptors() -> int:
@@ -66,7 +66,7 @@ async def test_task_fails_with_advice_when_files_run_out(tmp_path: Path, spare: 
             assert descriptors() <= before + 1
         for task_id in holders:
             await runtime.cancel(task_id)
-        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+        await completed(runtime, await submit(runtime, "call"))
 
 
 def test_start_errors_have_advice() -> None:
@@ -95,8 +95,7 @@ async def test_dead_idle_worker_gets_no_task(tmp_path: Path) -> None:
                 os.kill(worker.pid, signal.SIGKILL)
             while any(worker.alive for worker in dead):
                 os.sched_yield()
-            task = await ended(runtime, await submit(runtime, "compute"))
-            assert task.status == "completed", task.error
+            await completed(runtime, await submit(runtime, "compute"))
 
 
 async def test_removed_temporary_folder_is_created_again(tmp_path: Path) -> None:
@@ -106,8 +105,7 @@ async def test_removed_temporary_folder_is_created_again(tmp_path: Path) -> None
         for parameters in ({"code": "1"}, large, {"code": "1", "isolate": True}):
             await until(lambda: all(worker.state == "idle" for worker in runtime.engine.workers()), 20, "idle workers")
             shutil.rmtree(tmp_path / "tmp")
-            task = await ended(runtime, await submit(runtime, "python", parameters))
-            assert task.status == "completed", task.failure
+            await completed(runtime, await submit(runtime, "python", parameters))
 
 
 async def test_failed_parameters_file_keeps_worker(tmp_path: Path) -> None:
@@ -123,7 +121,7 @@ async def test_failed_parameters_file_keeps_worker(tmp_path: Path) -> None:
             assert str(folder) in (task.error or "")
         assert {worker.name for worker in runtime.engine.workers()} == before
         folder.unlink()
-        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+        await completed(runtime, await submit(runtime, "call"))
 
 
 async def test_failed_first_worker_is_retried_on_request(tmp_path: Path) -> None:
@@ -142,7 +140,7 @@ async def test_failed_first_worker_is_retried_on_request(tmp_path: Path) -> None
                 await submit(runtime, "call")
         assert runtime.health().status == "degraded"
         repaired.touch()
-        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+        await completed(runtime, await submit(runtime, "call"))
         assert runtime.health().status == "healthy"
     finally:
         await runtime.stop()
@@ -167,7 +165,6 @@ async def test_output_before_first_task_is_in_failure(tmp_path: Path, monkeypatc
         engine = runtime.engine
         assert isinstance(engine, LocalEngine)
         await until(lambda: any("half of it" in worker.stderr.tail for worker in engine._workers), 30, "the worker to speak")
-        task = await ended(runtime, await submit(runtime, "call"))
-        assert task.failure is not None
-        assert "half of it is missing" in (task.failure.last_output or "")
-        assert "the other half" in (task.failure.last_output or "")
+        failure = await failed(runtime, await submit(runtime, "call"))
+        assert "half of it is missing" in (failure.last_output or "")
+        assert "the other half" in (failure.last_output or "")

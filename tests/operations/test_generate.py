@@ -24,7 +24,7 @@ from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.ai import Answer
 from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.schemas.values import ModelSource
-from tests.runtimes import ended, printed, runtime_in, submit, until
+from tests.runtimes import completed, ended, printed, runtime_in, submit, until
 from tests.tiny_model import make_tiny_model
 
 Value = TypeVar("Value")
@@ -95,8 +95,7 @@ async def prompt(runtime: Runtime, **parameters: Any) -> str:
 
 async def answer(runtime: Runtime, **parameters: Any) -> Answer:
     """Return the output of a task that must complete."""
-    task = await ended(runtime, await prompt(runtime, **parameters), 60)
-    assert task.status == "completed", task.failure
+    task = await completed(runtime, await prompt(runtime, **parameters), 60)
     assert task.result is not None
     return Answer.model_validate(task.result.output)
 

@@ -7,7 +7,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from tests.runtimes import cell, ended, printed, runtime_in, submit, value
+from tests.runtimes import cell, completed, ended, failed, printed, runtime_in, submit, value
 
 
 async def run(folder: Path, code: str, **parameters: Any) -> Any:
@@ -44,7 +44,7 @@ async def test_class_of_cell_can_be_pickled(tmp_path: Path) -> None:
 async def test_plot_is_displayed_as_picture(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
         task_id = await cell(runtime, "import matplotlib.pyplot as plt\nplt.plot([1, 2, 4])\nplt.show()")
-        assert (await ended(runtime, task_id, 60)).status == "completed"
+        await completed(runtime, task_id, 60)
         output = await runtime.tasks.output(task_id)
         pictures = [item.data["image/png"] for item in output.items if item.data and "image/png" in item.data]
         assert len(pictures) == 1
@@ -55,19 +55,17 @@ async def test_matplotlib_magic_works_and_semicolon_hides_value(tmp_path: Path) 
     async with runtime_in(tmp_path) as runtime:
         for code, shown in (("%matplotlib inline\n!true\n6 * 7", ["42"]), ("!true\n6 * 7;  # hidden", []), ("'a;'", ["'a;'"])):
             task_id = await cell(runtime, code)
-            task = await ended(runtime, task_id, 60)
-            assert task.status == "completed", task.error
+            await completed(runtime, task_id, 60)
             output = await runtime.tasks.output(task_id)
             assert [item.data["text/plain"] for item in output.items if item.data] == shown
 
 
 async def test_syntax_error_points_at_line_of_cell(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
-        task = await ended(runtime, await submit(runtime, "python", {"code": "a = 1\nb = = 2", "filename": "<cell 3>"}))
-        assert task.failure is not None
-        assert task.failure.type == "SyntaxError"
-        assert 'File "<cell 3>", line 2' in (task.failure.traceback or "")
-        assert "runner.py" not in (task.failure.traceback or "")
+        failure = await failed(runtime, await submit(runtime, "python", {"code": "a = 1\nb = = 2", "filename": "<cell 3>"}))
+        assert failure.type == "SyntaxError"
+        assert 'File "<cell 3>", line 2' in (failure.traceback or "")
+        assert "runner.py" not in (failure.traceback or "")
 
 
 async def test_tasks_do_not_share_variables(tmp_path: Path) -> None:
@@ -79,9 +77,8 @@ async def test_tasks_do_not_share_variables(tmp_path: Path) -> None:
 
 async def test_input_call_fails_immediately_with_reason(tmp_path: Path) -> None:
     async with runtime_in(tmp_path) as runtime:
-        task = await ended(runtime, await cell(runtime, "input('name? ')"))
-        assert task.failure is not None
-        assert task.failure.type == "EOFError"
+        failure = await failed(runtime, await cell(runtime, "input('name? ')"))
+        assert failure.type == "EOFError"
 
 
 async def test_late_output_of_subprocess_is_harmless(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtime.array_support import put, result, store_in
 from tests.runtime.test_task_arrays import call
-from tests.runtimes import ended, runtime_in, says, submit, until
+from tests.runtimes import completed, ended, runtime_in, says, submit, until
 
 MIB = 1 << 20
 SIZE = Layout((2 * MIB,), "uint8").size
@@ -222,8 +222,7 @@ async def test_task_gets_memory_of_free_files(tmp_path: Path, monkeypatch: pytes
         await store.remove((await put(store, full(2))).id)
         assert store.page().warm_bytes
         monkeypatch.setattr(runtime._admission, "free", lambda lane: 0 if store.page().warm_bytes else 10**12)
-        task = await ended(runtime, await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": info.id}}}))
-        assert task.status == "completed"
+        await completed(runtime, await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": info.id}}}))
         assert store.page().warm_bytes == 0
         assert not store.give_up(1)
 

@@ -8,7 +8,7 @@ import pytest
 
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.schemas.base import epoch
-from tests.runtimes import busy, ended, pickled, runtime_in, submit, until
+from tests.runtimes import busy, completed, ended, pickled, runtime_in, submit, until
 from tests.work import spin
 
 
@@ -50,7 +50,7 @@ async def test_waiting_task_names_holder_in_another_runtime(tmp_path: Path) -> N
             page = await two.list_tasks(limit, offset=offset, order="next")
             assert ([task.task_id for task in page.tasks], page.total_count) == (wanted, 3), "those of the other runtime come last"
         await one.cancel(holder)
-        assert (await ended(two, waits)).status == "completed"
+        await completed(two, waits)
         assert (await two.tasks.wait(holder, 5)).status == "cancelled"
 
 
@@ -62,4 +62,4 @@ async def test_wait_for_device_can_be_cancelled(tmp_path: Path) -> None:
         assert (await two.cancel(waits)).cancel_stage == "queue"
         await one.cancel(holder)
         for runtime in (two, one, two):
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+            await completed(runtime, await submit(runtime, "call"))

@@ -17,7 +17,7 @@ from openruntime_jupyter.engines.local import LocalEngine
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.tasks import TaskRequest
 from openruntime_jupyter.worker.__main__ import hello
-from tests.runtimes import ME, cell, ended, pickled, printed, runtime_in, submit, until, value
+from tests.runtimes import ME, cell, completed, ended, failed, pickled, printed, runtime_in, submit, until, value
 
 TELL = "import os, sys\nfound = {'prefix': sys.prefix, 'folder': os.getcwd(), 'path': list(sys.path)}"
 
@@ -46,9 +46,8 @@ async def test_cell_runs_in_environment_folder_and_path_of_caller(tmp_path: Path
     code = "import only_there\nanswer = only_there.ANSWER"
     task_id = await submit(runtime, "python", {"code": code, "outputs": ["answer"], "world": interpreter_of(other_environment)})
     assert await value(runtime, task_id) == {"answer": "from the other environment"}
-    ours = await ended(runtime, await cell(runtime, "import only_there"))
-    assert ours.failure is not None
-    assert ours.failure.type == "ModuleNotFoundError"
+    failure = await failed(runtime, await cell(runtime, "import only_there"))
+    assert failure.type == "ModuleNotFoundError"
 
 
 async def test_missing_package_is_reported_with_command(tmp_path: Path, runtime: Runtime) -> None:
@@ -57,7 +56,7 @@ async def test_missing_package_is_reported_with_command(tmp_path: Path, runtime:
     task = await ended(runtime, await submit(runtime, "python", {"code": "1", "world": interpreter_of(bare)}))
     assert task.status == "failed"
     assert f"{bare}/bin/python -m pip install openruntime-jupyter=={openruntime_jupyter.__version__}" in (task.error or "")
-    assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+    await completed(runtime, await submit(runtime, "call"))
 
 
 async def test_missing_interpreter_and_other_program_are_reported(runtime: Runtime) -> None:
@@ -297,7 +296,7 @@ async def test_threads_of_a_task_end_with_it_and_are_named(tmp_path: Path) -> No
 
     async with runtime_in(tmp_path) as runtime:
         task_id = await cell(runtime, code)
-        assert (await ended(runtime, task_id)).status == "completed"
+        await completed(runtime, task_id)
         assert "mine" in await printed(runtime, task_id, "stderr")
         await until(lambda: not runtime.engine.workers(), 20, "the end of the worker")
 

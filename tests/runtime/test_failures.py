@@ -11,7 +11,7 @@ from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.tasks import TaskRequest
-from tests.runtimes import ME, cell, ended, pickled, printed, runtime_in, says, submit, until
+from tests.runtimes import ME, cell, completed, ended, failed, pickled, printed, runtime_in, says, submit, until
 from tests.support import slowness
 
 # The pid comes last: who kills on hearing it kills after the last words.
@@ -42,17 +42,15 @@ async def test_killed_worker_fails_its_task_with_signal_memory_and_output(tmp_pa
     async with runtime_in(tmp_path, cpu_slots=2) as runtime:
         victim, neighbour = await cell(runtime, LAST_WORDS), await cell(runtime, LAST_WORDS)
         os.kill(await worker_pid(runtime, victim), signal.SIGKILL)
-        task = await ended(runtime, victim)
-        assert task.status == "failed"
-        assert task.failure is not None
-        assert (task.failure.kind, task.failure.signal) == ("worker_died", 9)
-        assert "signal 9" in task.failure.message
-        assert "likely out of memory" in task.failure.message
-        assert 10e6 < (task.failure.peak_memory or 0) < 2e9
-        assert "these are my last words" in (task.failure.last_output or "")
+        failure = await failed(runtime, victim)
+        assert (failure.kind, failure.signal) == ("worker_died", 9)
+        assert "signal 9" in failure.message
+        assert "likely out of memory" in failure.message
+        assert 10e6 < (failure.peak_memory or 0) < 2e9
+        assert "these are my last words" in (failure.last_output or "")
         assert (await runtime.tasks.get(neighbour)).status == "running"
         await runtime.cancel(neighbour)
-        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+        await completed(runtime, await submit(runtime, "call"))
 
 
 async def test_task_with_retries_runs_again_after_worker_death(tmp_path: Path, runtime: Runtime) -> None:
@@ -67,9 +65,8 @@ async def test_task_with_retries_runs_again_after_worker_death(tmp_path: Path, r
 
 
 async def test_exit_code_of_worker_is_reported(runtime: Runtime) -> None:
-    task = await ended(runtime, await cell(runtime, "import os; os._exit(3)"))
-    assert task.failure is not None
-    assert (task.failure.kind, task.failure.exit_code, task.failure.signal) == ("worker_died", 3, None)
+    failure = await failed(runtime, await cell(runtime, "import os; os._exit(3)"))
+    assert (failure.kind, failure.exit_code, failure.signal) == ("worker_died", 3, None)
 
 
 async def test_sys_exit_fails_task_and_keeps_worker(runtime: Runtime) -> None:
@@ -89,8 +86,8 @@ async def test_timeout_counts_from_the_start(runtime: Runtime) -> None:
     holder = await cell(runtime, f"import time; time.sleep({2 * timeout})")
     waits_longer_than_that = await submit(runtime, "call", timeout=timeout)
     loops = await cell(runtime, "print('in', flush=True)\nwhile True: pass", timeout=timeout)
-    assert (await ended(runtime, holder)).status == "completed"
-    assert (await ended(runtime, waits_longer_than_that)).status == "completed"
+    await completed(runtime, holder)
+    await completed(runtime, waits_longer_than_that)
     task = await ended(runtime, loops)
     assert (task.status, task.cancel_stage) == ("timed_out", "interrupt")
     assert f"{timeout:g} s" in (task.error or "")
@@ -139,7 +136,7 @@ async def test_smaller_tasks_pass_task_that_waits_for_memory(tmp_path: Path) -> 
         runtime.lanes["device_0"].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
         waits = await submit(runtime, "memory_bandwidth", {"size_mb": 100})
         passes = await submit(runtime, "call")
-        assert (await ended(runtime, passes)).status == "completed"
+        await completed(runtime, passes)
 
         async def told() -> bool:
             return "memory" in ((await runtime.tasks.get(waits)).waiting_for or "")
@@ -147,7 +144,7 @@ async def test_smaller_tasks_pass_task_that_waits_for_memory(tmp_path: Path) -> 
         await until(told, what="memory in waiting_for")
         assert (await runtime.tasks.get(waits)).status == "pending"
         await runtime.cancel(holder)
-        assert (await ended(runtime, waits)).status == "completed"
+        await completed(runtime, waits)
 
 
 async def test_task_that_never_fits_idle_lane_fails_with_sizes(tmp_path: Path) -> None:
@@ -159,11 +156,9 @@ async def test_task_that_never_fits_idle_lane_fails_with_sizes(tmp_path: Path) -
         a_thousand = kind.memory(kind.validate({"size_mb": 1000}))
         assert a_thousand is not None
         size = (free + (total - free) // 2) * 1000 // a_thousand
-        task = await ended(runtime, await submit(runtime, "memory_bandwidth", {"size_mb": size}))
-        assert task.status == "failed"
-        assert task.failure is not None
-        assert task.failure.kind == "memory"
-        assert task.failure.message.count("GB") == 2
+        failure = await failed(runtime, await submit(runtime, "memory_bandwidth", {"size_mb": size}))
+        assert failure.kind == "memory"
+        assert failure.message.count("GB") == 2
 
 
 async def test_invalid_request_names_field(runtime: Runtime) -> None:
@@ -224,9 +219,8 @@ async def test_missing_backend_is_reported_with_command(tmp_path: Path) -> None:
 async def test_peak_memory_is_that_of_the_task_and_not_of_its_worker(runtime: Runtime) -> None:
     hoard = "import subprocess, sys\nhoard = bytearray(700_000_000)\nhoard[::4096] = bytes(len(hoard[::4096]))\n"
     hoard += "subprocess.run([sys.executable, '-c', ''])\ndel hoard"  # the kernel counts the child's copy of these pages too
-    assert (await ended(runtime, await cell(runtime, hoard, session="one"))).status == "completed"
-    task = await ended(runtime, await cell(runtime, "import os; os.abort()", session="one"))
-    assert task.failure is not None
-    assert task.failure.signal == signal.SIGABRT
-    assert (task.failure.peak_memory or 0) < 400e6
-    assert "MB" not in task.failure.message or task.failure.peak_memory
+    await completed(runtime, await cell(runtime, hoard, session="one"))
+    failure = await failed(runtime, await cell(runtime, "import os; os.abort()", session="one"))
+    assert failure.signal == signal.SIGABRT
+    assert (failure.peak_memory or 0) < 400e6
+    assert "MB" not in failure.message or failure.peak_memory

@@ -14,7 +14,7 @@ import pytest
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.tasks.entry import OutputBuffer, Stream, TokenLog, TokenPiece, read_stored
 from openruntime_jupyter.schemas.tasks import OutputItem
-from tests.runtimes import cell, ended, pickled, printed, runtime_in, says, submit, value
+from tests.runtimes import cell, completed, ended, pickled, printed, runtime_in, says, submit, value
 
 BLOCKED_MS = 20
 SHOW = "from openruntime_jupyter.current_task import current\n(lambda text: current().display({'text/plain': text}))"
@@ -220,7 +220,7 @@ async def test_too_large_json_result_is_rejected_with_sizes(runtime: Runtime) ->
     code = "from openruntime_jupyter.current_task import current\ntext = 'y' * 20_000_000\n"
     code += "for n in range(3): current().display({'text/plain': text})"
     task_id = await cell(runtime, code)
-    assert (await ended(runtime, task_id)).status == "completed"
+    await completed(runtime, task_id)
     output = await runtime.tasks.output(task_id)
     assert all("20,0" in (item.data or {})["text/plain"] for item in output.items)
 

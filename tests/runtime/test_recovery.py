@@ -15,7 +15,7 @@ from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks import recovery
-from tests.runtimes import busy, ended, runtime_in, submit
+from tests.runtimes import busy, completed, ended, runtime_in, submit
 
 
 async def left_behind(folder: Path, count: int) -> list[str]:
@@ -88,7 +88,7 @@ async def test_invalid_recovered_task_fails_alone(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(recovery, "_request", refuses)
     async with runtime_in(tmp_path) as runtime:
-        assert (await ended(runtime, even)).status == "completed"
+        await completed(runtime, even)
         task = await ended(runtime, odd)
         assert task.status == "failed"
         assert "could not be queued again" in (task.error or "")

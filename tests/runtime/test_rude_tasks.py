@@ -16,18 +16,16 @@ from openruntime_jupyter.engines.local import Attempt
 from openruntime_jupyter.engines.worker_process import WorkerProcess
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.tasks import Task
-from tests.runtimes import cell, ended, pickled, runtime_in, says, submit, until, value
+from tests.runtimes import cell, completed, ended, failed, pickled, runtime_in, says, submit, until, value
 
 
 async def test_task_that_breaks_its_worker_fails_alone(runtime: Runtime) -> None:
     holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
     breaks = "import openruntime_jupyter.worker.runner as t\ndef fails(*_, **__): raise RuntimeError('broken')\nt.describe = fails\n1 / 0"
-    assert (await ended(runtime, await cell(runtime, holds))).status == "completed"
-    task = await ended(runtime, await cell(runtime, breaks))
-    assert task.status == "failed"
-    assert task.failure is not None
-    assert (task.failure.kind, task.failure.exit_code) == ("worker_died", 70)
-    assert "RuntimeError: broken" in (task.failure.last_output or "")
+    await completed(runtime, await cell(runtime, holds))
+    failure = await failed(runtime, await cell(runtime, breaks))
+    assert (failure.kind, failure.exit_code) == ("worker_died", 70)
+    assert "RuntimeError: broken" in (failure.last_output or "")
 
 
 async def test_unneeded_worker_held_by_thread_is_ended(tmp_path: Path) -> None:
@@ -55,11 +53,10 @@ async def test_invalid_frame_ends_worker_with_reason(runtime: Runtime, caplog: p
         "an unknown kind": "send(99, b'{}')",
     }
     for what, code in nonsense.items():
-        task = await ended(runtime, await cell(runtime, f"{speaks}{code}\nimport time; time.sleep(600)"))
-        assert task.failure is not None, what
-        assert task.failure.kind == "worker_died", what
-        assert "it broke the protocol" in task.failure.message, (what, task.failure.message)
-    assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+        failure = await failed(runtime, await cell(runtime, f"{speaks}{code}\nimport time; time.sleep(600)"))
+        assert failure.kind == "worker_died", what
+        assert "it broke the protocol" in failure.message, (what, failure.message)
+    await completed(runtime, await submit(runtime, "call"))
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 

@@ -14,7 +14,7 @@ from openruntime_jupyter.errors import InvalidRequest, Stopping, StorageUnavaila
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
-from tests.runtimes import ME, busy, cell, ended, pickled, printed, runtime_in, says, submit, until, value
+from tests.runtimes import ME, busy, cell, completed, ended, pickled, printed, runtime_in, says, submit, until, value
 
 
 def since(others: Collection[psutil.Process] = ()) -> set[psutil.Process]:
@@ -49,7 +49,7 @@ async def test_key_of_unstored_task_is_used_for_the_retry(tmp_path: Path, monkey
             with pytest.raises(StorageUnavailable):
                 await runtime.submit(request, ME, "key")
         task = await runtime.submit(request, ME, "key")
-        assert (await ended(runtime, task.task_id)).status == "completed"
+        await completed(runtime, task.task_id)
         assert (await runtime.submit(request, ME, "key")).task_id == task.task_id
 
 
@@ -240,7 +240,7 @@ async def test_task_taken_over_by_another_runtime_does_not_run(tmp_path: Path, m
 
         monkeypatch.setattr(runtime.history, "commit", theirs)
         await runtime.cancel(holder)
-        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+        await completed(runtime, await submit(runtime, "call"))
         assert not mark.exists()
 
 
@@ -255,7 +255,7 @@ async def test_full_disk_rejects_asynchronous_tasks_only(tmp_path: Path, monkeyp
         with pytest.raises(StorageUnavailable):
             await submit(runtime, "call", wait=False)
         task = await runtime.submit(TaskRequest(operation="call", parameters={}), ME, "key")
-        assert (await ended(runtime, task.task_id)).status == "completed"
+        await completed(runtime, task.task_id)
 
 
 async def test_unusable_data_folder_is_reported_with_advice(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from openruntime_jupyter.runtime.arrays import store as array_store
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.tasks import TaskRequest
 from tests.runtime.array_support import put
-from tests.runtimes import ME, cell, ended, runtime_in, says, submit, until
+from tests.runtimes import ME, cell, completed, ended, runtime_in, says, submit, until
 
 LARGE = 300_000
 """Number of elements that is too large for a pickle with any type of at least four bytes."""
@@ -34,8 +34,7 @@ def files(runtime: Runtime) -> list[str]:
 
 async def value(runtime: Runtime, task_id: str) -> Any:
     """Return the result of a task as a local client reads it."""
-    task = await ended(runtime, task_id)
-    assert task.status == "completed", task.failure
+    task = await completed(runtime, task_id)
     assert task.result is not None
     data, encoding = await runtime.tasks.payload(task_id)
     assert encoding == (pickling.OUTSIDE if task.result.arrays else pickling.PLAIN)
@@ -306,4 +305,4 @@ async def test_missing_input_file_fails_task_with_advice(tmp_path: Path) -> None
         assert task.status == "failed"
         assert f"The array {info.id} no longer exists" in (task.error or "")
         assert "Send it again" in (task.error or "")
-        assert (await ended(runtime, await cell(runtime, "1"))).status == "completed", "the worker still runs tasks"
+        await completed(runtime, await cell(runtime, "1"))

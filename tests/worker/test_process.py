@@ -12,7 +12,7 @@ import pytest
 
 from openruntime_jupyter.engines.exit_report import OomWatch
 from openruntime_jupyter.engines.worker_process import worker_environment
-from tests.runtimes import cell, ended, pickled, runtime_in, says, submit, value
+from tests.runtimes import cell, completed, ended, failed, pickled, runtime_in, says, submit, value
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what only Linux has")
 
@@ -84,9 +84,8 @@ async def test_end_of_worker_is_detected_without_pidfd(tmp_path: Path, monkeypat
     async with runtime_in(tmp_path) as runtime:
         for _ in range(2):
             task_id = await cell(runtime, "import os\nprint('in', flush=True)\nos.kill(os.getpid(), 9)")
-            task = await ended(runtime, task_id)
-            assert task.failure is not None
-            assert (task.failure.kind, task.failure.signal) == ("worker_died", signal.SIGKILL)
+            failure = await failed(runtime, task_id)
+            assert (failure.kind, failure.signal) == ("worker_died", signal.SIGKILL)
         code = "import time\nwhile True:\n    try:\n        print('in', flush=True)\n        time.sleep(9)\n    except BaseException: pass"
         holder = await cell(runtime, code)
         await says(runtime, holder, "in")
@@ -100,11 +99,10 @@ async def test_end_of_worker_is_detected_while_child_holds_output(tmp_path: Path
     )
     try:
         async with runtime_in(tmp_path) as runtime:
-            task = await ended(runtime, await cell(runtime, code))
-            assert task.failure is not None
-            assert (task.failure.kind, task.failure.signal) == ("worker_died", signal.SIGKILL)
-            assert "last words" in (task.failure.last_output or "")
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+            failure = await failed(runtime, await cell(runtime, code))
+            assert (failure.kind, failure.signal) == ("worker_died", signal.SIGKILL)
+            assert "last words" in (failure.last_output or "")
+            await completed(runtime, await submit(runtime, "call"))
     finally:
         import psutil
 

@@ -23,7 +23,7 @@ from openruntime_jupyter.runtime.runtime import Runtime, view_device
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Task
 from tests.runtime.probes.fake_nvml import GIB, Fails, FakeGpu, FakeNvml
-from tests.runtimes import cell, ended, pickled, submit, until
+from tests.runtimes import cell, completed, ended, pickled, submit, until
 from tests.support import wait_until
 from tests.work import spin
 
@@ -215,8 +215,7 @@ async def test_task_waits_for_gpu_memory_of_other_programs(tmp_path: Path, nvml:
         assert "4.29 GB are free" in ((await runtime.tasks.get(waiting)).waiting_for or "")
         await runtime.cancel(waiting)
         nvml.gpus[0].used = 6 * GIB
-        small = await ended(runtime, await submit(runtime, "matrix_multiply", {"size": 64, "iterations": 1}))
-        assert small.status == "completed"
+        await completed(runtime, await submit(runtime, "matrix_multiply", {"size": 64, "iterations": 1}))
 
 
 async def test_worker_reports_include_their_tasks(tmp_path: Path, nvml: FakeNvml) -> None:
