@@ -14,6 +14,7 @@ import cloudpickle
 import pytest
 from jupyter_core.utils import ensure_event_loop
 
+from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Failure, Task, TaskRequest
@@ -24,11 +25,16 @@ Value = TypeVar("Value")
 
 
 @asynccontextmanager
-async def runtime_in(folder: Path, **settings: Any) -> AsyncIterator[Runtime]:
-    """Start a runtime with its data in `folder` and stop it at the end. By default it has one slot and no spare workers."""
+async def runtime_in(folder: Path, *, interpreter: str | None = None, **settings: Any) -> AsyncIterator[Runtime]:
+    """Start a runtime with its data in `folder` and stop it at the end. By default it has one slot and no spare workers.
+
+    `interpreter` is the Python of its workers, by default that of this process.
+    """
     settings.setdefault("cpu_slots", 1)
     settings.setdefault("spare_workers", 0)
-    runtime = Runtime(Settings(data_dir=folder, **settings))
+    chosen = Settings(data_dir=folder, **settings)
+    options = LocalOptions(payloads=chosen.payloads, temporary=chosen.temporary, interpreter=interpreter)
+    runtime = Runtime(chosen, None if interpreter is None else LocalEngine(options))
     await runtime.start()
     try:
         yield runtime
@@ -57,6 +63,14 @@ def live(body: Coroutine[Any, Any, Value]) -> Value:
     return asyncio.run(body)
 
 
+def python_that(folder: Path, start: str) -> str:
+    """Write a script that runs this Python after `start`, such as a condition or variables, and return its path."""
+    script = folder / "python"
+    script.write_text(f'#!/bin/sh\n{start} exec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    return str(script)
+
+
 async def submit(runtime: Runtime, operation: str, parameters: dict[str, Any] | None = None, **fields: Any) -> str:
     """Submit a task and return its id."""
     return (await runtime.submit(TaskRequest(operation=operation, parameters=parameters or {}, **fields), ME)).task_id
@@ -70,9 +84,9 @@ async def cell(runtime: Runtime, code: str, **fields: Any) -> str:
 ENDLESS = "import time\nprint('in', flush=True)\nwhile True: time.sleep(0.01)"
 
 
-async def busy(runtime: Runtime, **fields: Any) -> str:
-    """Submit a cell that runs until it is stopped, wait until it runs, and return its id."""
-    task_id = await cell(runtime, ENDLESS, **fields)
+async def busy(runtime: Runtime, code: str = ENDLESS, **fields: Any) -> str:
+    """Submit a cell, by default one that runs until it is stopped, wait until it prints `in`, and return its id."""
+    task_id = await cell(runtime, code, **fields)
     await says(runtime, task_id, "in")
     return task_id
 
@@ -138,6 +152,15 @@ async def until(condition: Callable[[], Any], seconds: float = 60.0, what: str =
             return found
         assert asyncio.get_running_loop().time() < deadline, f"{what}: not within {seconds} s"
         await asyncio.sleep(0.01)
+
+
+async def waits_for(runtime: Runtime, task_id: str, text: str, seconds: float = 60.0) -> None:
+    """Wait until the pending task waits for something whose description contains `text`."""
+
+    async def there() -> bool:
+        return text in ((await runtime.tasks.get(task_id)).waiting_for or "")
+
+    await until(there, seconds, f"{task_id} waits for {text!r}")
 
 
 async def says(runtime: Runtime, task_id: str, text: str, seconds: float = 60.0) -> None:

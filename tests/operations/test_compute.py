@@ -243,7 +243,7 @@ CALLS = st.tuples(st.sampled_from(sorted(language.FUNCTIONS)), st.lists(ARGUMENT
 ODD_INPUTS = {"a": [[1, -2], [0, 4]], "b": {"values": [[0.5, -1.0], [3.0, 0.0]]}, "c": {"zeros": [0]}, "d": {"arange": 3, "dtype": "uint8"}}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(CALLS, st.sampled_from(["", " + a", " // a", " % c", " @ b", " ** 2", " < d"]))
 def test_random_call_returns_a_value_or_an_error(call, rest):
     message = None

@@ -7,11 +7,10 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
@@ -27,42 +26,14 @@ from openruntime_jupyter.schemas.values import ModelSource
 from tests.runtimes import completed, ended, printed, runtime_in, submit, until
 from tests.tiny_model import make_tiny_model
 
-Value = TypeVar("Value")
-
 ENDLESS = {"max_tokens": 500_000, "repetition_penalty": 1.1}
 LONG = 1_000_000
 """Context in tokens, for generations that must not end by themselves."""
 
 
-class Stage:
-    """Runtime on a separate event loop, shared by all tests here so that a model is loaded once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self._around = runtime_in(folder, cancel_grace=30.0)  # only the interrupt may stop the task, even on a busy machine
-        self.runtime = self._run(self._around.__aenter__())
-
-    def _run(self, body: Coroutine[Any, Any, Value]) -> Value:
-        return asyncio.run_coroutine_threadsafe(body, self._loop).result(300)
-
-    def play(self, body: Callable[[Runtime], Coroutine[Any, Any, None]]) -> None:
-        """Run `body(runtime)`."""
-        self._run(body(self.runtime))
-
-    def close(self) -> None:
-        """Stop the runtime and its loop."""
-        self._run(self._around.__aexit__(None, None, None))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Return a stage with models."""
+def runtime(jp_asyncio_loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """Runtime with models, which all tests here share so that a model is loaded once."""
     folder = tmp_path_factory.mktemp("home")
     models = folder / "models"
     make_tiny_model(models / "tiny", context=LONG)
@@ -72,20 +43,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     make_tiny_model(models / "strange", model_type="no such kind")
     code = make_tiny_model(models / "code", model_file="evil.py")
     (code / "evil.py").write_text(f"open({str(folder / 'run')!r}, 'w')")
-    stage = Stage(folder)
-    try:
-        yield stage
-    finally:
-        stage.close()
-
-
-def on_stage(test: Callable[[Runtime], Coroutine[Any, Any, None]]) -> Callable[[Stage], None]:
-    """Run a test on the event loop of the stage."""
-
-    def run(stage: Stage) -> None:
-        stage.play(test)
-
-    return run
+    context = runtime_in(folder, cancel_grace=30.0)  # only the interrupt may stop the task, even on a busy machine
+    yield jp_asyncio_loop.run_until_complete(context.__aenter__())
+    jp_asyncio_loop.run_until_complete(context.__aexit__(None, None, None))
 
 
 async def prompt(runtime: Runtime, **parameters: Any) -> str:
@@ -113,7 +73,6 @@ print(json.dumps([mlx_lm.generate(model, tokenizer, prompt, max_tokens=40) for p
 """
 
 
-@on_stage
 async def test_greedy_text_equals_mlx_lm_with_consistent_statistics(runtime: Runtime) -> None:
     await runtime.unload()
     prompts = ["the queue", "a", "0123456789 " * 20, "0123456789 " * 120]  # the last one is processed in pieces
@@ -131,7 +90,6 @@ async def test_greedy_text_equals_mlx_lm_with_consistent_statistics(runtime: Run
         assert (response.load_time_s is None) == (number > 0), "only the first one loads it"
 
 
-@on_stage
 async def test_tokens_are_streamed_and_add_up_to_the_response(runtime: Runtime) -> None:
     task_id = await prompt(runtime, max_tokens=100)
     streamed = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
@@ -145,7 +103,6 @@ async def test_tokens_are_streamed_and_add_up_to_the_response(runtime: Runtime) 
     await runtime.cancel(endless)
 
 
-@on_stage
 async def test_seed_makes_text_reproducible(runtime: Runtime) -> None:
     hot = {"temperature": 1.5, "top_p": 0.95, "top_k": 10_000, "min_p": 0.001, "repetition_penalty": 1.2, "max_tokens": 30}
     first, again = [await answer(runtime, seed=7, **hot) for _ in range(2)]
@@ -154,7 +111,6 @@ async def test_seed_makes_text_reproducible(runtime: Runtime) -> None:
     assert len({first.text, other.text, another.text}) == 3
 
 
-@on_stage
 async def test_stop_text_ends_response_and_is_not_streamed(runtime: Runtime) -> None:
     whole = (await answer(runtime, max_tokens=60)).text
     stop = whole[20:24]
@@ -166,7 +122,6 @@ async def test_stop_text_ends_response_and_is_not_streamed(runtime: Runtime) -> 
     assert task.result.output["finish_reason"] == "stop"
 
 
-@on_stage
 async def test_prompt_over_context_length_is_rejected_with_sizes(runtime: Runtime) -> None:
     task = await ended(runtime, await prompt(runtime, model="short", prompt="ab " * 400), 60)
     assert task.status == "failed"
@@ -174,8 +129,8 @@ async def test_prompt_over_context_length_is_rejected_with_sizes(runtime: Runtim
     assert (await answer(runtime, model="short", max_tokens=10_000)).tokens_used == 300, "an answer ends where the context does"
 
 
-def test_prompt_over_memory_is_rejected_by_server_and_worker(stage: Stage) -> None:
-    source = ModelSource("tiny", str(stage.folder / "models" / "tiny"), "mlx", 100_000, LONG, cache_numbers=2**24)
+def test_prompt_over_memory_is_rejected_by_server_and_worker(runtime: Runtime) -> None:
+    source = ModelSource("tiny", str(runtime.settings.models / "tiny"), "mlx", 100_000, LONG, cache_numbers=2**24)
     params = Params(prompt="a b c", max_tokens=100_000)
     params.use(source)
     assert memory(params) == 100_000 + (1 + 100_000) * 2**24 * 2
@@ -202,7 +157,6 @@ async def frees_within_a_second(runtime: Runtime, begin: Callable[[], Coroutine[
     assert min(took) < 1.0, took
 
 
-@on_stage
 async def test_cancel_during_generation_keeps_model_in_memory(runtime: Runtime) -> None:
     await runtime.unload()
 
@@ -219,7 +173,6 @@ async def says_more_than(runtime: Runtime, task_id: str, characters: int) -> boo
     return len(await printed(runtime, task_id)) > characters
 
 
-@on_stage
 async def test_cancel_during_prompt_processing_keeps_model_in_memory(runtime: Runtime) -> None:
     await answer(runtime, max_tokens=1)
 
@@ -238,7 +191,6 @@ async def reading(runtime: Runtime, task_id: str) -> bool:
     return task.progress is not None and task.progress.message == "reading the prompt" and task.progress.n > 0
 
 
-@on_stage
 async def test_killed_worker_fails_only_its_task_and_model_is_reloaded(runtime: Runtime) -> None:
     await runtime.unload()
     task_id = await prompt(runtime, **ENDLESS)
@@ -253,7 +205,6 @@ async def test_killed_worker_fails_only_its_task_and_model_is_reloaded(runtime: 
     assert task.result.output["load_time_s"] > 0
 
 
-@on_stage
 async def test_prompts_of_several_models_and_tasks_run_independently(runtime: Runtime) -> None:
     one, other = [(await answer(runtime, model=name, max_tokens=20)).text for name in ("tiny", "other")]
     assert one != other
@@ -265,7 +216,6 @@ async def test_prompts_of_several_models_and_tasks_run_independently(runtime: Ru
     assert {model.name for model in runtime.engine.models()} == {"tiny", "other"}
 
 
-@on_stage
 async def test_messages_require_a_chat_template(runtime: Runtime) -> None:
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the queue"}]
     templated = "system: be brief<|end|>user: the queue<|end|>assistant:"
@@ -299,7 +249,6 @@ def test_invalid_parameters_are_rejected(wrong: dict[str, Any]) -> None:
         operation("generate").validate(wrong)
 
 
-@on_stage
 async def test_load_error_is_reported_and_ends_the_worker(runtime: Runtime) -> None:
     for name, cause in (("strange", "no such kind"), ("code", "custom module")):
         task = await ended(runtime, await prompt(runtime, model=name), 60)

@@ -144,11 +144,11 @@ def forks(folder: str, runtime: str) -> None:
 
 
 def slot(folder: str, name: str) -> None:
-    """Acquire the slot for 10 ms repeatedly without a pause for 2 s, and print the times."""
+    """Acquire the slot for 10 ms repeatedly without a pause for 1 s, and print the times."""
 
     async def main() -> None:
         lock = DeviceSlotLock(Path(folder), "device_0", 0)
-        until = time.monotonic() + 2.0
+        until = time.monotonic() + 1.0
         while time.monotonic() < until:
             await lock.acquire({"runtime": name, "pid": os.getpid(), "task_id": f"task_{name}"})
             start = time.monotonic()

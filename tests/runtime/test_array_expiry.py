@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from pathlib import Path
@@ -11,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openruntime_jupyter.arrays import blocks, conversion
+from openruntime_jupyter.arrays import conversion
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
-from openruntime_jupyter.runtime.arrays import store as array_store
 from openruntime_jupyter.runtime.arrays.store import ArrayRecord, ArrayStore
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtime.array_support import MB, SMALL, put, result, store_in
@@ -97,29 +95,18 @@ async def test_array_deleted_during_finish_leaves_no_file(tmp_path: Path, first:
             assert not [path for place in store._spool.places for path in place.folder.iterdir() if path.is_file()]
 
 
-async def test_array_being_uploaded_cannot_be_marked_ready(store: ArrayStore) -> None:
+async def test_name_of_array_being_uploaded_is_reserved_and_cannot_be_marked_ready(store: ArrayStore) -> None:
     making = asyncio.ensure_future(store.place_for("weights", SMALL, "me"))
     await asyncio.sleep(0)
     with pytest.raises(ArrayConflict, match="being sent"):
         await store.ready("weights")
+    with pytest.raises(ArrayConflict):
+        await store.place_for("weights", Layout((1,), "int8"), "me")
     await making
     with store.writing("weights"):
         with pytest.raises(ArrayConflict, match="being sent"):
             await store.ready("weights")
         assert (await store.ready("weights", sent=True)).state == "ready"
-
-
-async def test_slow_writer_is_not_abandoned(store: ArrayStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    ages = Ages(monkeypatch)
-
-    info = await store.allocate(SMALL)
-    descriptor = os.open(str(info.path), os.O_RDWR)
-    assert blocks.lease(descriptor, str(info.path))
-    ages.seconds += 10 * array_store.WRITER_SECONDS
-    await store.sweep()
-    os.close(descriptor)
-    await store.sweep()
-    assert (await store.ready(info.id)).state == "ready"
 
 
 async def test_task_cannot_lease_array_being_deleted(store: ArrayStore) -> None:

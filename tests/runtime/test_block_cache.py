@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import subprocess
@@ -68,20 +67,6 @@ async def test_new_array_reuses_file_of_deleted_one(tmp_path: Path, spool_dir: s
     assert not folder.exists()
 
 
-async def test_view_keeps_file_of_deleted_array(store: ArrayStore) -> None:
-    first = await put(store, full(1))
-    inode, view = number(first), conversion.view(str(first.path), "x")
-    await store.remove(first.id)
-    others = [await put(store, full(value)) for value in range(2, 6)]
-    assert inode not in {number(each) for each in others}
-    await store.sweep()
-    assert (view == 1).all()
-    del view
-    gc.collect()
-    await until(lambda: freed(store), 30.0, "the free block")
-    assert number(await put(store, full(9))) == inode
-
-
 async def test_file_is_released_when_process_with_lease_is_killed(store: ArrayStore) -> None:
     program = """
 import sys
@@ -97,6 +82,7 @@ sys.stdin.read()
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     await store.remove(info.id)
+    assert store.used_bytes == SIZE, "its bytes still count"
     assert number(await put(store, full(2))) != inode
     process.send_signal(signal.SIGKILL)
     process.communicate()

@@ -8,7 +8,7 @@ import pytest
 
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.schemas.base import epoch
-from tests.runtimes import busy, completed, ended, pickled, runtime_in, submit, until
+from tests.runtimes import busy, completed, ended, pickled, runtime_in, submit, waits_for
 from tests.work import spin
 
 
@@ -35,11 +35,7 @@ async def test_waiting_task_names_holder_in_another_runtime(tmp_path: Path) -> N
     ):
         holder = await busy(one, name="long training", wait=False)
         waits = await submit(two, "call", name="quick")
-
-        async def told() -> bool:
-            return "http://one runs long training" in ((await two.tasks.get(waits)).waiting_for or "")
-
-        await until(told, 10, "waiting_for names the holder")
+        await waits_for(two, waits, "http://one runs long training")
         seen = await two.tasks.get(holder)
         assert (seen.here, seen.runtime, seen.status) == (False, one.id, "running")
         assert {task.task_id: task.here for task in (await two.list_tasks()).tasks} == {holder: False, waits: True}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed, UnknownOperation
+from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed, Unavailable, UnknownOperation
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.tasks import TaskRequest
-from tests.runtimes import ME, cell, completed, ended, failed, pickled, printed, runtime_in, says, submit, until
+from tests.runtimes import cell, completed, ended, failed, pickled, printed, python_that, runtime_in, says, submit, value, waits_for
 from tests.support import slowness
 
 # The pid comes last: who kills on hearing it kills after the last words.
@@ -64,25 +64,19 @@ async def test_task_with_retries_runs_again_after_worker_death(tmp_path: Path, r
     assert "second try" in await printed(runtime, task_id)
 
 
-async def test_exit_code_of_worker_is_reported(runtime: Runtime) -> None:
-    failure = await failed(runtime, await cell(runtime, "import os; os._exit(3)"))
-    assert (failure.kind, failure.exit_code, failure.signal) == ("worker_died", 3, None)
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
-async def test_sys_exit_fails_task_and_keeps_worker(runtime: Runtime) -> None:
-    first = await submit(runtime, "call", {**pickled(os.getpid), "burst": "one"})
-    task = await ended(runtime, await submit(runtime, "call", {**pickled(sys.exit, 3), "burst": "one"}))
-    assert task.failure is not None
-    assert (task.failure.type, task.status) == ("SystemExit", "failed")
-    second = await submit(runtime, "call", {**pickled(os.getpid), "burst": "one"})
-    outputs = [(await ended(runtime, task_id)).result for task_id in (first, second)]
-    assert outputs[0] is not None
-    assert outputs[1] is not None
-    assert outputs[0].output["value"] == outputs[1].output["value"]
+async def test_exit_and_interrupt_raised_by_a_task_fail_it_and_keep_its_worker(runtime: Runtime) -> None:
+    first = await value(runtime, await submit(runtime, "call", {**pickled(os.getpid), "burst": "one"}))
+    for raises, error in ((sys.exit, "SystemExit"), (_interrupt, "KeyboardInterrupt")):
+        assert (await failed(runtime, await submit(runtime, "call", {**pickled(raises), "burst": "one"}))).type == error
+    assert await value(runtime, await submit(runtime, "call", {**pickled(os.getpid), "burst": "one"})) == first
 
 
 async def test_timeout_counts_from_the_start(runtime: Runtime) -> None:
-    timeout = 1.5 * slowness()
+    timeout = slowness()
     holder = await cell(runtime, f"import time; time.sleep({2 * timeout})")
     waits_longer_than_that = await submit(runtime, "call", timeout=timeout)
     loops = await cell(runtime, "print('in', flush=True)\nwhile True: pass", timeout=timeout)
@@ -120,12 +114,10 @@ async def test_task_over_memory_limit_is_stopped_alone(tmp_path: Path) -> None:
 
 
 async def test_too_large_graph_fails_before_allocation(runtime: Runtime) -> None:
-    size = 200_000
-    parameters = {"expression": "sum(outer(a, a))", "inputs": {"a": {"ones": [size]}}}
-    task = await ended(runtime, await submit(runtime, "compute", parameters))
-    assert task.status == "failed"
-    assert "memory" in (task.error or "")
-    assert (task.error or "").count(" GB") == 2, task.error
+    parameters = {"expression": "sum(outer(a, a))", "inputs": {"a": {"ones": [200_000]}}}
+    message = (await failed(runtime, await submit(runtime, "compute", parameters))).message
+    assert "memory" in message
+    assert message.count(" GB") == 2, message
 
 
 async def test_smaller_tasks_pass_task_that_waits_for_memory(tmp_path: Path) -> None:
@@ -135,13 +127,8 @@ async def test_smaller_tasks_pass_task_that_waits_for_memory(tmp_path: Path) -> 
         # Hold nearly all free memory by an estimate, without using it.
         runtime.lanes["device_0"].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
         waits = await submit(runtime, "memory_bandwidth", {"size_mb": 100})
-        passes = await submit(runtime, "call")
-        await completed(runtime, passes)
-
-        async def told() -> bool:
-            return "memory" in ((await runtime.tasks.get(waits)).waiting_for or "")
-
-        await until(told, what="memory in waiting_for")
+        await completed(runtime, await submit(runtime, "call"))
+        await waits_for(runtime, waits, "memory")
         assert (await runtime.tasks.get(waits)).status == "pending"
         await runtime.cancel(holder)
         await completed(runtime, waits)
@@ -171,9 +158,11 @@ async def test_invalid_request_names_field(runtime: Runtime) -> None:
         await submit(runtime, "python", {"outputs": ["not a name"]})
     with pytest.raises(InvalidRequest, match="base64"):
         await submit(runtime, "call", {"pickled": "?"})
-    for name, value in (("interpreter", "/a\0b"), ("directory", "\0"), ("path", ["/a", "\0"])):
+    with pytest.raises(InvalidRequest, match="burst"):
+        await submit(runtime, "call", {"burst": "x" * 101})
+    for name, given in (("interpreter", "/a\0b"), ("directory", "\0"), ("path", ["/a", "\0"])):
         with pytest.raises(InvalidRequest, match=f"world.{name}.*NUL"):
-            await submit(runtime, "python", {"world": {name: value}})
+            await submit(runtime, "python", {"world": {name: given}})
     with pytest.raises(InvalidRequest, match="absolute"):
         await submit(runtime, "python", {"world": {"interpreter": "python3"}})
 
@@ -189,30 +178,15 @@ async def test_untrusted_caller_may_only_compute_for_a_limited_time(runtime: Run
 
 
 async def test_missing_backend_is_reported_with_command(tmp_path: Path) -> None:
-    from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
-    from openruntime_jupyter.errors import Unavailable
-    from openruntime_jupyter.runtime.runtime import Runtime
-    from openruntime_jupyter.runtime.settings import Settings
-
     # An environment whose mlx is broken, as on Linux without a backend: its `mlx` can't be imported.
-    broken = tmp_path / "broken"
-    (broken / "mlx").mkdir(parents=True)
-    (broken / "mlx" / "__init__.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')\n")
-    interpreter = tmp_path / "python"
-    interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={broken}:{Path(__file__).parents[2]} exec {sys.executable} "$@"\n')
-    interpreter.chmod(0o755)
-
-    settings = Settings(data_dir=tmp_path / "data")
-    options = LocalOptions(payloads=settings.payloads, temporary=settings.temporary, interpreter=str(interpreter))
-    runtime = Runtime(settings, LocalEngine(options))
-    await runtime.start()
-    try:
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "__init__.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')\n")
+    interpreter = python_that(tmp_path, f"PYTHONPATH={tmp_path}:{Path(__file__).parents[2]}")
+    async with runtime_in(tmp_path / "data", interpreter=interpreter) as runtime:
         with pytest.raises(Unavailable, match=r"pip install 'openruntime-jupyter\[cpu\]'"):
-            await runtime.submit(TaskRequest(operation="matrix_multiply", parameters={}), ME)
+            await submit(runtime, "matrix_multiply")
         assert (runtime.health().status, runtime.devices()) == ("degraded", [])
         assert "libmlx.so" in runtime.health().problems[0]
-    finally:
-        await runtime.stop()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems report the peak of the whole process")

@@ -202,25 +202,6 @@ async def test_missing_data_folder_is_reported_and_used_once_writable(tmp_path: 
     await history.close()
 
 
-@pytest.mark.parametrize("where", ["data", "."])
-async def test_read_only_folder_is_reported_and_used_once_writable(tmp_path: Path, where: str) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o500)
-    try:
-        if os.access(closed, os.W_OK):
-            pytest.skip("root may write everywhere")
-        history = History(Settings(data_dir=closed / where), "rt_1")
-        with pytest.raises(StorageUnavailable, match="writable"):
-            history.open()
-        assert str(closed / where) in (history.problem or "")
-        closed.chmod(0o700)
-        await history.commit(make_task())
-        await until(lambda: history.problem is None, what="the problem's end")
-        await history.close()
-    finally:
-        closed.chmod(0o700)
-
-
 def spoil_header(path: Path) -> None:
     with path.open("r+b") as file:
         file.write(b"This is no database. " * 10)

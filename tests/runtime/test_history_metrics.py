@@ -16,7 +16,7 @@ from openruntime_jupyter.runtime.metrics.counters import METRICS, TIERS, Aggrega
 from openruntime_jupyter.runtime.storage.metrics import COLUMNS, MetricColumns, of_kind, prune, read, window, write
 from openruntime_jupyter.runtime.storage.schema import migrate
 from openruntime_jupyter.runtime.storage.store import History
-from tests.runtime.history_support import fill_disk, opened, rows
+from tests.runtime.history_support import fill_disk, rows
 
 NOW = 1_800_000_000
 DAY = 86_400
@@ -240,19 +240,6 @@ def test_query_cost_is_independent_of_other_rows() -> None:
         other.add_interval({"memory_usage": 1.0}, NOW - 30.0 * DAY, 3000)
         write(connection, "rt_2", other.take())
         assert before <= cost() < before * 1.05
-
-
-async def test_metrics_continue_after_restart(tmp_path: Path) -> None:
-    now = math.floor(time.time())
-    for runtime, begin in (("rt_1", now - 60), ("rt_2", now - 30)):
-        async with opened(tmp_path, runtime) as history:
-            ledger = Ledger(60.0)
-            ledger.add_interval({"memory_usage": 50.0, "active_tasks": 1.0}, begin + 30, 30)
-            history.put_metrics(ledger.take())
-    async with opened(tmp_path, "rt_3") as history:
-        found = await history.metrics(now - 60, now, 60)
-        assert found.series["memory_usage"].mean == [50.0] * 60
-        assert found.series["active_tasks"].mean == [1.0] * 60
 
 
 async def test_put_metrics_are_readable_and_added(history: History) -> None:

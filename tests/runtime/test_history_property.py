@@ -77,7 +77,7 @@ class Story:
             await self.history.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, max_size=25))
 def test_newest_states_reach_disk_and_acknowledged_ones_stay(
     monkeypatch: pytest.MonkeyPatch,

@@ -103,8 +103,7 @@ async def test_tasks_of_one_session_run_in_turn(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 
     async with runtime_in(tmp_path / "data", cpu_slots=3) as runtime:
-        first = await cell(runtime, WAIT_FOR.format(path=os.fspath(gate)) + "\nx = 1", session="train")
-        await says(runtime, first, "in")
+        first = await busy(runtime, WAIT_FOR.format(path=os.fspath(gate)) + "\nx = 1", session="train")
         second = await cell(runtime, "x += 1", session="train")
         beside, other = await cell(runtime, "1"), await cell(runtime, "1", session="other")
         await completed(runtime, beside)

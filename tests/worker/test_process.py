@@ -12,7 +12,8 @@ import pytest
 
 from openruntime_jupyter.engines.exit_report import OomWatch
 from openruntime_jupyter.engines.worker_process import worker_environment
-from tests.runtimes import cell, completed, ended, failed, pickled, runtime_in, says, submit, value
+from openruntime_jupyter.runtime.runtime import Runtime
+from tests.runtimes import busy, cell, completed, failed, pickled, runtime_in, submit, value
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what only Linux has")
 
@@ -82,13 +83,10 @@ async def test_end_of_worker_is_detected_without_pidfd(tmp_path: Path, monkeypat
     monkeypatch.delattr(os, "pidfd_open", raising=False)
 
     async with runtime_in(tmp_path) as runtime:
-        for _ in range(2):
-            task_id = await cell(runtime, "import os\nprint('in', flush=True)\nos.kill(os.getpid(), 9)")
-            failure = await failed(runtime, task_id)
-            assert (failure.kind, failure.signal) == ("worker_died", signal.SIGKILL)
+        failure = await failed(runtime, await cell(runtime, "import os\nos.kill(os.getpid(), 9)"))
+        assert (failure.kind, failure.signal) == ("worker_died", signal.SIGKILL)
         code = "import time\nwhile True:\n    try:\n        print('in', flush=True)\n        time.sleep(9)\n    except BaseException: pass"
-        holder = await cell(runtime, code)
-        await says(runtime, holder, "in")
+        holder = await busy(runtime, code)
         assert (await runtime.cancel(holder)).cancel_stage in ("terminate", "kill")
 
 
@@ -137,7 +135,7 @@ def test_unknown_oom_count_reports_no_oom_kill() -> None:
     assert not watch.struck()
 
 
-async def test_messages_of_old_thread_do_not_reach_other_task(tmp_path: Path) -> None:
+async def test_messages_of_old_thread_do_not_reach_other_task(runtime: Runtime) -> None:
     leaves = """
 import threading, time
 from openruntime_jupyter.current_task import current
@@ -150,10 +148,7 @@ def go_on(mine=current(), time=time):  # the variables of the cell end with it
 
 threading.Thread(target=go_on, daemon=True).start()
 """
-
-    async with runtime_in(tmp_path) as runtime:
-        assert (await ended(runtime, await cell(runtime, leaves))).status == "completed"
-        following = await cell(runtime, "import time; time.sleep(0.5)")
-        task = await ended(runtime, following)
-        assert task.progress is None
-        assert (await runtime.tasks.output(following)).items == []
+    await completed(runtime, await cell(runtime, leaves))
+    following = await cell(runtime, "import time; time.sleep(0.5)")
+    assert (await completed(runtime, following)).progress is None
+    assert (await runtime.tasks.output(following)).items == []
