@@ -33,8 +33,8 @@ async def runtime_in(folder: Path, *, interpreter: str | None = None, **settings
     settings.setdefault("cpu_slots", 1)
     settings.setdefault("spare_workers", 0)
     chosen = Settings(data_dir=folder, **settings)
-    options = LocalOptions(payloads=chosen.payloads, temporary=chosen.temporary, interpreter=interpreter)
-    runtime = Runtime(chosen, None if interpreter is None else LocalEngine(options))
+    engine = interpreter and LocalEngine(LocalOptions(chosen.payloads, chosen.temporary, interpreter=interpreter))
+    runtime = Runtime(chosen, engine or None)
     await runtime.start()
     try:
         yield runtime

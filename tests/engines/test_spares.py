@@ -13,9 +13,7 @@ from openruntime_jupyter.engines import pool as pools
 from openruntime_jupyter.engines.pool import Pool
 from openruntime_jupyter.engines.protocol import Job
 from openruntime_jupyter.runtime.runtime import Runtime
-from tests.runtimes import busy, cell, completed, ended, failed, printed, runtime_in, submit, until
-
-DIES = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+from tests.runtimes import busy, completed, runtime_in, submit, until
 
 
 def idle(runtime: Runtime) -> list[str]:
@@ -35,18 +33,6 @@ async def test_built_in_operations_share_a_worker(runtime: Runtime) -> None:
     for _ in range(3):
         await completed(runtime, await submit(runtime, "compute"))
         assert [worker.name for worker in runtime.engine.workers()] == ["worker_1"]
-
-
-@pytest.mark.parametrize("spares", [0, 1])
-async def test_task_after_killed_worker_runs_in_another(tmp_path: Path, spares: int) -> None:
-    async with runtime_in(tmp_path, spare_workers=spares) as runtime:
-        first = await cell(runtime, "import os\nprint(os.getpid())")
-        await ended(runtime, first)
-        failure = await failed(runtime, await cell(runtime, DIES))
-        assert failure.kind == "worker_died"
-        second = await cell(runtime, "import os\nprint(os.getpid())")
-        await ended(runtime, second)
-        assert (await printed(runtime, first)).split() != (await printed(runtime, second)).split() != []
 
 
 class FakeWorker:

@@ -24,7 +24,7 @@ from openruntime_jupyter.schemas.ai import Answer
 from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.schemas.values import ModelSource
 from tests.runtimes import completed, ended, printed, runtime_in, submit, until
-from tests.tiny_model import make_tiny_model
+from tests.tiny_model import make_tiny_model, quantise
 
 ENDLESS = {"max_tokens": 500_000, "repetition_penalty": 1.1}
 LONG = 1_000_000
@@ -231,16 +231,11 @@ async def test_messages_require_a_chat_template(runtime: Runtime) -> None:
     [
         {"prompt": "a", "messages": [{"role": "user", "content": "b"}]},
         {"prompt": ""},
-        {"messages": []},
         {"messages": [{"role": "user"}]},
-        {"temperature": -1},
         {"temperature": float("nan")},
         {"top_p": 0},
-        {"top_k": 0},
         {"max_tokens": 0},
-        {"stop": ""},
         {"stop": ["a"] * 17},
-        {"seed": -1},
         {"unknown": 1},
     ],
 )
@@ -277,7 +272,7 @@ def test_cpu_model_computes_in_float32_only_with_fast_blas_and_keeps_open_file_l
         "model.tokens_of('the queue', []), float(weights['model.embed_tokens.weight'][7, 3])])\n"
         "print(json.dumps([rows, source.float32_bytes, resource.getrlimit(resource.RLIMIT_NOFILE)]))\n"
     )
-    packed(make_tiny_model(tmp_path / "models" / "tiny"))
+    quantise(make_tiny_model(tmp_path / "models" / "tiny"), 4, "float16")
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     (first, second, as_it_is), expected, limits = json.loads(done.stdout)
     assert first == second, "the second is read from the kept file"
@@ -286,23 +281,6 @@ def test_cpu_model_computes_in_float32_only_with_fast_blas_and_keeps_open_file_l
     kept = list((tmp_path / "models" / ".converted").iterdir())
     assert [file.suffix for file in kept] == [".safetensors"]
     assert tuple(limits) == resource.getrlimit(resource.RLIMIT_NOFILE), "importing mlx_lm lowered them"
-
-
-def packed(folder: Path) -> None:
-    """Quantise the weights of a tiny model in place."""
-    import mlx.core as mx
-
-    weights: Any = mx.load(str(folder / "model.safetensors"))
-    changed: dict[str, Any] = {}
-    for name, weight in weights.items():
-        if weight.ndim == 2:
-            base = name.removesuffix(".weight")
-            changed |= dict(zip((name, f"{base}.scales", f"{base}.biases"), mx.quantize(weight.astype(mx.float16), 32, 4), strict=True))
-        else:
-            changed[name] = weight
-    mx.save_safetensors(str(folder / "model.safetensors"), changed)
-    config = json.loads((folder / "config.json").read_bytes())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization": {"group_size": 32, "bits": 4}}))
 
 
 def test_missing_mlx_lm_names_install_command() -> None:

@@ -66,6 +66,13 @@ async def opened(folder: Path, runtime: str = "rt_1", **settings: Any) -> AsyncI
         await history.close(10.0)
 
 
+async def known(history: History, task_id: str) -> Task:
+    """Return a task that the history must know."""
+    task = await history.get(task_id)
+    assert task is not None
+    return task
+
+
 async def execute(history: History, query: str) -> None:
     """Execute a statement in the writer's thread."""
     await history.change(lambda connection: connection.execute(query).fetchall())

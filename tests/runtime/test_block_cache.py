@@ -37,12 +37,6 @@ def number(info: ArrayInfo) -> int:
     return Path(str(info.path)).stat().st_ino
 
 
-async def freed(store: ArrayStore) -> bool:
-    """Return whether a sweep or a background retry has freed a block."""
-    await store.sweep()
-    return store.page().warm_bytes == SIZE
-
-
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable preparation of blocks, and make fetched results evictable immediately."""
@@ -67,29 +61,6 @@ async def test_new_array_reuses_file_of_deleted_one(tmp_path: Path, spool_dir: s
     assert not folder.exists()
 
 
-async def test_file_is_released_when_process_with_lease_is_killed(store: ArrayStore) -> None:
-    program = """
-import sys
-from openruntime_jupyter.arrays import array_file
-kept = array_file.open_for_reading(sys.argv[1], "a")
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-    info = await put(store, full(1))
-    inode = number(info)
-    process = subprocess.Popen([sys.executable, "-c", program, str(info.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    await store.remove(info.id)
-    assert store.used_bytes == SIZE, "its bytes still count"
-    assert number(await put(store, full(2))) != inode
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    await until(lambda: freed(store), 30.0, "the free block")
-    assert number(await put(store, full(3))) == inode
-
-
 async def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(array_store, "RETRY_KEPT_SECONDS", 0.0)
 
@@ -107,6 +78,7 @@ async def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path, 
         (info,) = store.page().arrays
         inode = number(info)
         await store.remove(info.id)
+        assert store.used_bytes == SIZE, "its bytes still count"
         assert number(await put(store, full(2))) != inode
         output = await runtime.tasks.output(task_id)
         os.kill(int("".join(item.text or "" for item in output.items).split()[1]), signal.SIGKILL)

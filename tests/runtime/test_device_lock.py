@@ -1,31 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from openruntime_jupyter.errors import TaskConflict
-from openruntime_jupyter.schemas.base import epoch
-from tests.runtimes import busy, completed, ended, pickled, runtime_in, submit, waits_for
-from tests.work import spin
-
-
-async def test_two_runtimes_take_turns_on_one_slot(tmp_path: Path) -> None:
-    async with (
-        runtime_in(tmp_path, device_lock="all", label="one") as one,
-        runtime_in(tmp_path, device_lock="all", label="two") as two,
-    ):
-        call = {**pickled(spin, 0.02), "burst": "one"}
-        ids = [(runtime, await submit(runtime, "call", call)) for runtime in (one, two) for _ in range(15)]
-        tasks = [await ended(runtime, task_id) for runtime, task_id in ids]
-        spans = sorted((epoch(task.started_at) or 0, epoch(task.finished_at) or 0, task.runtime) for task in tasks)
-        assert all(task.status == "completed" for task in tasks)
-        for earlier, later in pairwise(spans):
-            assert later[0] > earlier[0] + 0.02, "two tasks computed on one slot at once"
-        changes = sum(earlier[2] != later[2] for earlier, later in pairwise(spans))
-        assert changes >= 5, f"one ran all its tasks before the other had a turn: {[span[2] for span in spans]}"
+from tests.runtimes import busy, completed, runtime_in, submit, waits_for
 
 
 async def test_waiting_task_names_holder_in_another_runtime(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
 
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
-from openruntime_jupyter.runtime.tasks.entry import NEWS, Completion
+from openruntime_jupyter.runtime.tasks.entry import NEWS
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest, TaskState
 from tests.runtimes import completed, submit, until
 
@@ -32,29 +31,6 @@ async def test_event_equals_record(runtime: Runtime) -> None:
     last = await anext(event.body async for event in subscription if event.body["data"]["status"] == "completed")
     subscription.close()
     assert last == {"type": "task_update", "data": record.model_dump(mode="json", include=set(NEWS))}
-
-
-async def test_all_waiters_resume_and_later_ones_do_not_wait() -> None:
-    finish = Completion()
-    waiting = [asyncio.create_task(finish.wait()) for _ in range(3)]
-    await asyncio.sleep(0)
-    finish.reach()
-    finish.reach()
-    await asyncio.wait_for(asyncio.gather(*waiting), 5)
-    await asyncio.wait_for(finish.wait(), 5)
-
-
-async def test_cancelled_waiter_does_not_affect_others() -> None:
-    finish = Completion()
-    patient, leaver = asyncio.create_task(finish.wait()), asyncio.create_task(finish.wait())
-    await finish.wait(0.01)
-    leaver.cancel()
-    await asyncio.gather(leaver, return_exceptions=True)
-    assert leaver.cancelled()
-    assert not patient.done()
-    assert not finish.reached
-    finish.reach()
-    await asyncio.wait_for(patient, 5)
 
 
 async def test_synchronous_caller_resumes_before_the_event(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:

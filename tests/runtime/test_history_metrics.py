@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -163,22 +164,20 @@ def test_only_runtime_metrics_of_several_runtimes_are_added() -> None:
 
 
 @pytest.mark.parametrize("points", [MANY, ONE])
-def test_levels_of_consecutive_runtimes_are_not_added(points: int) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((NOW - 300.0, NOW - 160.0, 2.0), (NOW - 150.0, float(NOW), 2.0), (2.0, pytest.approx(2.0), 2.0)),
+        ((NOW - 300.0, float(NOW), 1.0), (NOW - 75.0, float(NOW), 4.0), (1.0, pytest.approx(2.0), 5.0)),
+    ],
+    ids=["one after the other, within one bucket", "together for a quarter of it"],
+)
+def test_levels_are_added_while_both_runtimes_run(first: Interval, second: Interval, expected: tuple[Any, ...], points: int) -> None:
     with database() as connection:
-        # One ends and the next starts within the same five-minute bucket.
-        store(connection, [(NOW - 300.0, NOW - 160.0, 2.0)], "rt_1", "active_tasks")
-        store(connection, [(NOW - 150.0, float(NOW), 2.0)], "rt_2", "active_tasks")
+        store(connection, [first], "rt_1", "active_tasks")
+        store(connection, [second], "rt_2", "active_tasks")
         series = ask(connection, 7 * DAY, points).series["active_tasks"]
-        assert (series.min[-1], series.mean[-1], series.max[-1]) == (2.0, pytest.approx(2.0), 2.0)
-
-
-@pytest.mark.parametrize("points", [MANY, ONE])
-def test_runtime_counts_for_the_part_it_ran(points: int) -> None:
-    with database() as connection:
-        store(connection, [(NOW - 300.0, float(NOW), 1.0)], "rt_1", "active_tasks")
-        store(connection, [(NOW - 75.0, float(NOW), 4.0)], "rt_2", "active_tasks")
-        series = ask(connection, 7 * DAY, points).series["active_tasks"]
-        assert (series.min[-1], series.mean[-1], series.max[-1]) == (1.0, pytest.approx(2.0), 5.0)
+        assert (series.min[-1], series.mean[-1], series.max[-1]) == expected
 
 
 @pytest.mark.parametrize("points", [MANY, ONE])

@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import json
 import os
+import resource
 import signal
 import stat
 from collections.abc import Iterator
@@ -34,16 +35,6 @@ def closed_at_end() -> Iterator[None]:
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def test_runtime_is_alive_until_its_process_is_killed(tmp_path: Path) -> None:
-    with child("alive", tmp_path, "rt_9") as process:
-        assert process.receive() == "alive"
-        assert locks.is_alive(tmp_path, "rt_9")
-        assert json.loads((tmp_path / "rt_9.lock").read_bytes()) == {"runtime": "rt_9", "pid": process.process.pid}
-        process.kill()
-        wait_until(lambda: not locks.is_alive(tmp_path, "rt_9"), what="the end of the dead runtime's lock")
-        assert (tmp_path / "rt_9.lock").exists()
 
 
 def test_concurrent_checks_do_not_report_dead_runtime_alive(tmp_path: Path) -> None:
@@ -77,11 +68,12 @@ def test_runtime_creates_lock_file_again_if_removed_before_locking(tmp_path: Pat
     lock.close()
 
 
-def test_fork_does_not_keep_dead_runtime_alive(tmp_path: Path) -> None:
+def test_runtime_is_alive_until_its_process_is_killed_and_a_fork_does_not_count(tmp_path: Path) -> None:
     with child("forks", tmp_path, "rt_9") as process:
         grandchild = int(process.receive())
         try:
             assert locks.is_alive(tmp_path, "rt_9")
+            assert json.loads((tmp_path / "rt_9.lock").read_bytes()) == {"runtime": "rt_9", "pid": process.process.pid}
             process.kill()
             os.kill(grandchild, 0)
             wait_until(lambda: not locks.is_alive(tmp_path, "rt_9"), what="the end of the lock with its holder")
@@ -147,11 +139,15 @@ async def test_slot_is_released_when_holder_dies(tmp_path: Path) -> None:
 
 
 def test_slot_can_be_acquired_on_full_disk(tmp_path: Path) -> None:
-    with child("holds", tmp_path, 0) as process:
-        assert process.receive() == "held"
-        lock = DeviceSlotLock(tmp_path, "device_0", 0)
-        assert not lock.try_acquire(HOLDER)
-        assert lock.holder() is None, "held by an unknown holder"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        assert DeviceSlotLock(tmp_path, "device_0", 0).try_acquire(HOLDER)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    lock = DeviceSlotLock(tmp_path, "device_0", 0)
+    assert not lock.try_acquire(HOLDER)
+    assert lock.holder() is None, "held by an unknown holder"
 
 
 def test_holder_can_be_updated(tmp_path: Path) -> None:
@@ -211,13 +207,6 @@ def test_removed_lock_file_is_created_again_and_still_excludes(tmp_path: Path) -
     assert not first.try_acquire(HOLDER)
     second.release()
     assert first.try_acquire(HOLDER)
-
-
-def test_workers_do_not_inherit_locks(tmp_path: Path) -> None:
-    lock = DeviceSlotLock(tmp_path, "device_0", 0)
-    assert lock.try_acquire(HOLDER)
-    assert not os.get_inheritable(lock._slot._descriptor)
-    assert not os.get_inheritable(lock._turnstile._descriptor)
 
 
 def test_unusable_lock_folder_raises_with_advice(tmp_path: Path) -> None:

@@ -63,20 +63,6 @@ async def test_sample_covers_time_since_previous_one(tmp_path: Path) -> None:
         assert points(await recorder.read("5m", 300), "worker_memory")[begin] == [1000.0] * 3
 
 
-async def test_samples_are_weighted_by_duration(tmp_path: Path) -> None:
-    async with metrics_recorder(tmp_path) as (recorder, clocks, _):
-        clocks.wall -= clocks.wall % 300
-        see(recorder, clocks, 0.0)
-        for _ in range(10):  # not watched: every ten seconds
-            clocks.go(10)
-            see(recorder, clocks, 0.0)
-        for _ in range(100):  # the GPU is in use: every second
-            clocks.go(1)
-            see(recorder, clocks, 80.0)
-        found = points(await recorder.read("7d", 2000))
-        assert list(found.values()) == [[0.0, pytest.approx(40.0), 80.0]]
-
-
 async def test_unreadable_metric_leaves_a_gap(tmp_path: Path) -> None:
     async with metrics_recorder(tmp_path) as (recorder, clocks, _):
         see(recorder, clocks, 1.0)
@@ -119,22 +105,6 @@ async def test_changed_wall_clock_keeps_history_correct(tmp_path: Path, jump: fl
         # The last minutes by the current clock.
         now = points(await recorder.read("5m", 300))
         assert {start: point[1] for start, point in now.items()} == {begin + jump + 60 + second: 20.0 for second in range(60)}
-
-
-async def test_clock_set_back_merges_both_time_ranges(tmp_path: Path) -> None:
-    async with metrics_recorder(tmp_path) as (recorder, clocks, _):
-        begin = clocks.wall
-        see(recorder, clocks, 0.0)
-        for value, jump in ((10.0, -60.0), (30.0, 0.0)):
-            recorder.counters.ledger.add_event({"failed_tasks": 1.0}, clocks.wall)
-            for _ in range(6):
-                clocks.go(10)
-                see(recorder, clocks, value)
-            clocks.go(0, jump)
-        history = await recorder.read("5m", 300)
-        assert points(history) == {begin + second: [10.0, 20.0, 30.0] for second in range(60)}
-        assert points(history, "failed_tasks")[begin] == [2.0] * 3
-        assert set(points(history, "active_tasks")) == set(points(history))
 
 
 async def test_metrics_are_written_every_ten_seconds_and_on_stop(tmp_path: Path) -> None:

@@ -110,15 +110,6 @@ async def test_pending_tasks_have_different_estimated_starts_once_they_are_known
     await runtime.cancel(holder)
 
 
-async def test_two_slots_run_two_tasks_at_once(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path, cpu_slots=2) as runtime:
-        holders = [await busy(runtime), await busy(runtime)]
-        assert runtime.metrics().active_tasks == 2
-        assert (runtime.devices()[0].status, runtime.devices()[0].running) == ("busy", 2)
-        await asyncio.gather(*(runtime.cancel(holder) for holder in holders))
-        assert runtime.metrics().active_tasks == 0
-
-
 def test_no_state_follows_a_final_one_and_every_other_can_end() -> None:
     for state, following in TRANSITIONS.items():
         if state.terminal:

@@ -55,15 +55,6 @@ def _answer() -> str:
     return "answer"
 
 
-async def test_tasks_of_embedded_runtime_end_with_it(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path, embedded=True) as kernel:
-        holder = await busy(kernel, wait=False)
-        waiting = await submit(kernel, "call", wait=False)
-    async with runtime_in(tmp_path) as server:
-        await ended(server, await submit(server, "call"))
-        assert [(await server.tasks.get(task_id)).status for task_id in (holder, waiting)] == ["interrupted"] * 2
-
-
 async def test_stopped_runtime_leaves_no_process_and_rejects_tasks(tmp_path: Path) -> None:
     others = since()
     runtime = Runtime(Settings(data_dir=tmp_path, cpu_slots=2))

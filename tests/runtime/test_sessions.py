@@ -127,10 +127,11 @@ async def test_idle_session_holds_no_slot_and_changes_no_other_task(runtime: Run
 
 
 async def test_limit_counts_open_sessions_and_names_them(tmp_path: Path) -> None:
-    def session_id(name: str) -> str:
-        return next(each.id for each in runtime.sessions.list() if each.name == name)
-
     async with runtime_in(tmp_path, max_sessions=2) as runtime:
+
+        def session_id(name: str) -> str:
+            return next(each.id for each in runtime.sessions.list() if each.name == name)
+
         pid = await session_pid(runtime)
         await run(runtime, "x = 1", session="two")
         with pytest.raises(Unavailable, match=r"2 sessions are open \(train, two\), and at most 2 .*max_sessions.*free"):
