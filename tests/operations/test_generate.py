@@ -38,8 +38,7 @@ def runtime(jp_asyncio_loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest
     models = folder / "models"
     make_tiny_model(models / "tiny", context=LONG)
     make_tiny_model(models / "other", seed=1)
-    make_tiny_model(models / "short", context=300)
-    make_tiny_model(models / "plain", template=False)
+    make_tiny_model(models / "plain", context=300, template=False)
     make_tiny_model(models / "strange", model_type="no such kind")
     code = make_tiny_model(models / "code", model_file="evil.py")
     (code / "evil.py").write_text(f"open({str(folder / 'run')!r}, 'w')")
@@ -123,10 +122,10 @@ async def test_stop_text_ends_response_and_is_not_streamed(runtime: Runtime) -> 
 
 
 async def test_prompt_over_context_length_is_rejected_with_sizes(runtime: Runtime) -> None:
-    task = await ended(runtime, await prompt(runtime, model="short", prompt="ab " * 400), 60)
+    task = await ended(runtime, await prompt(runtime, model="plain", prompt="ab " * 400), 60)
     assert task.status == "failed"
-    assert "tokens, but short has a context of 300" in str(task.error)
-    assert (await answer(runtime, model="short", max_tokens=10_000)).tokens_used == 300, "an answer ends where the context does"
+    assert "tokens, but plain has a context of 300" in str(task.error)
+    assert (await answer(runtime, model="plain", max_tokens=10_000)).tokens_used == 300, "an answer ends where the context does"
 
 
 def test_prompt_over_memory_is_rejected_by_server_and_worker(runtime: Runtime) -> None:
@@ -158,8 +157,6 @@ async def frees_within_a_second(runtime: Runtime, begin: Callable[[], Coroutine[
 
 
 async def test_cancel_during_generation_keeps_model_in_memory(runtime: Runtime) -> None:
-    await runtime.unload()
-
     async def begin() -> str:
         task_id = await prompt(runtime, **ENDLESS)
         await until(lambda: says_more_than(runtime, task_id, 100), 60)
