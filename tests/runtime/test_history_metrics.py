@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -89,34 +88,6 @@ def test_series_match_raw_samples_with_any_clock_changes(steps: list[tuple[float
             store(connection, raw[part::writes])
         for span in SPANS.values():
             assert_right(ask(connection, span, points), raw)
-
-
-def test_months_of_metrics_stay_bounded_and_correct() -> None:
-    dice = random.Random(1)
-    most = sum(tier.most for tier in TIERS)
-    raw: list[Interval] = []
-    with database() as connection:
-        for day in range(60):
-            now = float(NOW - (59 - day) * DAY)
-            fresh = []
-            for _ in range(30):
-                # One minute a day; the last days, which queries cover, are written completely from time to time.
-                seconds = 2.0 if day < 52 else 10.0 + dice.randrange(0, 8 * 4) / 4
-                now += seconds if day < 52 else seconds + dice.choice((0.0, 0.0, 1200.0))
-                if now > NOW:
-                    break
-                fresh.append((now - seconds, now, float(dice.randrange(0, 101))))
-            store(connection, fresh)
-            raw += fresh
-            prune(connection, now)
-            assert connection.execute("SELECT count(*) FROM metrics").fetchone()[0] <= most
-        recent = [(begin, end, value) for begin, end, value in raw if end > NOW - 8 * DAY]
-        # Up to the time of the query: ten seconds each.
-        last = [(NOW - 600.0 + 10 * step, NOW - 590.0 + 10 * step, float(step)) for step in range(60)]
-        store(connection, last)
-        for span in SPANS.values():
-            for points in (10, 300, 2000):
-                assert_right(ask(connection, span, points), recent + last)
 
 
 def test_wrong_clock_for_a_minute_loses_only_that_minute() -> None:
@@ -215,30 +186,6 @@ def test_every_metric_has_columns_in_newest_schema() -> None:
     with database() as connection:
         there = [name for _, name, *_ in connection.execute("PRAGMA table_info(metrics)")]
     assert there == ["tier", "start", "runtime", "began", "ended", *COLUMNS]
-
-
-def test_query_cost_is_independent_of_other_rows() -> None:
-    with database() as connection:
-        steps = 0
-
-        def step() -> None:
-            nonlocal steps
-            steps += 1
-
-        def cost() -> int:
-            nonlocal steps
-            steps = 0
-            connection.set_progress_handler(step, 100)
-            ask(connection, 7 * DAY)
-            connection.set_progress_handler(None, 100)
-            return steps
-
-        store(connection, [(NOW - 7.0 * DAY + 300 * number, NOW - 7.0 * DAY + 300 * number + 10, 1.0) for number in range(2016)])
-        before = cost()
-        other = Ledger(1e6)
-        other.add_interval({"memory_usage": 1.0}, NOW - 30.0 * DAY, 3000)
-        write(connection, "rt_2", other.take())
-        assert before <= cost() < before * 1.05
 
 
 async def test_put_metrics_are_readable_and_added(history: History) -> None:
