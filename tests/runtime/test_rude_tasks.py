@@ -124,16 +124,13 @@ async def test_task_of_suspended_idle_worker_runs_on_another(runtime: Runtime, s
     await until(lambda: not psutil.pid_exists(pid), 60, "its end")
 
 
-async def test_task_of_suspended_worker_fails_if_its_start_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_task_of_suspended_worker_fails_if_its_start_is_unknown(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WorkerProcess, "unread", None)
-
-    async with runtime_in(tmp_path) as runtime:
-        await stopped_idle_worker(runtime)
-        task = await ended(runtime, await submit(runtime, "call", burst(_who)))
-        assert task.failure is not None
-        assert task.failure.kind == "worker_died"
-        assert "SIGSTOP" in str(task.error)
-        assert await value(runtime, await submit(runtime, "call", burst(_who)))
+    await stopped_idle_worker(runtime)
+    failure = await failed(runtime, await submit(runtime, "call", burst(_who)))
+    assert failure.kind == "worker_died"
+    assert "SIGSTOP" in failure.message
+    assert await value(runtime, await submit(runtime, "call", burst(_who)))
 
 
 @ON_LINUX

@@ -13,7 +13,7 @@ import pytest
 from openruntime_jupyter.engines.exit_report import OomWatch
 from openruntime_jupyter.engines.worker_process import worker_environment
 from openruntime_jupyter.runtime.runtime import Runtime
-from tests.runtimes import busy, cell, completed, failed, pickled, runtime_in, submit, value
+from tests.runtimes import busy, cell, completed, failed, pickled, printed, runtime_in, submit, value
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what only Linux has")
 
@@ -90,23 +90,17 @@ async def test_end_of_worker_is_detected_without_pidfd(tmp_path: Path, monkeypat
         assert (await runtime.cancel(holder)).cancel_stage in ("terminate", "kill")
 
 
-async def test_end_of_worker_is_detected_while_child_holds_output(tmp_path: Path) -> None:
+async def test_end_of_worker_is_detected_while_child_holds_output(runtime: Runtime) -> None:
     code = (
-        "import os, subprocess, time\nsubprocess.Popen(['sleep', '600'], start_new_session=True, close_fds=False)\n"
-        "print('last words', flush=True)\nos.kill(os.getpid(), 9)"
+        "import os, subprocess\nchild = subprocess.Popen(['sleep', '600'], start_new_session=True, close_fds=False)\n"
+        "print('last words', child.pid, flush=True)\nos.kill(os.getpid(), 9)"
     )
-    try:
-        async with runtime_in(tmp_path) as runtime:
-            failure = await failed(runtime, await cell(runtime, code))
-            assert (failure.kind, failure.signal) == ("worker_died", signal.SIGKILL)
-            assert "last words" in (failure.last_output or "")
-            await completed(runtime, await submit(runtime, "call"))
-    finally:
-        import psutil
-
-        for child in psutil.process_iter(["cmdline", "environ"]):
-            if child.info["cmdline"] == ["sleep", "600"] and str(tmp_path) in str((child.info["environ"] or {}).get("TMPDIR")):
-                child.kill()
+    task_id = await cell(runtime, code)
+    failure = await failed(runtime, task_id)
+    os.kill(int((await printed(runtime, task_id)).split()[2]), signal.SIGKILL)
+    assert (failure.kind, failure.signal) == ("worker_died", signal.SIGKILL)
+    assert "last words" in (failure.last_output or "")
+    await completed(runtime, await submit(runtime, "call"))
 
 
 def test_oom_kill_is_reported_only_if_recent() -> None:
