@@ -19,8 +19,8 @@ from openruntime_jupyter.runtime.storage import insights, store
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import FailureKind, OutputItem, Task, TaskOutput, TaskState
-from tests.runtime.history_support import execute, make_task, moved, opened, rows, states, until
-from tests.runtimes import cell, runtime_in, submit
+from tests.runtime.history_support import execute, make_task, moved, opened, rows, states
+from tests.runtimes import cell, runtime_in, submit, until
 
 COMPLETED, PENDING = TaskState.COMPLETED, TaskState.PENDING
 NOT_UTF_8 = "CAST(replace(CAST({0} AS BLOB), CAST('compute' AS BLOB), X'66FF66') AS TEXT)"

@@ -13,8 +13,8 @@ from openruntime_jupyter.runtime.storage import store
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Task, TaskState
-from tests.runtime.history_support import as_it_is, fill_disk, make_task, moved, opened, until
-from tests.runtimes import cell, runtime_in, submit
+from tests.runtime.history_support import as_it_is, fill_disk, make_task, moved, opened
+from tests.runtimes import cell, runtime_in, submit, until
 
 COMPLETED, PENDING, RUNNING = TaskState.COMPLETED, TaskState.PENDING, TaskState.RUNNING
 
