@@ -51,7 +51,7 @@ class Notices {
     const supported = 'Notification' in window;
     if (supported && window.Notification.permission === 'default') {
       // Browsers ask for the permission only on a click, and so do we.
-      actions.push({ label: 'Also notify when this page is hidden', callback: () => void window.Notification.requestPermission() });
+      actions.push({ label: 'Also on the desktop', callback: () => void window.Notification.requestPermission() });
     }
     Notification.emit(message(tasks), kind, { autoClose: AUTO_CLOSE, actions });
     if (supported && document.hidden && window.Notification.permission === 'granted') {

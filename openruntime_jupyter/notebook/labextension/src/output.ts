@@ -6,29 +6,38 @@ import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
 import { IRenderMime } from '@jupyterlab/rendermime-interfaces';
 import { Panel, Widget } from '@lumino/widgets';
 
-import { changed, duration, ended, IOutputItem, ITask, ITaskOutput, percent, TaskState, titleOf } from './api';
-import { messageOf } from './connection';
+import { changed, duration, ended, IOutputItem, IProgress, ITask, ITaskOutput, percent, TaskState, titleOf } from './api';
+import { messageOf, ResponseError } from './connection';
 import { runAgain } from './dashboard';
 import { CommandIDs, IOpenRuntime, NAME } from './runtime';
 
 export const MIME_TYPE = 'application/vnd.openruntime.task+json';
 
-/** What the kernel saves in a cell. */
-interface ISavedTask extends Partial<ITask> {
+/** What the kernel saves in a cell, as `notebook/display/tasks.py` describes it. */
+interface ISavedTask {
   task_id: string;
   status: TaskState;
+  operation: string;
+  name?: string;
+  progress?: IProgress;
+  error?: string;
+  /** The state in words, and further facts. */
+  phrase: string;
+  facts: string[];
   /** Time of the state in seconds since the epoch. */
   seen_at: number;
-  /** Position in the output up to which the cell shows it. */
+  /** Position in the output of the task up to which the cell shows it. */
   shown: number;
+  /** True for a card, which stands for a task that runs in the background. */
+  card?: boolean;
+  /** True if the output is an answer in Markdown. */
+  answer?: boolean;
 }
 
-/** Milliseconds without an update by the kernel after which this view shows further output itself. */
+/** Milliseconds without an update by the kernel after which this view asks the server. */
 const KERNEL_SILENT = 3_000;
 /** Interval between requests for output, in milliseconds. */
 const OUTPUT_EVERY = 500;
-/** Delay before the state is requested when an output is created, in milliseconds: the kernel replaces it quickly. */
-const SETTLE = 300;
 
 const SIGNS: Record<TaskState, string> = {
   pending: '○',
@@ -40,28 +49,36 @@ const SIGNS: Record<TaskState, string> = {
   interrupted: '✕'
 };
 
-function words(task: ISavedTask, live: boolean): string {
-  const state = task.status === 'pending' ? 'waiting' : task.status.replace('_', ' ');
-  const parts: (string | null | undefined | false)[] = [state];
-  if (ended(task.status)) {
-    const before = task.status === 'completed' ? 'in' : 'after';
-    return task.execution_time == null ? state : `${state} ${before} ${duration(task.execution_time)}`;
+/** The state of a task in words, with the figures of this moment. */
+function describe(task: ITask): string {
+  const { status, progress } = task;
+  const state = status === 'pending' ? 'waiting' : status.replace('_', ' ');
+  if (ended(status)) {
+    const ran = task.execution_time;
+    return ran == null ? state : `${state} ${status === 'completed' ? 'in' : 'after'} ${duration(ran)}`;
   }
-  if (task.status === 'pending') {
-    parts.push(task.position ? `position ${task.position}` : null, task.waiting_for ? `for ${task.waiting_for.replace(/^for /, '')}` : null);
-  }
-  const share = percent(task.progress);
-  parts.push(
-    share === null ? (task.progress ? `${task.progress.n} done` : null) : `${share} %`,
-    task.progress?.remaining ? `about ${duration(Math.round(task.progress.remaining))} left` : null,
-    live && task.started_at ? duration(Math.max(0, (Date.now() - Date.parse(task.started_at)) / 1000)) : null,
-    task.progress?.message
-  );
-  return parts.filter(Boolean).join(' · ');
+  const share = percent(progress);
+  return [
+    state,
+    status === 'pending' && task.position && `position ${task.position}`,
+    status === 'pending' && task.waiting_for && `for ${task.waiting_for.replace(/^for /, '')}`,
+    progress && (share === null ? `${progress.n} done` : `${share} %`),
+    progress?.remaining && `about ${duration(Math.round(progress.remaining))} left`,
+    task.started_at && duration(Math.max(0, (Date.now() - Date.parse(task.started_at)) / 1000)),
+    progress?.message
+  ]
+    .filter(Boolean)
+    .join(' · ');
 }
 
-/** One task in the output of a cell. */
-class TaskOutputRenderer extends Panel implements IRenderMime.IRenderer {
+function element(className = ''): HTMLSpanElement {
+  const made = document.createElement('span');
+  made.className = className && `jp-OpenRuntime-task-${className}`;
+  return made;
+}
+
+/** One task in the output of a cell. While the kernel updates it, it shows what the kernel says, and afterwards what the server says. */
+class TaskRenderer extends Panel implements IRenderMime.IRenderer {
   constructor(
     private readonly openruntime: IOpenRuntime,
     private readonly rendermime: IRenderMimeRegistry,
@@ -71,244 +88,250 @@ class TaskOutputRenderer extends Panel implements IRenderMime.IRenderer {
     this.addClass('jp-OpenRuntime-task');
     const line = new Widget();
     line.addClass('jp-OpenRuntime-task-line');
-    line.node.append(this.sign, this.name, this.text, this.bar, this.buttons);
     this.sign.setAttribute('aria-hidden', 'true');
-    this.name.className = 'jp-OpenRuntime-task-name';
     this.text.setAttribute('role', 'status');
-    this.bar.className = 'jp-OpenRuntime-task-bar';
+    line.node.append(this.sign, this.name, this.text, this.bar, this.buttons, this.more);
     this.addWidget(line);
   }
 
   async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
     const saved = model.data[MIME_TYPE] as unknown as ISavedTask;
-    this.savedText = String(model.data['text/plain'] ?? '');
-    // A late update of the kernel must not hide what the server has said since.
-    if (!this.task || !ended(this.task.status) || this.task.task_id !== saved.task_id) {
-      this.task = saved;
-      this.known = ended(saved.status);
+    if (saved.task_id !== this.saved?.task_id) {
+      this.reset();
     }
-    this.since ||= saved.shown;
-    this.silentAt = Math.max(Date.now(), 1000 * saved.seen_at) + KERNEL_SILENT;
-    if (Date.now() > 1000 * saved.seen_at + KERNEL_SILENT) {
-      this.silentAt = 0;
-    }
+    this.saved = saved;
+    this.silentAt = 1000 * saved.seen_at + KERNEL_SILENT;
     this.draw();
-    if (!this.known && this.isAttached) {
-      this.follow();
-    }
+    await this.renderAnswer(model);
+    this.follow();
   }
 
   protected override onAfterAttach(): void {
-    if (this.task && !this.known) {
-      this.follow();
-    }
+    this.follow();
   }
 
   protected override onBeforeDetach(): void {
-    this.stop();
+    this.reset();
+  }
+
+  /** True while the kernel updates the output. */
+  private get kernelLive(): boolean {
+    return Date.now() < this.silentAt;
   }
 
   /** Follow the task until its end is shown. */
   private follow(): void {
-    if (this.removals.length) {
+    if (this.removals || !this.isAttached || !this.saved || ended(this.saved.status)) {
       return;
     }
     const { connection } = this.openruntime;
-    this.removals = [
+    const removals = [
       connection.subscribe('task_progress'),
-      connection.changed.add(() => this.onConnection()),
+      connection.changed.add(() => this.draw()),
       connection.events.add(({ data }) => {
-        if (data && this.task && data.task_id === this.task.task_id && !ended(this.task.status)) {
+        if (this.task && data?.task_id === this.task.task_id && !ended(this.task.status)) {
           this.task = changed(this.task, data);
-          this.draw();
         }
       })
     ];
-    this.ticking = window.setInterval(() => void this.tick(), OUTPUT_EVERY);
-    setTimeout(() => void this.load(), SETTLE);
+    const timer = window.setInterval(() => void this.tick(), OUTPUT_EVERY);
+    this.removals = [...removals, () => clearInterval(timer)];
+    void this.tick();
   }
 
   private stop(): void {
-    this.removals.forEach(remove => remove());
-    this.removals = [];
-    clearInterval(this.ticking);
+    this.removals?.forEach(remove => remove());
+    this.removals = null;
   }
 
-  private onConnection(): void {
-    if (this.openruntime.connection.state === 'live' && !this.loaded) {
-      void this.load();
-    } else {
-      this.loaded = this.loaded && this.openruntime.connection.state === 'live';
-      this.draw();
-    }
+  private reset(): void {
+    this.stop();
+    this.task = null;
+    this.since = 0;
+    this.problem = '';
+    this.area?.dispose();
+    this.area = null;
+    this.displays.clear();
   }
 
-  /** Request the state of the task. */
-  private async load(): Promise<void> {
-    const { connection } = this.openruntime;
-    if (connection.state !== 'live' || this.loaded || !this.task || !this.removals.length) {
-      return;
-    }
-    this.loaded = true;
-    try {
-      const task = await connection.request<ITask>('GET', `tasks/${this.task.task_id}?parameters=false`);
-      this.task = { ...this.task, ...task };
-      this.problem = '';
-    } catch (error) {
-      this.loaded = false;
-      this.problem = messageOf(error);
-    }
-    this.draw();
-  }
-
+  /** Ask the server for the state and the output that the cell does not have. */
   private async tick(): Promise<void> {
-    if (!this.loaded || this.busy || document.hidden || !this.task) {
-      return;
-    }
-    this.draw();
-    if (Date.now() < this.silentAt) {
-      return; // the kernel shows the output
-    }
-    this.busy = true;
-    try {
-      const state = this.task.status;
-      const output = await this.openruntime.connection.request<ITaskOutput>('GET', `tasks/${this.task.task_id}/output?since=${this.since}`);
-      this.since = output.next;
-      this.append(output.items);
-      if (output.finished && ended(state)) {
-        this.known = true;
-        this.stop();
+    const { saved } = this;
+    if (!saved || ended(saved.status)) {
+      this.stop(); // the kernel has shown the end
+    } else if (this.openruntime.connection.state !== 'live') {
+      this.task = null;
+    } else if (!this.kernelLive && !this.busy && !document.hidden) {
+      this.busy = true;
+      try {
+        await this.refresh(saved.task_id);
+        this.problem = '';
+      } catch (error) {
+        this.problem = messageOf(error);
+        if (error instanceof ResponseError && error.status === 404) {
+          this.stop(); // deleted, or of a runtime inside the kernel
+          this.problem = '';
+        }
       }
-    } catch (error) {
-      this.problem = messageOf(error);
-    } finally {
       this.busy = false;
     }
+    this.draw();
   }
 
-  /** Show output that the cell does not have. */
-  private append(items: IOutputItem[]): void {
-    if (!items.length) {
+  private async refresh(id: string): Promise<void> {
+    const { connection } = this.openruntime;
+    this.task ??= await connection.request<ITask>('GET', `tasks/${id}?parameters=false`);
+    const final = ended(this.task.status);
+    const since = Math.max(this.since, this.saved?.shown ?? 0);
+    const output = await connection.request<ITaskOutput>('GET', `tasks/${id}/output?since=${since}`);
+    if (this.kernelLive || id !== this.saved?.task_id) {
       return;
     }
+    this.since = output.next;
+    output.items.forEach(item => this.append(item));
+    if (final && output.finished) {
+      this.task = await connection.request<ITask>('GET', `tasks/${id}?parameters=false`);
+      this.stop();
+    }
+  }
+
+  /** Add an output that the cell does not have. */
+  private append(item: IOutputItem): void {
     if (!this.area) {
-      this.area = new SimplifiedOutputArea({ model: new OutputAreaModel({ trusted: false }), rendermime: this.rendermime });
+      this.area = new SimplifiedOutputArea({ model: new OutputAreaModel(), rendermime: this.rendermime });
       this.area.addClass('jp-OpenRuntime-task-output');
-      this.addWidget(this.area);
+      const cell = this.node.closest('.jp-OutputArea');
+      if (cell instanceof HTMLElement && !this.saved?.card) {
+        Widget.attach(this.area, cell); // below the output that the cell has
+      } else {
+        this.addWidget(this.area);
+      }
     }
     const { model } = this.area;
-    for (const item of items) {
-      if (item.output_type === 'clear_output') {
-        model.clear(item.wait);
-        this.displays.clear();
-        continue;
+    const { output_type, display_id, text, name, wait } = item;
+    const at = this.displays.get(display_id ?? '');
+    if (output_type === 'clear_output') {
+      model.clear(wait);
+      this.displays.clear();
+    } else if (output_type === 'stream') {
+      model.add({ output_type, name: name ?? 'stdout', text: text ?? '' });
+    } else if (output_type !== 'update_display_data') {
+      model.add({ ...item, metadata: item.metadata ?? {} } as any);
+      if (display_id) {
+        this.displays.set(display_id, model.length - 1);
       }
-      const output = { ...item, metadata: item.metadata ?? {} };
-      const at = item.display_id ? this.displays.get(item.display_id) : undefined;
-      if (item.output_type === 'update_display_data') {
-        if (at !== undefined) {
-          model.set(at, { ...output, output_type: 'display_data' } as any);
-        }
-        continue;
-      }
-      model.add((item.output_type === 'stream' ? { output_type: 'stream', name: item.name, text: item.text ?? '' } : output) as any);
-      if (item.display_id) {
-        this.displays.set(item.display_id, model.length - 1);
-      }
+    } else if (at !== undefined) {
+      model.set(at, { ...item, output_type: 'display_data', metadata: item.metadata ?? {} } as any);
     }
+  }
+
+  /** Render the answer to a prompt. The saved Markdown begins with the line that this view shows itself. */
+  private async renderAnswer(model: IRenderMime.IMimeModel): Promise<void> {
+    if (!this.saved?.answer) {
+      return;
+    }
+    if (!this.answer) {
+      this.answer = this.rendermime.createRenderer('text/markdown');
+      this.addWidget(this.answer);
+    }
+    const markdown = String(model.data['text/markdown'] ?? '');
+    const data = { 'text/markdown': markdown.slice(markdown.indexOf('\n\n') + 2) };
+    await this.answer.renderModel({ trusted: model.trusted, metadata: model.metadata, data, setData: () => undefined });
   }
 
   private draw(): void {
-    const { task, openruntime } = this;
-    if (!task) {
+    const { saved } = this;
+    if (!saved) {
       return;
     }
-    const live = this.known || this.loaded || Date.now() < this.silentAt;
-    this.node.dataset.state = task.status;
-    this.sign.textContent = SIGNS[task.status];
-    this.name.textContent = titleOf(task);
-    this.name.title = task.task_id;
-    const time = live || ended(task.status) ? '' : `as of ${new Date(1000 * task.seen_at).toLocaleString()}`;
-    const { state } = openruntime.connection;
-    const why = live || state === 'live' || state === 'connecting' ? this.problem : state === 'absent' ? '' : state;
-    const text = [words(task, live), time, why].filter(Boolean).join(' · ');
-    if (this.text.textContent !== text) {
-      this.text.textContent = text;
-    }
-    this.text.title = this.savedText;
-    const share = percent(task.progress);
-    this.bar.hidden = ended(task.status) || share === null;
+    const task = this.kernelLive || ended(saved.status) ? null : this.task;
+    const { status, progress } = task ?? saved;
+    const { state } = this.openruntime.connection;
+    this.node.dataset.state = status;
+    write(this.sign, SIGNS[status]);
+    write(this.name, titleOf(saved));
+    this.name.title = saved.task_id;
+    const current = task || this.kernelLive || ended(status);
+    const words = task ? describe(task) : [saved.phrase, ...saved.facts].join(' · ');
+    const time = current ? '' : `as of ${new Date(1000 * saved.seen_at).toLocaleString()}`;
+    const away = current || state === 'live' || state === 'connecting' || state === 'absent' ? '' : state;
+    write(this.text, [words, time, away, this.problem].filter(Boolean).join(' · '));
+    const share = percent(progress);
+    this.bar.hidden = ended(status) || share === null;
     this.bar.style.setProperty('--share', `${share ?? 0}%`);
-    this.drawButtons(task);
+    // Below the cell of another task stands the error itself.
+    const result = status === 'completed' ? `%openruntime result ${saved.task_id}` : '';
+    write(this.more, saved.card ? (task ?? saved).error || result : '');
+    this.drawButtons(state !== 'live' || saved.answer ? [] : ended(status) ? ['Retry', 'Open'] : ['Cancel', 'Open']);
   }
 
-  private drawButtons(task: ISavedTask): void {
-    const { connection } = this.openruntime;
-    const names = connection.state !== 'live' ? [] : ended(task.status) ? ['Retry', 'Open'] : ['Cancel', 'Open'];
-    if (names.join() === [...this.buttons.children].map(button => button.textContent).join()) {
-      return;
+  private drawButtons(labels: string[]): void {
+    if (labels.join() !== [...this.buttons.children].map(button => button.textContent).join()) {
+      this.buttons.replaceChildren(...labels.map(label => this.button(label)));
     }
-    const actions: Record<string, () => Promise<unknown>> = {
-      Cancel: () => connection.request('DELETE', `tasks/${task.task_id}`),
-      Retry: async () => {
-        const again = await runAgain(connection, task.task_id);
-        this.restart(again);
-      },
-      Open: () => this.app.commands.execute(CommandIDs.togglePanel, { show: true, task: task.task_id })
+  }
+
+  private button(label: string): HTMLButtonElement {
+    const button = document.createElement('button');
+    button.textContent = label;
+    button.className = 'jp-mod-styled jp-OpenRuntime-task-button';
+    button.setAttribute('aria-label', `${label} ${titleOf(this.saved!)}`);
+    button.onclick = async () => {
+      button.disabled = true;
+      try {
+        await this.act(label, (this.task ?? this.saved!).task_id);
+        this.problem = '';
+      } catch (error) {
+        this.problem = messageOf(error);
+      }
+      button.disabled = false;
+      this.draw();
     };
-    this.buttons.replaceChildren(
-      ...names.map(name => {
-        const button = document.createElement('button');
-        button.textContent = name;
-        button.className = 'jp-OpenRuntime-task-button';
-        button.setAttribute('aria-label', `${name} ${titleOf(task)}`);
-        button.onclick = async () => {
-          button.disabled = true;
-          try {
-            await actions[name]();
-            this.problem = '';
-          } catch (error) {
-            this.problem = messageOf(error);
-          }
-          button.disabled = false;
-          this.draw();
-        };
-        return button;
-      })
-    );
+    return button;
   }
 
-  /** Follow the task that runs the same again. */
-  private restart(task: ITask): void {
-    this.stop();
-    this.task = { ...task, seen_at: Date.now() / 1000, shown: 0 };
-    this.since = 0;
-    this.silentAt = 0;
-    this.known = this.loaded = false;
-    this.area?.model.clear();
-    this.displays.clear();
-    this.follow();
+  private async act(label: string, id: string): Promise<void> {
+    const { connection } = this.openruntime;
+    if (label === 'Cancel') {
+      await connection.request('DELETE', `tasks/${id}`);
+    } else if (label === 'Open') {
+      await this.app.commands.execute(CommandIDs.togglePanel, { show: true, task: id });
+    } else {
+      // The output follows the new task.
+      const again = await runAgain(connection, id);
+      this.reset();
+      this.task = again;
+      this.saved = { ...this.saved!, task_id: again.task_id, status: again.status, seen_at: 0, shown: 0, progress: undefined };
+      this.silentAt = 0;
+      this.follow();
+    }
   }
 
-  private readonly sign = document.createElement('span');
-  private readonly name = document.createElement('span');
-  private readonly text = document.createElement('span');
-  private readonly bar = document.createElement('span');
-  private readonly buttons = document.createElement('span');
+  private readonly sign = element();
+  private readonly name = element('name');
+  private readonly text = element();
+  private readonly bar = element('bar');
+  private readonly buttons = element();
+  private readonly more = element('more');
+  /** Positions of displays in the output area by their id. */
   private readonly displays = new Map<string, number>();
   private area: SimplifiedOutputArea | null = null;
-  private task: ISavedTask | null = null;
-  private savedText = '';
+  private answer: IRenderMime.IRenderer | null = null;
+  private saved: ISavedTask | null = null;
+  /** The task as the server knows it; null until it was asked. */
+  private task: ITask | null = null;
   private problem = '';
-  /** True once the final state is shown and no further output will come. */
-  private known = false;
-  /** True while the state is the server's. */
-  private loaded = false;
   private busy = false;
   private since = 0;
   private silentAt = 0;
-  private ticking = 0;
-  private removals: (() => void)[] = [];
+  private removals: (() => void)[] | null = null;
+}
+
+/** Set the text of an element if it has changed. */
+function write(node: HTMLElement, text: string): void {
+  if (node.textContent !== text) {
+    node.textContent = text;
+  }
 }
 
 export const outputPlugin: JupyterFrontEndPlugin<void> = {
@@ -318,13 +341,8 @@ export const outputPlugin: JupyterFrontEndPlugin<void> = {
   requires: [IOpenRuntime, IRenderMimeRegistry],
   activate: (app: JupyterFrontEnd, openruntime: IOpenRuntime, rendermime: IRenderMimeRegistry) => {
     rendermime.addFactory(
-      {
-        safe: true,
-        mimeTypes: [MIME_TYPE],
-        createRenderer: () => new TaskOutputRenderer(openruntime, rendermime, app)
-      },
-      // Before text/html, which is for pages without this extension.
-      40
+      { safe: true, mimeTypes: [MIME_TYPE], createRenderer: () => new TaskRenderer(openruntime, rendermime, app) },
+      40 // before text/html, which is for pages without this extension
     );
   }
 };
