@@ -163,6 +163,7 @@ export const dashboardPlugin: JupyterFrontEndPlugin<void> = {
     });
     void restorer?.restore(tracker, { command: CommandIDs.openDashboard, name: () => 'dashboard' });
     palette?.addItem({ command: CommandIDs.openDashboard, category: CATEGORY });
-    launcher?.add({ command: CommandIDs.openDashboard, category: 'Other', rank: 3 });
+    const tile = launcher?.add({ command: CommandIDs.openDashboard, category: 'Other', rank: 3 });
+    connection.changed.add(() => present() || tile?.dispose());
   }
 };
