@@ -71,9 +71,9 @@ function describe(task: ITask): string {
     .join(' · ');
 }
 
-function element(className = ''): HTMLSpanElement {
+function element(className: string): HTMLSpanElement {
   const made = document.createElement('span');
-  made.className = className && `jp-OpenRuntime-task-${className}`;
+  made.className = className;
   return made;
 }
 
@@ -87,7 +87,7 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
     super();
     this.addClass('jp-OpenRuntime-task');
     const line = new Widget();
-    line.addClass('jp-OpenRuntime-task-line');
+    line.addClass('or-line');
     this.sign.setAttribute('aria-hidden', 'true');
     this.text.setAttribute('role', 'status');
     line.node.append(this.sign, this.name, this.text, this.bar, this.buttons, this.more);
@@ -274,7 +274,7 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
   private button(label: string): HTMLButtonElement {
     const button = document.createElement('button');
     button.textContent = label;
-    button.className = 'jp-mod-styled jp-OpenRuntime-task-button';
+    button.className = 'jp-mod-styled';
     button.setAttribute('aria-label', `${label} ${titleOf(this.saved!)}`);
     button.onclick = async () => {
       button.disabled = true;
@@ -307,12 +307,12 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
     }
   }
 
-  private readonly sign = element();
-  private readonly name = element('name');
-  private readonly text = element();
-  private readonly bar = element('bar');
-  private readonly buttons = element();
-  private readonly more = element('more');
+  private readonly sign = element('or-sign');
+  private readonly name = element('or-name');
+  private readonly text = element('or-text');
+  private readonly bar = element('or-bar');
+  private readonly buttons = element('or-buttons');
+  private readonly more = element('or-more');
   /** Positions of displays in the output area by their id. */
   private readonly displays = new Map<string, number>();
   private area: SimplifiedOutputArea | null = null;
