@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, Job
-from openruntime_jupyter.engines.worker_process import WorkerProcess
+from openruntime_jupyter.engines.worker_process import WorkerProcess, start_ready
 from openruntime_jupyter.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -284,7 +284,7 @@ class Pool:
                 self._starting[task] = variables
                 task.add_done_callback(lambda done: self._starting.pop(done, None))
 
-    def learn(self, environment: ExecutionEnvironment, modules: list[str]) -> None:
+    def record_imports(self, environment: ExecutionEnvironment, modules: list[str]) -> None:
         """Record the installed modules that a task in this environment imported, and keep a spare that has imported them."""
         known = self._known.get(environment)
         if known is None:
@@ -342,11 +342,13 @@ class Pool:
             self._drop_known(worker.environment)
 
     async def _start_one(self, variables: Variables) -> None:
-        try:
+        def start() -> WorkerProcess:
             worker = self._start(self.interpreter, dict(variables))
-            worker.variables = variables
-            worker.lane = self.lane
-            await worker.ready(self._start_timeout)
+            worker.variables, worker.lane = variables, self.lane
+            return worker
+
+        try:
+            worker = await start_ready(start, self._start_timeout)
         except EngineError as problem:
             self._failed(problem)
         except Exception as problem:  # a bug here must not leave tasks waiting
