@@ -571,6 +571,7 @@ class _Watched:
     task_id: str | None = None
     limit: int = 0
     resident: int = 0
+    lowest: int | None = None
     peak: int = 0
 
 
@@ -657,7 +658,7 @@ class Watchdog:
                 return False
             with self._lock:
                 self._watched[pid] = watched
-        watched.limit, watched.peak, watched.task_id = limit, 0, task_id
+        watched.limit, watched.peak, watched.lowest, watched.task_id = limit, 0, None, task_id
         if not self._work.is_set():
             self._work.set()
         return _reset_peak(pid)
@@ -677,10 +678,10 @@ class Watchdog:
             if watched is not None:
                 watched.close()
 
-    def resident(self, pid: int) -> int | None:
-        """Return the resident bytes at the last reading, or None."""
+    def growth(self, pid: int) -> int:
+        """Return the bytes from the lowest reading since the task began to the last one; 0 without a reading."""
         watched = self._watched.get(pid)
-        return watched.resident or None if watched is not None else None
+        return watched.resident - watched.lowest if watched is not None and watched.lowest is not None else 0
 
     def _run(self) -> None:
         while not self._closed:
@@ -704,6 +705,7 @@ class Watchdog:
                 except (OSError, IndexError, psutil.Error):
                     continue
                 watched.peak = max(watched.peak, watched.resident)
+                watched.lowest = watched.resident if watched.lowest is None else min(watched.lowest, watched.resident)
                 if watched.limit and watched.resident > watched.limit:
                     watched.limit = 0
                     self._on_excess(task_id)
