@@ -249,6 +249,7 @@ class Attempt:
         if self.outcome.done() or self.worker is None:
             return
         death = future.result()
+        self.not_begun = self.not_begun or (self.worker.left_frames and not self._acknowledged)
         peak = max((death.peak or 0) if self.has_kernel_peak else 0, self.resident_peak) or None
         measurements = Measurements(resident_peak=peak)
         failure = self.worker.failure(death, peak)
