@@ -22,7 +22,7 @@ SHOW_AFTER = 0.5
 UPDATE_SECONDS = 0.5
 """Maximum interval between two updates."""
 
-MapState = Literal["running", "completed", "cancelled", "failed"]
+MapState = Literal["running", "completed", "cancelled", "failed", "no longer watched"]
 
 
 @dataclass(frozen=True, slots=True)

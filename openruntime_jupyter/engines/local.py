@@ -38,7 +38,7 @@ from openruntime_jupyter.engines.protocol import (
     WorkerReport,
 )
 from openruntime_jupyter.engines.worker_process import Watchdog, WorkerProcess, resident_bytes, start_ready, worker_environment
-from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend
+from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend, StorageUnavailable
 from openruntime_jupyter.schemas.base import dumps
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.worker.devices import no_backend
@@ -440,7 +440,7 @@ class LocalEngine:
             if job.session is not None and not attempt.declined:  # another worker would not have its variables
                 return outcome, True
             return outcome, not (attempt.not_begun and isinstance(outcome, Died))
-        except (EngineError, ArrayNotFound, OSError) as problem:
+        except (EngineError, ArrayNotFound, StorageUnavailable, OSError) as problem:
             kind = FailureKind.NOT_STARTED
             return Died(Failure(kind=kind, message=str(problem), type=type(problem).__name__), retry=False), True
         finally:
@@ -472,9 +472,13 @@ class LocalEngine:
             parameters_file = self._options.temporary / f"{job.payload_name}.parameters"
             try:
                 await self._loop.run_in_executor(None, _write, parameters_file, job.parameters)
-            except OSError:
+            except OSError as problem:
+                parameters_file.unlink(missing_ok=True)
                 self._hand_back(worker, pool, attempt)
-                raise
+                raise StorageUnavailable(
+                    f"The parameters of {len(job.parameters):,} bytes can't be stored in {parameters_file.parent} ({problem.strerror}): "
+                    "free some space there, or choose another `data_dir`"
+                ) from problem
             if attempt.outcome.done():  # stopped in between, before the worker got the job
                 parameters_file.unlink(missing_ok=True)
                 self._hand_back(worker, pool, attempt)

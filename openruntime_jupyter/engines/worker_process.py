@@ -156,8 +156,6 @@ class WorkerProcess:
         """Done when it has imported the modules of its last `PREPARE` frame; cancelled when it has ended."""
         self.burst: str | None = None
         """Burst of calls that it serves."""
-        self.burst_timer: asyncio.TimerHandle | None = None
-        """Timer that ends it if no further call of its burst arrives."""
         self.killed_by_us: str | None = None
         self.signalled, self.left_frames = False, False
         """Whether a signal was sent to it, and whether it ended before it had read all frames."""
@@ -573,11 +571,26 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 class _Watched:
     read: Callable[[], int]
     close: Callable[[], None]
+    peak_reset: int | None
+    """Descriptor of `/proc/PID/clear_refs`; opening it for each task would take 10 µs. None where the system has no such file."""
     task_id: str | None = None
     limit: int = 0
     resident: int = 0
     lowest: int | None = None
     peak: int = 0
+
+    def reset_peak(self) -> bool:
+        """Set the kernel's peak of the process's resident memory to the present value. Return False if that is not possible."""
+        try:
+            return self.peak_reset is not None and os.write(self.peak_reset, b"5") > 0
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Close the descriptors."""
+        self.close()
+        if self.peak_reset is not None:
+            os.close(self.peak_reset)
 
 
 def _reader(pid: int) -> tuple[Callable[[], int], Callable[[], None]]:
@@ -590,18 +603,11 @@ def _reader(pid: int) -> tuple[Callable[[], int], Callable[[], None]]:
     return lambda: int(os.pread(descriptor, 200, 0).split()[1]) * PAGE, lambda: os.close(descriptor)
 
 
-def _reset_peak(pid: int) -> bool:
-    """Set the kernel's peak of a process's resident memory to the present value. Return False if that is not possible."""
+def _open_peak_reset(pid: int) -> int | None:
     try:
-        descriptor = os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+        return os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:  # only Linux has this file
-        return False
-    try:
-        return os.write(descriptor, b"5") > 0
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
+        return None
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -658,7 +664,7 @@ class Watchdog:
         watched = self._watched.get(pid)
         if watched is None:
             try:
-                watched = _Watched(*_reader(pid))
+                watched = _Watched(*_reader(pid), _open_peak_reset(pid))
             except (OSError, psutil.Error):  # it has ended, which its owner notices independently
                 return False
             with self._lock:
@@ -666,7 +672,7 @@ class Watchdog:
         watched.limit, watched.peak, watched.lowest, watched.task_id = limit, 0, None, task_id
         if not self._work.is_set():
             self._work.set()
-        return _reset_peak(pid)
+        return watched.reset_peak()
 
     def unwatch(self, pid: int) -> int:
         """Stop watching an idle process. Return its peak in bytes, 0 if it was never read."""
@@ -681,7 +687,7 @@ class Watchdog:
         with self._lock:
             watched = self._watched.pop(pid, None)
             if watched is not None:
-                watched.close()
+                watched.release()
 
     def growth(self, pid: int) -> int:
         """Return the bytes from the lowest reading since the task began to the last one; 0 without a reading."""

@@ -162,8 +162,8 @@ def is_alive(folder: Path, runtime: str) -> bool:
         descriptor = os.open(folder / f"{runtime}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
-    except OSError:
-        # No permission: leaving a task pending is better than running it twice.
+    except (OSError, ValueError):
+        # No permission, or a damaged name: leaving a task pending is better than running it twice.
         return True
     try:
         # Shared, so that two concurrent checks do not mistake each other for the runtime.

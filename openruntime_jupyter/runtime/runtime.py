@@ -23,7 +23,7 @@ from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.ids import make_id
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING
+from openruntime_jupyter.runtime.metrics.gpu import NOTHING
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.metrics.service import MetricsService
 from openruntime_jupyter.runtime.permissions import private_folder
@@ -39,8 +39,9 @@ from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.tasks.submission import Caller, TaskSubmission
 from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, SystemMetrics
-from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskOrder, TaskPage, TaskRequest, TaskState
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskPage, TaskRequest, TaskState
 
 __all__ = ["Caller", "Runtime"]
 
@@ -51,6 +52,19 @@ SWEEP_SECONDS = 600.0
 """Seconds between deletions of expired tasks."""
 RECOVERY_SECONDS = 10.0
 """Seconds between checks of the other runtimes' locks, each of which takes a fraction of a millisecond."""
+
+
+def make_folders(settings: Settings) -> None:
+    """Create the data folders with mode 0700; raise `StorageUnavailable` if they cannot be used or are not safe from other users."""
+    try:
+        for folder in (settings.data_dir, settings.payloads, settings.temporary):
+            private_folder(folder)
+    except OSError as problem:
+        raise StorageUnavailable(
+            f"The data folder {settings.data_dir} can't be used ({problem.strerror}): make it writable for this user and no other, "
+            "or choose another by OPENRUNTIME_DATA_DIR",
+            retry_after=60.0,
+        ) from problem
 
 
 class Runtime:
@@ -111,9 +125,10 @@ class Runtime:
             self._devices.need,
             self.arrays,
             self.sessions,
-            self.catalog.resolve,
+            self.catalog,
         )
         self._recovery = Recovery(self.history, self.tasks, self.submission)
+        self.history.on_replaced = self._write_again
         self.batches = BatchSubmission(self.submission, self.history, self.tasks)
         self.results = BatchResults(self.history, self.tasks)
         self.notices: list[str] = []
@@ -152,7 +167,7 @@ class Runtime:
         Raises `StorageUnavailable` where the data folder can't be used.
         """
         loop = asyncio.get_running_loop()
-        self._make_folders()
+        make_folders(self.settings)
         self._started = True
         if self._inline is not None:
             lane = Lane(LANE, REPORT, self.settings.remote_slots, self.settings.aging_seconds, self._inline)
@@ -172,19 +187,6 @@ class Runtime:
         self._keep(self._recover(await loop.run_in_executor(None, locks.living, self.settings.runtimes)))
         self._keep(self._sweep())
         self._keep(self.arrays.run_sweeper(self._knows))
-
-    def _make_folders(self) -> None:
-        """Create the data folders with mode 0700; raise `StorageUnavailable`."""
-        settings = self.settings
-        try:
-            for folder in (settings.data_dir, settings.payloads, settings.temporary):
-                private_folder(folder)
-        except OSError as problem:
-            raise StorageUnavailable(
-                f"The data folder {settings.data_dir} can't be used ({problem.strerror}): make it writable for this user, "
-                "or choose another by OPENRUNTIME_DATA_DIR",
-                retry_after=60.0,
-            ) from problem
 
     async def stop(self, deadline: float = 5.0) -> None:
         """Stop within `deadline` seconds, without raising.
@@ -274,6 +276,10 @@ class Runtime:
             except StorageUnavailable as problem:  # /health reports it already
                 log.warning("The history could not be swept: %s", problem)
 
+    def _write_again(self) -> None:
+        self.tasks.write_again()
+        self._recovery.write_again()
+
     async def _knows(self, task_id: str) -> bool:
         return self.tasks.find(task_id) is not None or await self.history.get(task_id) is not None
 
@@ -283,28 +289,18 @@ class Runtime:
         """Queue a task and return its record; see `TaskSubmission.submit`."""
         return await self.tasks.get(await self.submission.submit(request, caller, idempotency_key))
 
-    async def list_tasks(
-        self,
-        limit: int = 100,
-        before: str | None = None,
-        offset: int = 0,
-        states: list[TaskState] | None = None,
-        operation: str | None = None,
-        owner: str | None = None,
-        order: TaskOrder = "newest",
-        notebook: str | None = None,
-        name: str | None = None,
-    ) -> TaskPage:
+    async def list_tasks(self, query: TasksQuery) -> TaskPage:
         """Return a page of the tasks of all this user's runtimes, newest first, or with `order="next"` the pending tasks in queue order.
 
         Raises `InvalidRequest` where `before` is unknown, and for other filters than `notebook` and `name` together with that order.
         """
-        if order == "newest":
-            return await self.tasks.page(limit, before, offset, states, operation, owner, notebook, name)
-        if before is not None or operation is not None or owner is not None or states not in (None, [TaskState.PENDING]):
+        if query.order == "newest":
+            return await self.tasks.page(query)
+        if query.before or query.operation or query.owner or query.state not in (None, [TaskState.PENDING]):
             raise InvalidRequest.of("order", "`next` lists pending tasks: only `limit`, `offset`, `notebook` and `name` go with it")
         # Pending tasks of the user's other runtimes follow, the oldest first.
         pending = here = self.lanes.pending
+        limit, offset, notebook, name = query.limit, query.offset, query.notebook, query.name
         if notebook is None and name is None:
             entries = self.lanes.next_up(limit, offset)
         else:
@@ -403,6 +399,7 @@ class Runtime:
 
         Raises `TaskConflict` where that model answers a prompt now, and `ModelNotFound` where it is not in memory.
         """
+        await self.catalog.refresh()
         source = self.catalog.named(name) if name is not None else None
         if source is not None:
             name = source.name

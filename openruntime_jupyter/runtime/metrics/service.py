@@ -11,7 +11,7 @@ from openruntime_jupyter.engines.protocol import WorkerReport, total_resident
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.metrics.counters import Clock, Counters
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuReadings
+from openruntime_jupyter.runtime.metrics.gpu import NOTHING, Gpu, GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Meters, Sample, Sampler
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns

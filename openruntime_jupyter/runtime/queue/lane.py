@@ -16,7 +16,7 @@ from sortedcontainers import SortedDict
 from openruntime_jupyter.engines.protocol import DeviceReport, Engine, JobRunner
 from openruntime_jupyter.errors import MemoryRefused, UnknownDevice, gigabytes
 from openruntime_jupyter.memory import Machine
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuReadings
+from openruntime_jupyter.runtime.metrics.gpu import NOTHING, GpuReadings
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 
 LOOK_PAST = 100

@@ -28,7 +28,7 @@ from openruntime_jupyter.engines.protocol import (
 )
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend, StorageUnavailable, TaskConflict, Unavailable
 from openruntime_jupyter.runtime.arrays.store import ArrayStore, result_name
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu
+from openruntime_jupyter.runtime.metrics.gpu import Gpu
 from openruntime_jupyter.runtime.metrics.sampler import Meters
 from openruntime_jupyter.runtime.queue.device_lock import DeviceLock
 from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
@@ -488,7 +488,7 @@ class WorkerStats:
         self._records: dict[str, _Record] = {}
 
     def add_run(self, worker: str, seconds: float, measurements: Measurements, gpu_utilization: float | None) -> None:
-        """Add an ended task that used the worker for `seconds`, with the GPU's mean utilisation in percent."""
+        """Add an ended task that used the worker for `seconds`, with the GPU's mean utilization in percent."""
         record = self._records.get(worker)
         if record is None:
             self._forget()

@@ -17,6 +17,7 @@ from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
 from openruntime_jupyter.schemas.arrays import ArrayReference
 from openruntime_jupyter.schemas.base import construct_unchecked, iso, timestamp
 from openruntime_jupyter.schemas.tasks import (
+    LIVE_WIDGET,
     Failure,
     Origin,
     OutputItem,
@@ -318,7 +319,14 @@ class OutputBuffer:
     def whole(self, task_id: str) -> TaskOutput:
         """Return the whole output for the history. Call it once the task has finished."""
         self.finish()
-        return TaskOutput(task_id=task_id, items=self.items, next=self._sequence, truncated=self.truncated, finished=True)
+        items = [_without_live_widget(item) for item in self.items]
+        return TaskOutput(task_id=task_id, items=items, next=self._sequence, truncated=self.truncated, finished=True)
+
+
+def _without_live_widget(item: OutputItem) -> OutputItem:
+    if item.data is None or LIVE_WIDGET not in item.data:
+        return item
+    return item.model_copy(update={"data": {kind: value for kind, value in item.data.items() if kind != LIVE_WIDGET}})
 
 
 def cleared(items: list[OutputItem]) -> list[OutputItem]:
@@ -569,7 +577,7 @@ class Entry:
             return self._snapshot(parameters)
         if self._last is None:
             self._last = self._snapshot(parameters=True)
-        return self._last if parameters else self._last.model_copy(update={"parameters": None})
+        return self._last if parameters else construct_unchecked(Task, {**vars(self._last), "parameters": None})
 
     def _snapshot(self, parameters: bool) -> Task:
         failure, session = self.failure, self.session

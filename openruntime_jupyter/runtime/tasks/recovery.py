@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import Any
 
 from openruntime_jupyter.engines import failures
@@ -40,6 +41,11 @@ class Recovery:
             if waiting:
                 await asyncio.sleep(RETRY_SECONDS)
 
+    def write_again(self) -> None:
+        """Write all recovered tasks, which a new file of the history does not have."""
+        for task_id, task in self._left.items():
+            self._history.write_behind(task_id, partial(Task.model_copy, task))
+
     async def cancel(self, task_id: str) -> bool:
         """Cancel a recovered task; return False if it is not one. Raises what `History.commit` raises; the task stays pending then."""
         return await self._end(task_id, TaskState.CANCELLED, failures.cancelled(Stage.QUEUE), cancel_stage=Stage.QUEUE.value)
@@ -59,6 +65,7 @@ class Recovery:
         if task is None:  # cancelled in the meantime
             return True
         try:
+            await self._submission.read_models(_request(task), Caller(task.owner))
             checked = self._submission.check(_request(task), Caller(task.owner))
             if not checked.operation.inline and not await self._lanes(checked.interpreter):
                 return False

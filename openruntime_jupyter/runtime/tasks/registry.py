@@ -7,7 +7,8 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import EVENT_FIELDS, Entry, TokenPiece, read_stored
 from openruntime_jupyter.schemas.base import iso, timestamp
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage, TaskState
 
 log = logging.getLogger(__name__)
@@ -128,6 +130,11 @@ class TaskRegistry:
     def inherit(self, entry: Entry) -> None:
         """Add a task of a dead runtime, which the history has already."""
         self._entries[entry.task_id] = entry
+
+    def write_again(self) -> None:
+        """Write all live tasks, which a new file of the history does not have."""
+        for entry in self._entries.values():
+            self._history.write_behind(entry.task_id, entry.record)
 
     def forget(self, task_id: str) -> None:
         """Drop an ended task."""
@@ -292,21 +299,15 @@ class TaskRegistry:
             task.parameters = None
         return task
 
-    async def page(
-        self,
-        limit: int = 100,
-        before: str | None = None,
-        offset: int = 0,
-        states: list[TaskState] | None = None,
-        operation: str | None = None,
-        owner: str | None = None,
-        notebook: str | None = None,
-        name: str | None = None,
-    ) -> TaskPage:
+    async def page(self, query: TasksQuery) -> TaskPage:
         """Return a page of the tasks of all this user's runtimes, newest first."""
-        found, total, following = await self._history.page(limit, before, offset, states, operation, owner, notebook, name)
+        filters = query.state, query.operation, query.owner, query.notebook, query.name
+        found, total, following = await self._history.page(query.limit, query.before, query.offset, *filters, self._describe)
         live = [self._newest(task) for task in found]
         return TaskPage(tasks=live, total_count=total, next_before=following, timestamp=timestamp(time.time()))
+
+    def _describe(self) -> dict[str, Callable[[], Task]]:
+        return {task_id: partial(entry.record, parameters=False) for task_id, entry in self._entries.items()}
 
     def _newest(self, stored: Task) -> Task:
         entry = self._entries.get(stored.task_id)

@@ -19,7 +19,7 @@ from openruntime_jupyter.operations.base import World
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.base import iso, timestamp
-from openruntime_jupyter.schemas.sessions import Session, SessionState
+from openruntime_jupyter.schemas.system import Session, SessionState
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 
 ID = re.compile(r"session_[0-9a-z]{20}")

@@ -15,10 +15,12 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, QueueFull, Stopping, StorageUnavailable, Unavailable, UnknownOperation
-from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters, Operation, Parameters, World, references
+from openruntime_jupyter.local_models.catalog import ModelCatalog
+from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ArrayRef, ModelParameters, Operation, Parameters, World, references
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.ids import make_id
+from openruntime_jupyter.runtime.large import in_thread
 from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings
@@ -29,7 +31,6 @@ from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.schemas.arrays import ArrayReference
 from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
-from openruntime_jupyter.schemas.values import ModelSource
 
 LONGEST_KEY = 255
 MOST_INPUTS = 20
@@ -63,10 +64,6 @@ class Checked:
     model: ModelUse | None = None
 
 
-FindModel = Callable[[str | None, Caller], ModelSource]
-"""Resolves the name or path of a model for a caller; raises `InvalidRequest`, `NotAllowed` or `Unavailable`."""
-
-
 def needs_execute(name: str) -> bool:
     """Return whether the operation needs the permission to execute code; True for an unknown operation."""
     try:
@@ -74,6 +71,15 @@ def needs_execute(name: str) -> bool:
     except UnknownOperation:
         return True
     return kind.needs_execute or kind.resident
+
+
+Read = tuple[Parameters, bytes, list[ArrayRef]]
+"""Valid parameters, their JSON, and their references to arrays."""
+
+
+def _read(kind: Operation, given: dict[str, Any]) -> Read:
+    parameters = kind.validate(given)
+    return parameters, to_json(given, inf_nan_mode="constants"), list(references(parameters))
 
 
 def _authorise(kind: Operation, caller: Caller) -> None:
@@ -125,7 +131,7 @@ class TaskSubmission:
         need_lanes: Callable[[str | None], Awaitable[None]],
         arrays: ArrayStore,
         sessions: Sessions,
-        find_model: FindModel,
+        models: ModelCatalog,
     ) -> None:
         self._settings = settings
         self._runtime = runtime_id
@@ -137,7 +143,7 @@ class TaskSubmission:
         self.need_lanes = need_lanes
         self._arrays = arrays
         self._sessions = sessions
-        self._find_model = find_model
+        self._models = models
         self._keys: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
         self._sequence = 0
         self._reserved = 0
@@ -148,19 +154,24 @@ class TaskSubmission:
         """Reject further submissions."""
         self._stopping = True
 
-    async def submit(self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None, same: str | None = None) -> str:
+    async def submit(
+        self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None, same: str | None = None, *, large: bool = False
+    ) -> str:
         """Queue a task and return its id; an asynchronous task (`request.wait` false) is on disk by then.
 
         Raises `InvalidRequest` and its kinds, `NotAllowed`, `QueueFull`, `Stopping`, `StorageUnavailable`. The same
-        `idempotency_key` of the same owner gives the same task; `same` is the fingerprint of what the request was made from.
+        `idempotency_key` of the same owner gives the same task; `same` is the fingerprint of what the request was made from. A `large`
+        request is validated on a thread.
         """
-        entry = await self.prepare(request, caller)
+        entry = await self.prepare(request, caller, large=large)
         if idempotency_key is None:
             await self._admit(entry)
             return entry.task_id
         self._require_room(entry)
         async with self.lock(caller, idempotency_key):
-            return await self._once(entry, same or fingerprint(request), idempotency_key)
+            if same is None:
+                same = await in_thread(fingerprint, request) if large else fingerprint(request)
+            return await self._once(entry, same, idempotency_key)
 
     async def earlier(self, caller: Caller, key: str, same: str) -> str | None:
         """Return the id of the task that a key belongs to, or None; raise `InvalidRequest` if the key belongs to another request."""
@@ -181,31 +192,41 @@ class TaskSubmission:
         """Return the lock of a key: requests with the same key run one after the other."""
         return self._keys.setdefault((caller.owner, key), asyncio.Lock())
 
-    async def prepare(self, request: TaskRequest, caller: Caller, task_id: str | None = None) -> Entry:
-        """Validate a request and return its entry. Raises what `submit` raises, except `QueueFull`."""
-        checked = self.check(request, caller)
+    async def prepare(self, request: TaskRequest, caller: Caller, task_id: str | None = None, *, large: bool = False) -> Entry:
+        """Validate a request, a `large` one on a thread, and return its entry. Raises what `submit` raises, except `QueueFull`."""
+        read = None
+        if large:
+            kind = operation(request.operation)
+            _authorise(kind, caller)
+            read = await in_thread(_read, kind, request.parameters)
+        await self.read_models(request, caller)
+        checked = self.check(request, caller, read)
         lane = await self.place(checked, request.device_preference)
         self._admission.check(checked.needs, lane)
         self._require_open()
         return self._entry(request, checked, caller.owner, lane, task_id)
 
-    def check(self, request: TaskRequest, caller: Caller) -> Checked:
-        """Validate and authorise a request; raise `InvalidRequest` and its subclasses, `NotAllowed`, and what `find_model` raises.
+    async def read_models(self, request: TaskRequest, caller: Caller) -> None:
+        """Read the files of new models in a thread, if the request needs a model: `check` runs on the event loop."""
+        if operation(request.operation).resident:
+            name = request.parameters.get("model")
+            await self._models.refresh(name if isinstance(name, str) else None, caller)
+
+    def check(self, request: TaskRequest, caller: Caller, read: Read | None = None) -> Checked:
+        """Validate and authorise a request; raise `InvalidRequest` and its subclasses, and what `ModelCatalog.resolve` raises.
 
         Missing arrays are rejected later, when the task would lease them: a repeated request must find its task though its arrays may be
-        gone.
+        gone. `read` has the parameters if they were read before.
         """
         kind = operation(request.operation)
         _authorise(kind, caller)
-        parameters = kind.validate(request.parameters)
-        encoded = to_json(request.parameters, inf_nan_mode="constants")
+        parameters, encoded, named = read or _read(kind, request.parameters)
         most = self._settings.max_parameters_bytes
         if len(encoded) > most:
             raise InvalidRequest.of(
                 "parameters",
                 f"{len(encoded):,} bytes of JSON, and the most is {most:,} (max_parameters_bytes); let the task load large data itself",
             )
-        named = list(references(parameters))
         inputs: dict[str, ArrayReference] = {}
         for each in named:
             if (layout := self._arrays.known(each.array)) is not None:
@@ -216,7 +237,7 @@ class TaskSubmission:
                     )
         model = None
         if isinstance(parameters, ModelParameters):
-            source = self._find_model(parameters.model, caller)
+            source = self._models.resolve(parameters.model, caller)
             parameters.use(source)
             model = ModelUse(source, self._settings.keep_alive if parameters.keep_alive is None else parameters.keep_alive)
         timeout = request.timeout or (PROMPT_TIMEOUT if kind.answers_prompts else None)
