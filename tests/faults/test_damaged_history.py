@@ -201,13 +201,15 @@ async def test_live_tasks_survive_damage_of_the_file(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     async with runtime_in(tmp_path / "data") as runtime:
         wait = f"import os, time\nwhile not os.path.exists({os.fspath(mark)!r}): time.sleep(0.02)"
+        ended = await submit(runtime, "compute", {"expression": "1 + 1"})
+        await runtime.tasks.wait(ended, 30)
         ids = [await cell(runtime, wait, wait=False)]
         ids += [await submit(runtime, "compute", {"expression": "1 + 1"}, wait=False) for _ in range(4)]
         await until(lambda: states(tmp_path / "data")[ids[0]] == "running", what="the first task runs")
         spoil(tmp_path / "data", "DROP TABLE tasks")
         extra = await submit(runtime, "compute", {"expression": "1 + 1"}, wait=False)
-        await until(lambda: set(states(tmp_path / "data")) == {*ids, extra}, what="the live tasks in the new file")
-        assert {task.task_id for task in (await runtime.list_tasks()).tasks} == {*ids, extra}
+        await until(lambda: set(states(tmp_path / "data")) == {ended, *ids, extra}, what="the live tasks in the new file")
+        assert {task.task_id for task in (await runtime.list_tasks()).tasks} == {ended, *ids, extra}
         mark.touch()
         for task_id in (*ids, extra):
             task = await runtime.tasks.wait(task_id, 30)
