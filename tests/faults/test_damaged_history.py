@@ -17,9 +17,10 @@ from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage import insights, store
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import FailureKind, OutputItem, Task, TaskOutput, TaskState
-from tests.runtime.history_support import execute, make_task, moved, opened, rows, states, until
-from tests.runtimes import cell, runtime_in, submit
+from tests.runtime.history_support import execute, make_task, moved, opened, rows, states
+from tests.runtimes import cell, runtime_in, submit, until
 
 COMPLETED, PENDING = TaskState.COMPLETED, TaskState.PENDING
 NOT_UTF_8 = "CAST(replace(CAST({0} AS BLOB), CAST('compute' AS BLOB), X'66FF66') AS TEXT)"
@@ -209,7 +210,7 @@ async def test_live_tasks_survive_damage_of_the_file(tmp_path: Path) -> None:
         spoil(tmp_path / "data", "DROP TABLE tasks")
         extra = await submit(runtime, "compute", {"expression": "1 + 1"}, wait=False)
         await until(lambda: set(states(tmp_path / "data")) == {ended, *ids, extra}, what="the live tasks in the new file")
-        assert {task.task_id for task in (await runtime.list_tasks()).tasks} == {ended, *ids, extra}
+        assert {task.task_id for task in (await runtime.list_tasks(TasksQuery())).tasks} == {ended, *ids, extra}
         mark.touch()
         for task_id in (*ids, extra):
             task = await runtime.tasks.wait(task_id, 30)

@@ -11,9 +11,10 @@ import pytest
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.storage import store
 from openruntime_jupyter.runtime.storage.store import History
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Task, TaskState
-from tests.runtime.history_support import as_it_is, fill_disk, make_task, moved, opened, until
-from tests.runtimes import cell, runtime_in, submit
+from tests.runtime.history_support import as_it_is, fill_disk, make_task, moved, opened
+from tests.runtimes import cell, runtime_in, submit, until
 
 COMPLETED, PENDING, RUNNING = TaskState.COMPLETED, TaskState.PENDING, TaskState.RUNNING
 
@@ -84,12 +85,12 @@ async def test_every_list_has_living_tasks_while_the_file_cannot_be_read(tmp_pat
         with pytest.raises(StorageUnavailable):
             await submit(runtime, "compute", {"expression": "1 + 1"}, wait=False)
         late = await submit(runtime, "compute", {"expression": "1 + 1"}, name="waiting")
-        page = await runtime.list_tasks()
+        page = await runtime.list_tasks(TasksQuery())
         assert [task.task_id for task in page.tasks] == [late, *reversed(waiting), running]
         assert page.total_count == 6
-        assert (await runtime.list_tasks(states=[RUNNING])).tasks[0].task_id == running
-        assert [task.task_id for task in (await runtime.list_tasks(name="WAIT", limit=2)).tasks] == [late, waiting[3]]
-        assert len((await runtime.list_tasks(order="next")).tasks) == 5
+        assert (await runtime.list_tasks(TasksQuery(state=[RUNNING]))).tasks[0].task_id == running
+        assert [task.task_id for task in (await runtime.list_tasks(TasksQuery(name="WAIT", limit=2))).tasks] == [late, waiting[3]]
+        assert len((await runtime.list_tasks(TasksQuery(order="next"))).tasks) == 5
         assert runtime.health().status == "degraded"
         for action in ("connect", "connect_for_reading", "in_place", "readable"):
             delattr(file, action)
@@ -97,7 +98,7 @@ async def test_every_list_has_living_tasks_while_the_file_cannot_be_read(tmp_pat
         await until(lambda: runtime.history.problem is None, what="the problem's end")
         for task_id in (*waiting, late):
             assert (await runtime.tasks.wait(task_id, 30)).status is COMPLETED
-        assert (await runtime.list_tasks(states=[COMPLETED])).total_count == 6
+        assert (await runtime.list_tasks(TasksQuery(state=[COMPLETED]))).total_count == 6
 
 
 async def test_newest_first_is_the_order_of_submission_after_clock_was_set_back(tmp_path: Path) -> None:

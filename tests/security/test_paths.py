@@ -21,7 +21,8 @@ from openruntime_jupyter.runtime.storage import store
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.tasks import TaskState
 from tests.runtime.array_support import store_in
-from tests.runtime.history_support import make_task, opened, states, until
+from tests.runtime.history_support import make_task, opened, states
+from tests.runtimes import until
 
 OTHER = next((user.pw_uid for user in pwd.getpwall() if user.pw_uid not in (0, os.geteuid())), None)
 NOBODY_KNOWN = 3_999_999_999

@@ -242,7 +242,7 @@ class BlockCache:
             old = sum(block.size for block in blocks.free(place.folder) if abs(now - block.since) > IDLE_SECONDS)
             await self._release(place.folder, old)
 
-    def give_up(self, wanted: int) -> bool:
+    def release_memory(self, wanted: int) -> bool:
         """Start releasing memory for a task that needs it. Return whether any will be released."""
         if self._releasing is not None and not self._releasing.done():
             return True

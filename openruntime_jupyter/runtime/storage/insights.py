@@ -107,7 +107,7 @@ def ended(connection: sqlite3.Connection, begin: float, end: float) -> Ended:
 
 
 def _failures(connection: sqlite3.Connection, state: str, begin: float, end: float) -> list[TaskRow]:
-    query = f"SELECT {_ROW} FROM tasks WHERE state = ? AND submitted >= ? AND +finished BETWEEN ? AND ? ORDER BY submitted DESC LIMIT ?"  # noqa: S608
+    query = f"SELECT {_ROW} FROM tasks WHERE state = ? AND submitted >= ? AND +finished BETWEEN ? AND ? ORDER BY submitted DESC LIMIT ?"  # noqa: S608 - constants
     return _rows(connection, query, (state, _micros(begin - LOOK_BACK), _micros(begin), _micros(end), MOST_FAILURES))
 
 

@@ -41,7 +41,7 @@ def delete_expired(connection: sqlite3.Connection, limits: Limits) -> tuple[int,
         conversations.expire(connection, limits.since)
     marks = ",".join("?" * len(chosen))
     tasks = f"FROM tasks WHERE sequence IN ({marks})"
-    files = connection.execute(f"SELECT file FROM payloads WHERE file IS NOT NULL AND task_id IN (SELECT id {tasks})", chosen).fetchall()  # noqa: S608
+    files = connection.execute(f"SELECT file FROM payloads WHERE file IS NOT NULL AND task_id IN (SELECT id {tasks})", chosen).fetchall()  # noqa: S608 - constants
     connection.execute(f"DELETE {tasks}", chosen)
     return len(chosen), [name for (name,) in files]
 
@@ -94,7 +94,7 @@ def expire_keys(connection: sqlite3.Connection, now: int) -> None:
 
 def orphans(connection: sqlite3.Connection, table: str, after: int) -> tuple[list[int], int | None]:
     """Return the rows of `table` without a task among the next ones after the row `after`, and the next `after`, None at the end."""
-    query = f"SELECT rowid, NOT EXISTS (SELECT 1 FROM tasks WHERE id = task_id) FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT ?"  # noqa: S608
+    query = f"SELECT rowid, NOT EXISTS (SELECT 1 FROM tasks WHERE id = task_id) FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT ?"  # noqa: S608 - constants
     found = connection.execute(query, (after, STEP_ROWS)).fetchall()
     return [row for row, lone in found if lone], found[-1][0] if len(found) == STEP_ROWS else None
 
@@ -102,7 +102,7 @@ def orphans(connection: sqlite3.Connection, table: str, after: int) -> tuple[lis
 def remove_orphans(connection: sqlite3.Connection, table: str, rows: list[int], now: int) -> None:
     """Delete those older than an hour; the task of a younger one may not be written yet. `unreferenced_files` finds their files."""
     connection.executemany(
-        f"DELETE FROM {table} WHERE rowid = ? AND stored < ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE id = task_id)",  # noqa: S608
+        f"DELETE FROM {table} WHERE rowid = ? AND stored < ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE id = task_id)",  # noqa: S608 - constants
         [(row, now - HOUR) for row in rows],
     )
 

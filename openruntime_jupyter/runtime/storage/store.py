@@ -69,7 +69,7 @@ class History:
         self._settings = settings
         self._me = runtime_id
         self._payload_folder = settings.payloads
-        self._runtimes = settings.data_dir / "runtimes"
+        self._runtimes = settings.runtimes
         facts = {
             "runtime": runtime_id,
             "pid": os.getpid(),
@@ -595,7 +595,8 @@ class WriteBehind:
     def add(self, pending: PendingWrites[Item], task_id: str, item: Item) -> None:
         """Write `item` soon, in place of an older one of the same task."""
         pending.waiting[task_id] = item
-        self.schedule()
+        if self._timer is None:
+            self.schedule()
 
     def schedule(self) -> None:
         """Schedule the next write: soon or, while writing fails, within a second."""
