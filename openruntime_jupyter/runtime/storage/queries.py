@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput
 KEY_MICROSECONDS = 24 * 3600 * 1_000_000
 """Lifetime of an idempotency key."""
 COLLECTING = 3
-"""Cost of collecting a matching task and sorting it, relative to that of reading a task in order."""
+"""Cost of collecting a matching task and sorting it, relative to that of reading a task in order or a group."""
 MARKS = 500
 """Maximum number of values in one statement."""
 
@@ -208,7 +208,9 @@ def _sequences(connection: sqlite3.Connection, wanted: Filter, total: int, place
     if oldest_first:
         number = min(number, total - offset)
         offset = total - offset - number
-    collected = COLLECTING * total < min(everything, (offset + number) * everything / total)
+    (groups,) = connection.execute("SELECT ifnull(max(id), 0) FROM task_groups").fetchone()
+    groups = min(groups, count(connection, replace(wanted, states=None, name=None)))
+    collected = COLLECTING * total + groups < min(everything, (offset + number) * everything / total)
     conditions, values = _listed(wanted, collected)
     if place is not None:
         conditions += " AND sequence < ?"

@@ -181,6 +181,7 @@ CREATE TABLE task_groups (
     {_NUMBERS},
     UNIQUE (title, counter)
 );
+CREATE INDEX task_groups_counter ON task_groups (counter);
 
 -- The columns that lists search, because the rows of `tasks` are large.
 CREATE TABLE listed (sequence INTEGER PRIMARY KEY, counter INTEGER NOT NULL, task_group INTEGER NOT NULL, state TEXT NOT NULL);
