@@ -169,13 +169,16 @@ async def test_database_of_another_program_is_moved_aside(tmp_path: Path, versio
     assert identity != 0
 
 
-async def test_write_ahead_log_deleted_during_use_is_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_write_ahead_log_deleted_during_use_is_saved(tmp_path: Path, replaced: bool) -> None:
     async with opened(tmp_path, "rt_1") as history, opened(tmp_path, "rt_2") as other:
         tasks = [make_task() for _ in range(4)]
         await history.commit(tasks[0])
         await other.commit(tasks[1])
         await history.get(tasks[0].task_id)
         (tmp_path / "history.sqlite3-wal").unlink()
+        if replaced:  # by a process that opened the file since
+            (tmp_path / "history.sqlite3-wal").touch(0o600)
         assert len((await history.page(10))[0]) == 2
         await history.commit(tasks[2])
         await other.commit(tasks[3])
