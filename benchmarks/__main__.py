@@ -14,6 +14,7 @@ NAMES = (
     "arrays",
     "engine",
     "generate",
+    "history",
     "http",
     "insights",
     "magics",
@@ -23,6 +24,7 @@ NAMES = (
     "reload",
     "sampler",
     "schemathesis",
+    "soak",
     "start",
 )
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from openruntime_jupyter.client.base import BaseClient
 from openruntime_jupyter.client.futures import Completions
 from openruntime_jupyter.client.handles import Output, PromptHandle, TaskHandle, after_cancel
-from openruntime_jupyter.client.interruption import pulse, shown_as_line
+from openruntime_jupyter.client.interruption import kernel_stops_soon_async, pulse, shown_as_line
 from openruntime_jupyter.client.map import MapStopped, run_map
 from openruntime_jupyter.client.transport.watch import CONNECTED
+from openruntime_jupyter.client.unseen import UnseenTasks, awaited
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
@@ -171,7 +172,7 @@ class AsyncClient:
 
     async def run(self, operation: str, /, **parameters: Any) -> Any:
         """Run a task and return its output; see `Client.run`."""
-        return await self._finish(self.submit(operation, **parameters))
+        return await self._finish(partial(self.client.submit, operation, **parameters))
 
     async def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> AsyncTaskHandle:
         """Submit a function call; see `Client.submit_call`."""
@@ -179,7 +180,7 @@ class AsyncClient:
 
     async def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run `function(*args, **kwargs)` in a worker and return its value; see `Client.call`."""
-        return await self._finish(self.submit_call(function, *args, **kwargs))
+        return await self._finish(partial(self.client.submit_call, function, *args, **kwargs))
 
     async def task(self, task_id: str) -> AsyncTaskHandle:
         """Return the handle of a task, an `AsyncPromptHandle` for AI tasks. Raises `TaskNotFound`."""
@@ -280,20 +281,34 @@ class AsyncClient:
             return AsyncPromptHandle(handle, self._completions)
         return AsyncTaskHandle(handle, self._completions)
 
-    async def _finish(self, submission: Coroutine[Any, Any, AsyncTaskHandle]) -> Any:
-        submitted = asyncio.ensure_future(submission)
+    async def _finish(self, submit: Callable[[], TaskHandle]) -> Any:
+        task_ids: list[str] = []
+
+        def submit_awaited() -> TaskHandle:
+            handle = submit()
+            task_ids.append(handle.id)
+            awaited.update(task_ids)
+            return handle
+
+        submitted = asyncio.ensure_future(self._submitted(submit_awaited))
         try:
             with pulse():
                 handle = await asyncio.shield(submitted)
             return await handle.result()
         except asyncio.CancelledError:
             raise shown_as_line(asyncio.CancelledError(await asyncio.shield(_cancelled(submitted)))) from None
+        finally:
+            awaited.difference_update(task_ids)
 
 
 async def _cancelled(submitted: asyncio.Future[AsyncTaskHandle]) -> str:
-    """Cancel a task, whose submission may still be under way, and return what became of it."""
+    """Cancel a task, whose submission may still be under way, unless the kernel stops. Return what became of it."""
     try:
-        return after_cancel(await (await submitted).cancel())
+        handle = await submitted
+        if await kernel_stops_soon_async():
+            UnseenTasks().add(handle.id)
+            return f"{handle.id} continues to run without this kernel"
+        return after_cancel(await handle.cancel())
     except OpenRuntimeError as problem:
         return f"the task could not be cancelled ({problem})"
 

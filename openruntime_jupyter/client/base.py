@@ -20,10 +20,11 @@ from openruntime_jupyter.client.handles import (
     record,
     refuse_deadlock,
 )
-from openruntime_jupyter.client.interruption import interruptible, shown_as_line
+from openruntime_jupyter.client.interruption import interruptible, kernel_stops_soon, shown_as_line
 from openruntime_jupyter.client.serialization import named, pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.client.transport.watch import Watch
+from openruntime_jupyter.client.unseen import UnseenTasks
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, SessionEnded, SessionNotFound, TaskNotFound
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
@@ -426,10 +427,14 @@ class BaseClient:
             raise shown_as_line(KeyboardInterrupt(self._interrupted(request, key))) from None
 
     def _interrupted(self, request: dict[str, Any], key: str) -> str:
-        """Cancel an interrupted task and return what became of it."""
+        """Cancel an interrupted task, unless the kernel stops, and return what became of it."""
+        stops = kernel_stops_soon()
         try:
             # The same key returns the same task, even if the interrupt came before its id.
             task = self.backend.call(api.SUBMIT_TASK, body=request, key=key)
+            if stops:
+                UnseenTasks().add(task.task_id)
+                return f"{task.task_id} continues to run without this kernel"
             return after_cancel(self.cancel(task.task_id))
         except KeyboardInterrupt:
             return "interrupted again while the task was being cancelled: tasks() shows its state"

@@ -13,10 +13,11 @@ from typing import Any
 from openruntime_jupyter.client.arrays import ArrayUploads
 from openruntime_jupyter.client.base import BaseClient, name_of
 from openruntime_jupyter.client.handles import TaskHandle, lane_of, refuse_deadlock
-from openruntime_jupyter.client.interruption import shown_as_line
+from openruntime_jupyter.client.interruption import kernel_stops, kernel_stops_soon, shown_as_line
 from openruntime_jupyter.client.map_progress import MapReporter, MapState
 from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, MOST_BYTES, Backend, new_key, size_of_call
+from openruntime_jupyter.client.unseen import UnseenTasks
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed
 from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, SUBMIT_BATCH
 from openruntime_jupyter.schemas.tasks import Task, TaskState
@@ -73,7 +74,7 @@ class Mapping:
                 self._collect()
                 running = ((task_id, chunk.size) for task_id, (chunk, _) in self._submitted.items())
                 self.reporter.update(self._done, len(self.failures), running)
-                if self.stop is not None and self.stop.is_set():
+                if self.stop is not None and (self.stop.is_set() or kernel_stops()):
                     raise MapStopped(self._interrupted())
         except MapStopped:
             raise
@@ -157,7 +158,13 @@ class Mapping:
             self.failures[index] = TaskFailed(message, handle.last_seen)
 
     def _interrupted(self) -> str:
-        """Cancel the remaining tasks of an interrupted map, and return what became of it."""
+        """Cancel the remaining tasks of an interrupted map, unless the kernel stops, and return what became of it."""
+        done = f"{self._done:,} of {len(self.results):,} items were done"
+        if kernel_stops_soon():
+            self._recover()
+            UnseenTasks().add(*self._submitted)
+            self._report("no longer watched")
+            return f"{done}, and the submitted tasks of the others continue without this kernel"
         try:
             self._cancel()
             self._report("cancelled")
@@ -168,16 +175,20 @@ class Mapping:
 
     def _cancel(self) -> None:
         """Cancel the remaining tasks, last one first, so that freed slots do not start tasks that are about to be cancelled."""
+        self._recover()
+        for chunk, handle in reversed(self._submitted.values()):
+            with contextlib.suppress(OpenRuntimeError):
+                if handle.cancel().status is TaskState.COMPLETED:
+                    self._done += chunk.size
+
+    def _recover(self) -> None:
+        """Complete an interrupted submission, so that its tasks are known."""
         with contextlib.suppress(OpenRuntimeError):
             if self._sending is not None:
                 # The same key returns the same tasks, even if the interrupt came before their ids.
                 self._take(self._sending[0], self._submit(*self._sending))
                 for chunk in self._sending[0]:
                     chunk.uploads.release()
-        for chunk, handle in reversed(self._submitted.values()):
-            with contextlib.suppress(OpenRuntimeError):
-                if handle.cancel().status is TaskState.COMPLETED:
-                    self._done += chunk.size
 
 
 def run_map(

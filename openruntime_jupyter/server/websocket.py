@@ -12,7 +12,7 @@ from tornado import web, websocket
 
 from openruntime_jupyter.errors import MalformedRequest, NotAllowed, RateLimited
 from openruntime_jupyter.operations.base import invalid
-from openruntime_jupyter.runtime.events.bus import Event, Subscription
+from openruntime_jupyter.runtime.events import Event, Subscription
 from openruntime_jupyter.schemas.base import iso
 from openruntime_jupyter.schemas.endpoints import CONNECT_EVENTS
 from openruntime_jupyter.schemas.queries import ClientMessage, SinceQuery

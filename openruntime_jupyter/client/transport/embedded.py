@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import queue
+import shutil
+import tempfile
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout  # a separate class before Python 3.11
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,11 +24,11 @@ from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS, Call
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
-from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Events, Tell, Watch
-from openruntime_jupyter.errors import ArrayNotFound, NotConnected
+from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Events, OnMessage, Watch
+from openruntime_jupyter.errors import ArrayNotFound, NotConnected, StorageUnavailable
 from openruntime_jupyter.imports import load
 from openruntime_jupyter.operations.base import validated
-from openruntime_jupyter.runtime.events.bus import EventBus, Subscription
+from openruntime_jupyter.runtime.events import EventBus, Subscription
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from openruntime_jupyter.schemas.endpoints import Endpoint
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from openruntime_jupyter.ai.config import AiConfig
     from openruntime_jupyter.ai.service import AiService
     from openruntime_jupyter.runtime.tasks.entry import TokenPiece
+
+log = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
 """Seconds that interpreter exit waits for the runtime to stop."""
@@ -121,11 +126,11 @@ class BusEvents(Events):
             if not self._watches:
                 listening.end()
         while (message := listening.received.get()) is not None:
-            self.tell(message)
+            self.dispatch(message)
         with self._lock:
             self._listening = None
         if self.anybody():
-            self.tell({"type": DISCONNECTED, "error": "The runtime of this process was stopped"})
+            self.dispatch({"type": DISCONNECTED, "error": "The runtime of this process was stopped"})
             self._wake.wait(ABSENT_POLL)
 
     def _topics_changed(self) -> None:
@@ -220,11 +225,11 @@ class EmbeddedBackend:
         finally:
             self._run(end)
 
-    def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
+    def watch(self, topics: Iterable[str], on_message: OnMessage) -> Watch:
         """Subscribe to events. Starts the runtime if needed."""
         with self._lock:
             self._started()
-        return self._events.watch(topics, tell)
+        return self._events.watch(topics, on_message)
 
     def _listen(self, topics: frozenset[str]) -> Listening | None:
         with self._lock:
@@ -264,7 +269,7 @@ class EmbeddedBackend:
     def _started(self) -> _Hosted:
         if self._hosted is None:
             refuse_in_child()
-            if self._events.tells_here():
+            if self._events.on_event_thread():
                 raise NotConnected(STOPPED)  # an event callback must not restart a stopped runtime
             self._hosted = self._start()
         return self._hosted
@@ -306,13 +311,34 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 async def _start_runtime(settings: Settings, config: AiConfig | None) -> AiService:
     host: Callable[[Settings, AiConfig | None], AiService] = load("openruntime_jupyter.ai.service").host
+    settings, problem = _with_folder(settings)
     ai = host(settings, config)
+    if problem is not None:
+        ai.runtime.notices.append(problem)
     try:
         await ai.runtime.start()
     except BaseException:
         await ai.runtime.stop(STOP_SECONDS)
         raise
     return ai
+
+
+def _with_folder(settings: Settings) -> tuple[Settings, str | None]:
+    """Return the settings, with a temporary data folder if theirs cannot be used, and the reason."""
+    try:
+        load("openruntime_jupyter.runtime.runtime").make_folders(settings)
+        if os.access(settings.data_dir, os.W_OK):
+            return settings, None
+        reason = f"The data folder {settings.data_dir} is read-only: make it writable, or choose another by OPENRUNTIME_DATA_DIR"
+    except StorageUnavailable as problem:
+        reason = str(problem)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="openruntime-"))
+    except OSError as problem:
+        raise StorageUnavailable(f"{reason}. There is no room for a temporary one either ({problem})") from problem
+    at_exit(lambda: shutil.rmtree(folder, ignore_errors=True))
+    log.warning("%s. Tasks are kept until this process ends.", reason)
+    return replace(settings, data_dir=folder, models_dir=settings.models), f"{reason}. Until then tasks are kept until this process ends."
 
 
 async def _stop(hosted: _Hosted, deadline: float) -> None:

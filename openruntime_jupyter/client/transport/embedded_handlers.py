@@ -109,7 +109,7 @@ async def _submit_prompt(call: Call) -> AiTask:
 async def _analyse_history(call: Call) -> Insights:
     # Imported on a thread, because importing NumPy is slow.
     report = await asyncio.to_thread(load, "openruntime_jupyter.ai.insights.report")
-    found: Insights = await report.insights(call.runtime, call.body, call.service.rewriters(caller()))
+    found: Insights = await report.insights(call.runtime, call.body, await call.service.rewriters(caller()))
     return found
 
 

@@ -14,7 +14,7 @@ import httpx
 
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
-from openruntime_jupyter.client.transport.watch import Tell, Watch
+from openruntime_jupyter.client.transport.watch import OnMessage, Watch
 from openruntime_jupyter.client.transport.websocket import SocketEvents
 from openruntime_jupyter.environment import is_loopback
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, OpenRuntimeError
@@ -134,12 +134,12 @@ class HttpBackend:
                     piece = json.loads(data)
                     yield piece["index"], piece["text"]
 
-    def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
+    def watch(self, topics: Iterable[str], on_message: OnMessage) -> Watch:
         """Subscribe to events."""
         with self._lock:
             if self._events is None:
                 self._events = SocketEvents(self.where, self._current_token, self.local)
-        return self._events.watch(topics, tell)
+        return self._events.watch(topics, on_message)
 
     @property
     def has_token(self) -> bool:

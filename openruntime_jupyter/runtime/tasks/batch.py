@@ -127,22 +127,22 @@ class BatchSubmission:
         try:
             async for index, entry in cooperatively(taken.items()):
                 try:
-                    self._submission.expect(entry)
+                    self._submission.reserve(entry)
                     room[index] = entry
                 except OpenRuntimeError as problem:
                     answers[index] = problem
             refused = await self._write(room, key)
         except BaseException:
             for entry in room.values():
-                self._submission.give_up(entry)
+                self._submission.unreserve(entry)
             raise
         async for index, entry in cooperatively(list(room.items())):
             if entry.task_id in refused:
-                self._submission.give_up(entry)
+                self._submission.unreserve(entry)
                 del room[index]
                 answers[index] = TaskConflict(f"{entry.task_id} was purged, and is not made again: take a new Idempotency-Key")
             else:
-                self._submission.begin(entry)
+                self._submission.enqueue(entry)
         return room
 
     async def _write(self, taken: dict[int, Entry], key: Key | None) -> set[str]:

@@ -157,7 +157,7 @@ class ModelsHandler(Handler):
     async def get(self) -> None:
         """List the available models, and the workers that keep them in memory."""
         service = await self.ai()
-        self.reply(service.models(await self.caller()))
+        self.reply(await service.models(await self.caller()))
 
 
 class ModelHandler(Handler):
@@ -216,7 +216,7 @@ class InsightsHandler(Handler):
         self.reply(await self.while_connected(self._insights(runtime, request)))
 
     async def _insights(self, runtime: Runtime, request: InsightsRequest) -> Insights:
-        choose = (await self.ai()).rewriters(await self.caller())
+        choose = await (await self.ai()).rewriters(await self.caller())
         # Imported on a thread at the first request, because most servers get none and NumPy is slow to import.
         answer = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.insights.report")
         found: Insights = await answer.insights(runtime, request, choose)

@@ -179,11 +179,11 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
 
     async def caller(self, operation: str | None = None) -> Caller:
         """Return the runtime's `Caller` for a request of one operation, or of any operation."""
-        from openruntime_jupyter.runtime.tasks.submission import Caller, minds_execute
+        from openruntime_jupyter.runtime.tasks.submission import Caller, needs_execute
 
         trusted = not isinstance(self.user, LocalUser)
         # Only if necessary: the authorizer may query a remote service.
-        needs_permission = trusted and (operation is None or minds_execute(operation))
+        needs_permission = trusted and (operation is None or needs_execute(operation))
         may_execute = needs_permission and await self.allowed("execute", "kernels")
         # Without peer credentials, the client may be any user of the machine.
         may_spend = trusted or isinstance(self.user, OwnUser)
