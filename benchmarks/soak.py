@@ -170,6 +170,7 @@ class Soak:
         self._token = uuid.uuid4().hex
         """Value of the environment variable that marks all processes of the run."""
         self._over = threading.Event()
+        self._up = threading.Event()
         self._life = contextlib.ExitStack()
         self._started = 0.0
         self._lives = 0
@@ -202,6 +203,7 @@ class Soak:
         (self._folder / "spool").mkdir(mode=0o700, exist_ok=True)
         server = self._life.enter_context(running_server(self._home, JUPYTER, config=config, environment={"SOAK": self._token}))
         self._started, self._lives = time.monotonic(), self._lives + 1
+        self._up.set()
         return server
 
     def _restart(self) -> None:
@@ -345,6 +347,8 @@ class Soak:
         """Run cells with `client.map` in a kernel of the server; start another one when it is gone."""
         draw = random.Random(f"{self._seed} kernel")
         while not self._over.is_set():
+            if not self._up.wait(1.0):
+                continue
             before, kernel = self.record.kills.total(), None
             try:
                 name = self._jupyter("POST", "", json={"name": "python3"}).json()["id"]
@@ -402,6 +406,7 @@ class Soak:
                 with contextlib.suppress(psutil.Error):
                     draw.choice(found).kill()
         if "server" in victim:
+            self._up.clear()
             self.server.process.kill()
             self._restart()
 
