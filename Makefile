@@ -31,8 +31,8 @@ PIP := $(RUN) pip install --quiet --disable-pip-version-check
 # Since 4.25, importing jsonschema builds 39 grammars for formats (`iri`) that are unused here. This takes 1.6 s of the 2.2 s import time of
 # Jupyter Server.
 QUICK := 'jsonschema<4.25'
-# pip would compile all installed files sequentially in 40 s, while the tests import a fifth of them. Two processes compile these files before
-# four test workers would each do it. Import errors are ignored here, because the tests report them.
+# pip would compile all installed files sequentially in 40 s, while the checks and tests import a fifth of them. Two processes compile these
+# files before four test workers would each do it. Import errors are ignored here, because the tests report them.
 COLLECT := $(RUN) pytest --collect-only -qqq
 COMPILE := ($(COLLECT) tests/[a-m]*/ & $(COLLECT) tests/[n-z]*/; wait) >/dev/null 2>&1
 PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/*)
@@ -121,7 +121,9 @@ $(VENV)/.bench: $(VENV)/.made-$(BACKEND) $(PACKAGE)
 	@$(PIP) -e '.[$(AND)test,bench]' $(QUICK)
 	@touch $@
 
+# This includes all that the tests need.
 $(VENV)/.dev: $(VENV)/.made-$(BACKEND) $(PACKAGE)
 	@echo "Installing OpenRuntime and the development tools ..."
-	@$(PIP) -e '.[$(AND)test,dev]' $(QUICK)
-	@touch $@
+	@$(PIP) --no-compile -e '.[$(AND)test,dev]' $(QUICK)
+	@$(COMPILE)
+	@touch $@ $(VENV)/.test

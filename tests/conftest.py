@@ -80,6 +80,7 @@ def event_threads_have_ended() -> Iterator[None]:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
 def only_some_processes_are_measured(request: pytest.FixtureRequest) -> Iterator[None]:
     """Measure the coverage of workers and servers in `MEASURED` only: it costs 0.1 s and half of the processor time of each process."""
     with pytest.MonkeyPatch.context() as patch:

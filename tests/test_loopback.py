@@ -19,12 +19,9 @@ def test_connection_to_another_machine_is_rejected(way: str) -> None:
         getattr(connection, way)((ELSEWHERE, 9))
 
 
-def test_connection_of_event_loop_is_rejected() -> None:
-    async def reach() -> None:
-        await asyncio.open_connection(ELSEWHERE, 9)
-
+async def test_connection_of_event_loop_is_rejected() -> None:
     with pytest.raises(RemoteConnection):
-        asyncio.run(asyncio.wait_for(reach(), 30))
+        await asyncio.wait_for(asyncio.open_connection(ELSEWHERE, 9), 30)
 
 
 def test_local_connection_is_allowed() -> None:

@@ -19,7 +19,7 @@ from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.ai.conversations import Conversations
 from openruntime_jupyter.ai.insights.rewriting import Choose, ModelKind, Rewriter
 from openruntime_jupyter.ai.model_selection import Choice, Chooser
-from openruntime_jupyter.ai.number_check import untold_of
+from openruntime_jupyter.ai.number_check import unverified_numbers_of
 from openruntime_jupyter.ai.profiles import profiles_from
 from openruntime_jupyter.ai.providers.remote import RemoteProvider
 from openruntime_jupyter.ai.workflows import Shared, system_message, user_message, with_turns, workflow
@@ -156,7 +156,7 @@ class AiService:
             return Choice(default, None, None) if allowed == "remote" and default is not None and caller.may_spend else None
         known = self.runtime.catalog.known()
         if kind == "resident":
-            loaded = {report.name for report in self.runtime.engine.models()} if allowed != "none" else set()
+            loaded = {report.name for report in self.runtime.engine.models.reports()} if allowed != "none" else set()
             return next((Choice(None, each.name, each.context_length) for each in known if each.name in loaded), None)
         try:
             choice = self._chooser.local(None, caller)
@@ -180,7 +180,7 @@ class AiService:
             )
             for source in self.runtime.catalog.known()
         }
-        for report in self.runtime.engine.models():
+        for report in self.runtime.engine.models.reports():
             info = found.setdefault(report.name, ModelInfo(name=report.name))
             info.resident.append(
                 ResidentInfo(
@@ -269,7 +269,7 @@ def answer_of(task: Task) -> AiTask:
         agent=given.get("agent"),
         conversation=given.get("conversation"),
         left_out=given.get("left_out", 0),
-        untold=untold_of(task),
+        unverified_numbers=unverified_numbers_of(task),
         answer=Answer.model_construct(**fields) if task.result is not None else None,
         **{name: getattr(task, name) for name in SAME},
     )

@@ -57,20 +57,6 @@ def test_base_url_is_normalized() -> None:
         assert profiles_from({"p": {"base_url": given}}, {})["p"].base_url == "https://x.test/v1"
 
 
-@pytest.mark.parametrize(
-    ("url", "loopback"),
-    [
-        ("http://127.0.0.1:80/v1", True),
-        ("http://[::1]:80/v1", True),
-        ("http://localhost/v1", True),
-        ("http://10.0.0.1/v1", False),
-        ("https://localhost.example/v1", False),
-    ],
-)
-def test_loopback_hosts_are_recognized(url: str, loopback: bool) -> None:
-    assert profiles_from({"p": {"base_url": url}}, {})["p"].loopback is loopback
-
-
 def test_openai_variables_make_a_profile() -> None:
     environ = {"OPENAI_API_KEY": KEY, "OPENAI_MODEL": "m", "OPENAI_ORG_ID": "o", "OPENAI_PROJECT_ID": "q"}
     profile = profiles_from({}, environ).find()

@@ -9,7 +9,6 @@ import importlib.metadata
 import importlib.util
 import math
 import shutil
-import subprocess
 import sys
 import threading
 import zipfile
@@ -322,8 +321,3 @@ def test_command_lists_and_downloads(
 def test_default_model_is_found_by_its_names() -> None:
     for name in (None, "smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1", KNOWN[0].file):
         assert known(name) is KNOWN[0]
-
-
-def test_command_has_its_own_help() -> None:
-    command = [sys.executable, "-m", "openruntime_jupyter.cli", "pull", "--help"]
-    assert "--models-dir" in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout

@@ -50,12 +50,8 @@ def test_unknown_parameter_lists_parameters() -> None:
     "given",
     [
         {"temperature": float("nan")},
-        {"top_p": 0},
         {"stop": ["x"] * 17},
-        {"seed": 2**63},
         {"conversation": "a/b"},
-        {"conversation": "a\nb"},
-        {"context": ""},
     ],
 )
 def test_invalid_value_names_its_parameter(given: dict[str, Any]) -> None:
@@ -120,11 +116,8 @@ def test_oldest_turns_are_left_out_and_counted() -> None:
     assert [message.content for message in messages[:2]] == ["question 7", "answer 7"]
     assert (len(messages), left_out) == (7, 7)
     assert with_turns([], turns(10), user, room - 1, 100)[1] == 8
-
-
-def test_long_prompt_leaves_all_turns_out() -> None:
-    user = Message(role="user", content="x" * 10_000)
-    assert with_turns([], turns(3), user, 1000, None) == ([user], 3)
+    long = Message(role="user", content="x" * 10_000)
+    assert with_turns([], turns(3), long, 1000, None) == ([long], 3)
 
 
 def test_token_estimate_counts_bytes() -> None:

@@ -29,8 +29,8 @@ for line in sys.stdin:
 
 WAYS = {
     "cell": "client.submit_code(code, outputs=('r',)).result()['r']",
-    "call": "client.call(run, code)",
     "map": "client.map(run, [code])[0]",
+    "call": "client.call(run, code)",
     "executor": "client.executor().submit(run, code).result()",
     "python over REST": "rest(code)",
 }

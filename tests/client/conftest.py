@@ -16,7 +16,7 @@ from openruntime_jupyter.schemas.endpoints import Endpoint
 from tests.support import Server, running_server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Run a Jupyter Server with a base URL and one CPU slot, so that a second task waits."""
     config = {"OpenRuntimeApp": {"cpu_slots": 1}}
@@ -24,18 +24,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBackend]:
+    """Return an embedded runtime with one CPU slot."""
+    backend = EmbeddedBackend(Settings(data_dir=tmp_path_factory.mktemp("embedded"), embedded=True, cpu_slots=1))
+    yield backend
+    backend.stop()
+
+
 @pytest.fixture(scope="module", params=["http", "embedded"])
-def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Return each kind of backend, with one CPU slot."""
-    if request.param == "http":
-        running: Server = request.getfixturevalue("server")
-        http = HttpBackend(running.url, running.token)
-        yield http
-        http.close()
+    if request.param == "embedded":
+        yield request.getfixturevalue("embedded")
         return
-    embedded = EmbeddedBackend(Settings(data_dir=tmp_path_factory.mktemp("embedded"), embedded=True, cpu_slots=1))
-    yield embedded
-    embedded.stop()
+    running: Server = request.getfixturevalue("server")
+    http = HttpBackend(running.url, running.token)
+    yield http
+    http.close()
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from openruntime_jupyter.client.async_client import AsyncClient
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.errors import InvalidRequest, TaskCancelled, TaskFailed
 from tests.client.conftest import over_http
-from tests.client.test_executor import fails, nap, square
 from tests.runtimes import until
 from tests.support import wait_until
+from tests.work import fails, nap, square
 
 
 @pytest.fixture

@@ -12,16 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from jupyter_client.blocking.client import BlockingKernelClient
 
 from openruntime_jupyter import connect
 from openruntime_jupyter.client import discovery
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, WouldDeadlock
-from tests.support import STANDALONE, TOKEN, Home, Server, free_port, ready, running_server, wait_until
+from tests.support import STANDALONE, TOKEN, Home, Server, free_port, running_server, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +51,7 @@ def private(path: Path, content: object, mode: int = 0o600) -> None:
     path.chmod(mode)
 
 
-@pytest.mark.parametrize("form", ["{root}/", "{root}", "{url}", "{root}/lab", "{root}/?token={token}", "{root}/lab?token={token}"])
+@pytest.mark.parametrize("form", ["{root}/", "{url}", "{root}/lab", "{root}/lab?token={token}"])
 def test_the_address_of_a_jupyter_server_is_enough(server: Server, form: str) -> None:
     url = form.format(root=server.root, url=server.url, token=server.token)
     with connect(url, None if "token" in form else server.token) as client:
@@ -212,24 +210,6 @@ def test_where_a_client_comes_from_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert connect().origin == "python"
     monkeypatch.setitem(sys.modules, "ipykernel", discovery)
     assert connect().origin == "notebook"
-
-
-def test_a_real_kernel_of_the_server_is_connected_to_it(server: Server) -> None:
-    """Use a kernel started through the server's API, like a notebook in `make lab`."""
-    kernels = f"{server.root}/api/kernels"
-    kernel = httpx.post(kernels, headers=server.headers, json={"name": "python3"}, timeout=120, trust_env=False).json()
-    client = BlockingKernelClient(connection_file=os.fspath(server.home.runtime_dir / f"kernel-{kernel['id']}.json"))
-    client.load_connection_file()
-    client.start_channels()
-    try:
-        ready(client)
-        code = "import openruntime_jupyter as o; c = o.connect(); print(c.where, c.origin, c.call(lambda: 6 * 7))"
-        told: list[str] = []
-        client.execute_interactive(code, timeout=120, output_hook=lambda message: told.append(message["content"].get("text", "")))
-        assert "".join(told).strip() == f"{server.url} notebook 42"
-    finally:
-        client.stop_channels()
-        httpx.delete(f"{kernels}/{kernel['id']}", headers=server.headers, timeout=60, trust_env=False)
 
 
 def test_a_server_that_is_found_is_on_this_machine_whatever_its_address(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,17 +141,16 @@ def of_host(tmp_path_factory: pytest.TempPathFactory) -> Told:
     return tell(tmp_path_factory.mktemp("home"), "embedded")
 
 
-@pytest.mark.parametrize("way", ["call", "new client", "handle", "watch", "async", "executor", "locks"])
-def test_forked_child_uses_server(way: str, of_server: Told) -> None:
-    assert of_server[way][:2] == [2, 0]
-
-
-def test_forked_child_maps_with_server(of_server: Told) -> None:
-    assert of_server["map"][:2] == [[1, 2], 0]
-
-
-def test_forked_child_needs_no_lock_of_parent(of_server: Told) -> None:
-    assert of_server["locks, every way"][:2] == [[2, 2, 2, 2], 0]
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        *((way, 2) for way in ("call", "new client", "handle", "watch", "async", "executor", "locks")),
+        ("map", [1, 2]),
+        ("locks, every way", [2, 2, 2, 2]),
+    ],
+)
+def test_forked_child_uses_server(way: str, value: object, of_server: Told) -> None:
+    assert of_server[way][:2] == [value, 0]
 
 
 @pytest.mark.parametrize("way", ["call", "new client", "handle", "watch", "async", "executor", "map", "locks"])
@@ -187,25 +186,14 @@ def test_inherited_future_fails_with_advice(host: str, request: pytest.FixtureRe
     assert told["callback"][0] == 0
 
 
-def test_child_hosts_runtime_if_parent_does_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["", "client.health(); client.backend.stop()"], ids=["never started", "stopped"])
+def test_child_hosts_runtime_if_parent_does_not(tmp_path: Path, before: str) -> None:
     program = (
-        "import os; from openruntime_jupyter import connect; client = connect('embedded'); read, write = os.pipe()\n"
+        f"import os; from openruntime_jupyter import connect; client = connect('embedded'); {before}\n"
         "if os.fork() == 0:\n"
-        "    os.write(write, str(client.call(len, [1, 2])).encode()); client.backend.stop(); os._exit(0)\n"
-        "os.wait(); print(os.read(read, 100).decode(), client.backend.started)"
+        "    value = client.call(len, [1, 2]); client.backend.stop(); os._exit(value)\n"
+        "print(os.waitstatus_to_exitcode(os.wait()[1]), client.backend.started)"
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=Home(tmp_path).environment(), capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("2 False\n", 0), done.stderr
-
-
-def test_child_hosts_runtime_after_parent_stopped_its_own(tmp_path: Path) -> None:
-    program = (
-        "import os; from openruntime_jupyter import connect; client = connect('embedded'); client.health(); client.backend.stop()\n"
-        "if os.fork() == 0:\n"
-        "    value = client.call(len, [1, 2]); client.backend.stop(); os._exit(value)\n"
-        "print(os.waitstatus_to_exitcode(os.wait()[1]))"
-    )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=Home(tmp_path).environment(), capture_output=True, text=True, timeout=60, check=False)
-    assert (done.stdout, done.returncode) == ("2\n", 0), done.stderr

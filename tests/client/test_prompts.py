@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -26,16 +25,8 @@ from openruntime_jupyter.errors import (
 )
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.endpoints import (
-    DELETE_CONVERSATION,
-    DELETE_TASK,
-    GET_CONVERSATION,
     GET_TASK,
-    LIST_AGENTS,
-    LIST_CONVERSATIONS,
-    LIST_MODELS,
-    LIST_WORKFLOWS,
     SUBMIT_PROMPT,
-    UNLOAD_MODEL,
 )
 from tests.ai.provider_server import providing
 from tests.server.ai_support import KEY, profile, steered
@@ -60,68 +51,6 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         embedded.stop()
 
 
-def test_a_prompt_is_answered(backend: Backend) -> None:
-    task = backend.call(SUBMIT_PROMPT, body={"workflow_type": "model_inference", "prompt": "hello"}, key=new_key(), wait=20)
-    assert (task.status, task.result, task.model_used) == ("completed", "You said: hello", "tiny")
-    assert task.answer is not None
-    assert task.answer.provider == "cloud"
-    assert backend.call(GET_TASK, task.task_id).operation == "chat"
-
-
-def test_the_same_key_gives_the_same_task(backend: Backend) -> None:
-    key = new_key()
-    request = {"workflow_type": "system_analysis", "prompt": "why?"}
-    assert backend.call(SUBMIT_PROMPT, body=request, key=key).task_id == backend.call(SUBMIT_PROMPT, body=request, key=key, wait=20).task_id
-
-
-def test_the_text_is_read_along_from_any_place(backend: Backend) -> None:
-    task = backend.call(SUBMIT_PROMPT, body={"workflow_type": "model_inference", "prompt": "slow word"}, key=new_key())
-    assert "".join(text for _, text in backend.tokens(task.task_id)) == "You said: slow word"
-    assert next(backend.tokens(task.task_id, 10)) == (10, "slow word")
-
-
-def test_who_stops_reading_cancels_nothing(backend: Backend) -> None:
-    task = backend.call(SUBMIT_PROMPT, body={"workflow_type": "model_inference", "prompt": "hold it"}, key=new_key())
-    pieces = backend.tokens(task.task_id)
-    assert next(pieces) == (0, "You said: ")
-    pieces.close()  # type: ignore[attr-defined]
-    assert backend.call(GET_TASK, task.task_id).status == "running"
-    assert backend.call(DELETE_TASK, task.task_id).status == "cancelled"
-
-
-def test_conversations_are_listed_read_and_erased(backend: Backend) -> None:
-    name = f"a name / with {uuid4().hex}".replace("/", "-")
-    backend.call(
-        SUBMIT_PROMPT,
-        body={"workflow_type": "model_inference", "prompt": "one", "parameters": {"conversation": name}},
-        key=new_key(),
-        wait=20,
-    )
-    assert name in {each.name for each in backend.call(LIST_CONVERSATIONS)}
-    assert [turn.prompt for turn in backend.call(GET_CONVERSATION, name).messages] == ["one"]
-    assert backend.call(DELETE_CONVERSATION, name).turns == 1
-    with pytest.raises(ConversationNotFound, match="Unknown conversation"):
-        backend.call(GET_CONVERSATION, name)
-    assert backend.call(LIST_CONVERSATIONS, query={"owner": "nobody of that name"}) == []
-
-
-def test_agents_workflows_and_models_are_told(backend: Backend) -> None:
-    assert {"DEVELOPER", "ANALYST"} <= {agent.role for agent in backend.call(LIST_AGENTS).agents}
-    assert "code_generation" in {each.name for each in backend.call(LIST_WORKFLOWS)}
-    assert [(each.name, each.default) for each in backend.call(LIST_MODELS).profiles] == [("cloud", True)]
-
-
-def test_what_is_wrong_is_the_same_error(backend: Backend) -> None:
-    with pytest.raises(InvalidRequest, match="unknown workflow 'poetry'"):
-        backend.call(SUBMIT_PROMPT, body={"workflow_type": "poetry", "prompt": "x"}, key=new_key())
-    with pytest.raises(InvalidRequest, match="prompt"):
-        backend.call(SUBMIT_PROMPT, body={"workflow_type": "model_inference"}, key=new_key())
-    with pytest.raises(ModelNotFound, match="not in memory"):
-        backend.call(UNLOAD_MODEL, "org/none")
-    with pytest.raises(TaskNotFound):
-        next(backend.tokens("ai_task_none"))
-
-
 def test_asking_gives_a_handle_whose_result_is_the_answer(client: Client) -> None:
     handle = client.with_options(priority=7, name="greeting").ask("hello", max_tokens=20, temperature=None)
     reply = handle.result(30)
@@ -130,16 +59,23 @@ def test_asking_gives_a_handle_whose_result_is_the_answer(client: Client) -> Non
     assert (handle.status, handle.task.name, handle.task.priority, handle.left_out) == ("completed", "greeting", 7, 0)
     assert reply.task_id == handle.id
     assert repr(handle).startswith("<PromptHandle ai_task_")
-    sent = client.backend.call(GET_TASK, handle.id).parameters
-    assert sent is not None
-    assert sent["parameters"] == {"max_tokens": 20}, "what is None is not sent"
+    task = client.backend.call(GET_TASK, handle.id)
+    assert task.operation == "chat"
+    assert task.parameters is not None
+    assert task.parameters["parameters"] == {"max_tokens": 20}, "what is None is not sent"
+
+
+def test_the_same_key_gives_the_same_task(backend: Backend) -> None:
+    key = new_key()
+    request = {"workflow_type": "system_analysis", "prompt": "why?"}
+    assert backend.call(SUBMIT_PROMPT, body=request, key=key).task_id == backend.call(SUBMIT_PROMPT, body=request, key=key, wait=20).task_id
 
 
 def test_a_handle_gives_the_text_while_it_is_written(client: Client) -> None:
     handle = client.ask("slow word")
     assert "".join(handle) == "You said: slow word"
     assert "".join(client.task(handle.id)) == "You said: slow word", "again, found by its id"  # type: ignore[arg-type]
-    assert "".join(piece for _, piece in handle.pieces(10)) == "slow word"
+    assert list(handle.pieces(10)) == [(10, "slow word")]
 
 
 def test_who_reads_along_is_told_of_a_bad_end(client: Client) -> None:
@@ -155,6 +91,15 @@ def test_who_reads_along_is_told_of_a_bad_end(client: Client) -> None:
         handle.result()
 
 
+def test_who_stops_reading_cancels_nothing(client: Client) -> None:
+    handle = client.ask("hold it")
+    pieces = client.backend.tokens(handle.id)
+    assert next(pieces) == (0, "You said: ")
+    pieces.close()  # type: ignore[attr-defined]
+    assert handle.status == "running"
+    assert handle.cancel().status == "cancelled"
+
+
 def test_a_prompt_is_found_again_by_its_id(client: Client) -> None:
     again = client.task(client.ask("hello", "code_generation", language="python", agent="RESEARCHER").id)
     assert isinstance(again, PromptHandle)
@@ -163,19 +108,21 @@ def test_a_prompt_is_found_again_by_its_id(client: Client) -> None:
 
 
 def test_prompts_of_a_conversation_go_on_with_it(client: Client) -> None:
-    name = uuid4().hex
+    name = f"a name with {uuid4().hex}"
     assert client.ask("one", conversation=name).result(30).text == "You said: one"
     assert client.ask("two", conversation=name).result(30).text == "You said: two"
     assert [turn.prompt for turn in client.conversation(name).messages] == ["one", "two"]
     assert name in {each.name for each in client.conversations()}
+    assert client.conversations("nobody of that name") == []
     assert client.delete_conversation(name).turns == 2
-    with pytest.raises(ConversationNotFound):
+    with pytest.raises(ConversationNotFound, match="Unknown conversation"):
         client.conversation(name)
 
 
 def test_what_can_be_asked_is_told(client: Client) -> None:
     assert {"DEVELOPER", "ANALYST"} <= {agent.role for agent in client.agents().agents}
     assert {"code_generation", "model_inference"} <= {each.name for each in client.workflows()}
+    assert [(each.name, each.default) for each in client.models().profiles] == [("cloud", True)]
 
 
 def test_a_wrong_question_names_what_is_wrong(client: Client) -> None:
@@ -187,44 +134,42 @@ def test_a_wrong_question_names_what_is_wrong(client: Client) -> None:
         client.with_options(memory_limit=10**9).ask("x")
     with pytest.raises(InvalidRequest, match="unknown profile 'missing'"):
         client.ask("x", profile="missing")
+    with pytest.raises(ModelNotFound, match="not in memory"):
+        client.unload("org/none")
+    with pytest.raises(TaskNotFound):
+        next(client.backend.tokens("ai_task_none"))
 
 
-def test_coroutines_ask_and_read_along(client: Client) -> None:
-    async def body() -> None:
-        async with client.aio as aio:
-            handle = await aio.ask("slow word", "model_inference", max_tokens=5)
-            assert "".join([piece async for piece in handle]) == "You said: slow word"
-            assert (await handle).usage.tokens_used == 15
-            assert handle.left_out == 0
-            assert isinstance(await aio.task(handle.id), AsyncPromptHandle)
-            assert (await (await aio.again(handle.id))).text == "You said: slow word"
-            with pytest.raises(TaskFailed, match="no such thing"):
-                [piece async for piece in await aio.ask("fail")]
-            name = uuid4().hex
-            await (await aio.ask("one", conversation=name))
-            assert (await aio.conversation(name)).turns == 1
-            assert name in {each.name for each in await aio.conversations()}
-            assert (await aio.delete_conversation(name)).turns == 1
-            assert (await aio.agents()).agents
-            assert await aio.workflows()
-            assert [each.name for each in (await aio.models()).profiles] == ["cloud"]
-            with pytest.raises(ModelNotFound):
-                await aio.unload("org/none")
-
-    asyncio.run(body())
+async def test_coroutines_ask_and_read_along(client: Client) -> None:
+    async with client.aio as aio:
+        handle = await aio.ask("slow word", "model_inference", max_tokens=5)
+        assert "".join([piece async for piece in handle]) == "You said: slow word"
+        assert (await handle).usage.tokens_used == 15
+        assert handle.left_out == 0
+        assert isinstance(await aio.task(handle.id), AsyncPromptHandle)
+        assert (await (await aio.again(handle.id))).text == "You said: slow word"
+        with pytest.raises(TaskFailed, match="no such thing"):
+            [piece async for piece in await aio.ask("fail")]
+        held = await aio.ask("hold it")
+        async for piece in held:
+            assert piece == "You said: "
+            break
+        assert await held.status() == "running", "who stops reading cancels nothing"
+        assert (await held.cancel()).status == "cancelled"
 
 
-def test_a_coroutine_that_stops_reading_cancels_nothing(client: Client) -> None:
-    async def body() -> None:
-        async with client.aio as aio:
-            handle = await aio.ask("hold it")
-            async for piece in handle:
-                assert piece == "You said: "
-                break
-            assert await handle.status() == "running"
-            assert (await handle.cancel()).status == "cancelled"
-
-    asyncio.run(body())
+async def test_coroutines_use_conversations_agents_and_models(client: Client) -> None:
+    async with client.aio as aio:
+        name = uuid4().hex
+        await (await aio.ask("one", conversation=name))
+        assert (await aio.conversation(name)).turns == 1
+        assert name in {each.name for each in await aio.conversations()}
+        assert (await aio.delete_conversation(name)).turns == 1
+        assert (await aio.agents()).agents
+        assert await aio.workflows()
+        assert [each.name for each in (await aio.models()).profiles] == ["cloud"]
+        with pytest.raises(ModelNotFound):
+            await aio.unload("org/none")
 
 
 def test_an_answer_knows_its_code() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import numpy as np
 import pytest
 
@@ -32,14 +30,11 @@ def test_calls_and_code_are_done_again_with_what_they_were_given(client: Client)
     assert client.again(code.id).result(timeout=60) == {"twice": 6}
 
 
-def test_coroutines_have_it_too(client: Client) -> None:
-    async def story() -> int:
-        async with client.aio as aio:
-            first = await aio.submit_call(abs, -3)
-            await first
-            return int(await (await aio.again(first.id)))
-
-    assert asyncio.run(story()) == 3
+async def test_coroutines_have_it_too(client: Client) -> None:
+    async with client.aio as aio:
+        first = await aio.submit_call(abs, -3)
+        assert await first == 3
+        assert await (await aio.again(first.id)) == 3
 
 
 def test_arrays_that_are_gone_are_told_with_what_to_do(client: Client) -> None:

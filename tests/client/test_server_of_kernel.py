@@ -19,7 +19,7 @@ SECONDS = 120.0
 WHERE = """
 import openruntime_jupyter
 client = openruntime_jupyter.connect()
-print(client.where, client.call(lambda: 6 * 7))
+print(client.where, client.origin, client.call(lambda: 6 * 7))
 """
 INHERITED = """
 import json, os
@@ -64,21 +64,15 @@ def says(server: Server, code: str, password: str | None = None) -> str:
 def test_under_a_server_with_a_password_only(tmp_path: Path) -> None:
     config = {"PasswordIdentityProvider": {"hashed_password": passwd(PASSWORD)}}
     with running_server(tmp_path, token=None, config=config, ready=403) as server:
-        assert says(server, WHERE, PASSWORD) == f"{server.url} 42"
+        assert says(server, WHERE, PASSWORD) == f"{server.url} notebook 42"
         assert httpx.get(f"{server.root}/api/kernels", trust_env=False).status_code == 403, "access without the password is denied"
 
 
-def test_with_two_servers_of_one_user(tmp_path: Path) -> None:
+def test_with_two_servers_of_one_user_of_which_a_kernel_of_the_other_started_one(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    with running_server(home) as first, running_server(home, base_url="/second/") as second:
-        assert says(first, WHERE) == f"{first.url} 42"
-        assert says(second, WHERE) == f"{second.url} 42"
-
-
-def test_under_a_server_that_was_started_from_a_kernel_of_another_one(tmp_path: Path) -> None:
-    with running_server(tmp_path / "outer") as outer:
+    with running_server(home) as outer:
         inherited = json.loads(says(outer, INHERITED))
         assert inherited["OPENRUNTIME_URL"] == outer.url
-        with running_server(tmp_path / "inner", environment=inherited) as inner:
-            assert says(inner, WHERE) == f"{inner.url} 42"
-            assert says(outer, WHERE) == f"{outer.url} 42"
+        with running_server(home, base_url="/second/", environment=inherited) as inner:
+            assert says(inner, WHERE) == f"{inner.url} notebook 42"
+            assert says(outer, WHERE) == f"{outer.url} notebook 42"

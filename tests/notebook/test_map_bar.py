@@ -38,6 +38,8 @@ def test_bar_of_interrupted_map_says_so(kernel: Kernel) -> None:
     assert re.search(r"cancelled.* of 40 items", cell.shown()[0])
 
 
-def test_no_bar_on_request(kernel: Kernel) -> None:
-    kernel.run(SET_UP)
-    assert kernel.run("client.map(invert, range(1, 12), progress=False)").shown() == [kernel.value("[1 / n for n in range(1, 12)]")]
+def test_no_bar_on_request(server_kernel: Kernel) -> None:
+    server_kernel.run(SET_UP)
+    assert server_kernel.run("client.map(invert, range(1, 12), progress=False)").shown() == [
+        server_kernel.value("[1 / n for n in range(1, 12)]")
+    ]

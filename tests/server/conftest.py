@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -57,6 +59,15 @@ def error_of(response: httpx.Response, status: int) -> Any:
     assert error["timestamp"].endswith("Z")
     assert "Traceback" not in response.text
     return error
+
+
+def raw_request(server: Server, verb: str, path: str, *headers: str, token: str = TOKEN) -> socket.socket:
+    """Open a connection, send the head of a request, and return the connection."""
+    place = urlsplit(server.url)
+    connection = socket.create_connection((str(place.hostname), place.port or 80), timeout=60)
+    lines = [f"{verb} {place.path}{path} HTTP/1.1", f"Host: {place.netloc}", f"Authorization: token {token}", *headers]
+    connection.sendall("\r\n".join([*lines, "", ""]).encode())
+    return connection
 
 
 @pytest.fixture

@@ -58,12 +58,11 @@ def test_reference_ai_task_has_reference_response(server: Server, provider: Prov
     assert 0 < task["execution_time"] < 30
     (role, system), user = messages(provider, "Create fibonacci")
     assert role == "system"
-    assert system.startswith("You are an experienced software developer")
     assert system.endswith("Programming language: python.\n\nStyle: functional.")
     assert user == ("user", "Create fibonacci")
 
 
-def test_omitted_parameters_are_not_sent(server: Server, provider: ProviderServer) -> None:
+def test_only_given_parameters_are_sent(server: Server, provider: ProviderServer) -> None:
     prompt = "  {braces} and\nlines  "
     task = ask(server, prompt)
     assert task["result"] == f"You said: {prompt}"
@@ -72,9 +71,6 @@ def test_omitted_parameters_are_not_sent(server: Server, provider: ProviderServe
     assert body.pop("stream") is True
     body.pop("stream_options", None)
     assert body == {"model": "tiny"}
-
-
-def test_given_parameters_are_sent(server: Server, provider: ProviderServer) -> None:
     given = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 7, "stop": ["x"], "seed": 3, "model": "other"}
     ask(server, "with parameters", parameters={**given, "system": "Be short.", "context": "a,b"})
     body = sent(provider, "with parameters")
@@ -94,9 +90,9 @@ def test_analysis_includes_runtime_metrics(server: Server, provider: ProviderSer
 
 
 def test_numbers_missing_in_model_input_are_reported(server: Server) -> None:
-    assert ask(server, "Are 37 percent much?", "system_analysis")["untold"] == [], "the prompt told them"
-    assert ask(server, "make up a figure", "system_analysis")["untold"] == ["98765.4"]
-    assert ask(server, "make up a figure")["untold"] == [], "it is no analysis"
+    assert ask(server, "Are 37 percent much?", "system_analysis")["unverified_numbers"] == [], "the prompt told them"
+    assert ask(server, "make up a figure", "system_analysis")["unverified_numbers"] == ["98765.4"]
+    assert ask(server, "make up a figure")["unverified_numbers"] == [], "it is no analysis"
 
 
 def test_settings_optimization_excludes_user_folders(server: Server, provider: ProviderServer) -> None:
@@ -124,32 +120,13 @@ def test_agent_list_includes_invalid_files(server: Server) -> None:
     assert "bad.md: " in listed["problems"][0]
 
 
-def test_workflow_list_includes_parameter_schemas(server: Server) -> None:
-    listed = server.get("/ai/workflows")["workflows"]
-    assert listed[0]["name"] == "code_generation"
-    assert "style" in listed[0]["parameters_schema"]["properties"]
-
-
 def test_ai_validation_errors_name_the_field(server: Server) -> None:
-    message = error_of(post(server, "x", "poetry"), 422)["error"]
-    assert "'poetry'" in message
-    assert "code_generation" in message
+    assert "'poetry'" in error_of(post(server, "x", "poetry", stream=True), 422)["error"]
     details = error_of(post(server, "x", parameters={"tone": "dry"}), 422)["data"]["details"]
     assert details[0]["field"] == "parameters.tone"
-    assert "profile, model" in details[0]["problem"]
     assert error_of(post(server, ""), 422)["data"]["details"][0]["field"] == "prompt"
-    message = error_of(post(server, "x", parameters={"profile": "x"}), 422)["error"]
-    assert "'x'" in message
-    assert "local, cloud" in message
-    assert "keep_alive" in error_of(post(server, "x", parameters={"keep_alive": 1}), 422)["error"]
+    assert "local, cloud" in error_of(post(server, "x", parameters={"profile": "x"}), 422)["error"]
     assert "GET /tasks/{task_id}/tokens" in error_of(post(server, "x", stream=True, wait=False), 422)["error"]
-
-
-def test_failed_ai_task_returns_200_with_error(server: Server) -> None:
-    task = ask(server, "please fail")
-    assert (task["status"], task["result"], task["answer"]) == ("failed", None, None)
-    assert "no such thing" in task["error"]
-    assert task["failure"]["kind"] == "raised"
 
 
 def test_timed_out_ai_task_closes_provider_stream(server: Server, provider: ProviderServer) -> None:
@@ -161,7 +138,9 @@ def test_timed_out_ai_task_closes_provider_stream(server: Server, provider: Prov
 def test_only_completed_ai_tasks_are_counted(server: Server) -> None:
     before = server.get("/metrics")["ai_tasks_processed"]
     ask(server, "count me")
-    ask(server, "fail me")
+    failed = ask(server, "fail me")
+    assert (failed["status"], failed["result"], failed["answer"]) == ("failed", None, None)
+    assert "no such thing" in failed["error"]
     server.submit("matrix_multiply", {"size": 16})
     assert server.get("/metrics")["ai_tasks_processed"] == before + 1
     assert server.get("/health")["metrics"]["ai_tasks_processed"] == before + 1
@@ -182,10 +161,6 @@ def test_stream_sends_tokens_then_task(server: Server) -> None:
     assert response.headers["Location"].endswith(f"/tasks/{task['task_id']}")
     # The provider delays the second chunk by half a second.
     assert got[0][2] < got[1][2] - 0.2
-
-
-def test_invalid_stream_request_returns_error(server: Server) -> None:
-    assert "'poetry'" in error_of(post(server, "x", "poetry", stream=True), 422)["error"]
 
 
 def test_stream_disconnect_cancels_task(server: Server, provider: ProviderServer) -> None:
@@ -238,18 +213,12 @@ def test_prefer_header_is_applied(server: Server) -> None:
 def test_repeated_ai_request_creates_one_task(server: Server) -> None:
     headers = {"Idempotency-Key": uuid4().hex}
     conversation = uuid4().hex
-    once = ask(server, "only once", headers=headers, parameters={"conversation": conversation})
-    again = ask(server, "only once", headers=headers, parameters={"conversation": conversation})
+    once = ask(server, "only once", "system_analysis", headers=headers, parameters={"conversation": conversation})
+    server.submit("matrix_multiply", {"size": 16})  # which changes the metrics that the prompt contains
+    again = ask(server, "only once", "system_analysis", headers=headers, parameters={"conversation": conversation})
     assert once["task_id"] == again["task_id"]
     assert server.get(f"/ai/conversations/{conversation}")["turns"] == 1
     assert "another request" in error_of(post(server, "other", headers=headers), 422)["error"]
-
-
-def test_repeated_analysis_returns_first_task_despite_new_metrics(server: Server) -> None:
-    headers = {"Idempotency-Key": uuid4().hex}
-    once = ask(server, "figures", "system_analysis", headers=headers)
-    server.submit("matrix_multiply", {"size": 16})
-    assert ask(server, "figures", "system_analysis", headers=headers)["task_id"] == once["task_id"]
 
 
 def test_conversation_includes_previous_turns(server: Server, provider: ProviderServer) -> None:
@@ -268,8 +237,6 @@ def test_conversation_includes_previous_turns(server: Server, provider: Provider
     conversation = server.get(f"/ai/conversations/{name.replace(' ', '%20')}")
     assert [turn["task_id"] for turn in conversation["messages"]] == [first["task_id"], second["task_id"]]
     assert conversation["messages"][0]["prompt"] == "my name is Ada"
-    listed = server.get("/ai/conversations")["conversations"]
-    assert next(each for each in listed if each["name"] == name)["turns"] == 2
     assert server.request("DELETE", f"/ai/conversations/{name}").json()["turns"] == 2
     assert repr(name) in error_of(server.request("GET", f"/ai/conversations/{name}"), 404)["error"]
     assert server.get(f"/tasks/{first['task_id']}")["status"] == "completed"
@@ -349,10 +316,6 @@ def test_error_without_provider_and_model_names_both_fixes(standalone: Server) -
     assert "jupyter openruntime pull" in message
     assert int(response.headers["Retry-After"]) > 0
     assert standalone.get("/models") == {"models": [], "profiles": []}
-
-
-def test_unload_of_model_not_in_memory_is_404(standalone: Server) -> None:
-    assert "not in memory" in error_of(standalone.request("DELETE", "/models/org%2Fname"), 404)["error"]
 
 
 def test_tokens_of_other_task_are_404(standalone: Server) -> None:

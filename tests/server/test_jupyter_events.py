@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from jupyter_events import EventLogger
 
-from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.server.jupyter_events import SCHEMA, TaskEvents
 from tests.support import JUPYTER, running_server
 
@@ -100,22 +100,18 @@ def test_failing_event_handler_is_logged_once(caplog: pytest.LogCaptureFixture) 
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
-def test_burst_of_events_is_resumed_from_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_burst_of_events_is_resumed_from_bus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openruntime_jupyter.server.jupyter_events.BOUND", 10)
-
-    async def story() -> list[str]:
-        bus, sink = EventBus(), io.StringIO()
-        following = asyncio.ensure_future(TaskEvents(logger_to(sink)).follow(bus))
+    bus, sink = EventBus(), io.StringIO()
+    following = asyncio.ensure_future(TaskEvents(logger_to(sink)).follow(bus))
+    await asyncio.sleep(0)
+    bus.publish("task_update", {"data": update("completed", task_id="task_0")}, replay=True)
+    while "task_0" not in sink.getvalue():
         await asyncio.sleep(0)
-        bus.publish("task_update", {"data": update("completed", task_id="task_0")}, replay=True)
-        while "task_0" not in sink.getvalue():
-            await asyncio.sleep(0)
-        for number in range(1, 100):
-            bus.publish("task_update", {"data": update("completed", task_id=f"task_{number}")}, replay=True)
-        while "task_99" not in sink.getvalue():
-            await asyncio.sleep(0.001)
-        bus.close()
-        await asyncio.wait_for(following, 5)
-        return [event["task_id"] for event in events_of(sink.getvalue())]
-
-    assert asyncio.run(story()) == [f"task_{number}" for number in range(100)]
+    for number in range(1, 100):
+        bus.publish("task_update", {"data": update("completed", task_id=f"task_{number}")}, replay=True)
+    while "task_99" not in sink.getvalue():
+        await asyncio.sleep(0.001)
+    bus.close()
+    await asyncio.wait_for(following, 5)
+    assert [event["task_id"] for event in events_of(sink.getvalue())] == [f"task_{number}" for number in range(100)]

@@ -170,11 +170,8 @@ class FakeServer:
     ("address", "url"),
     [
         ("localhost", "http://127.0.0.1:8888/user/x/openruntime"),
-        ("127.0.0.1", "http://127.0.0.1:8888/user/x/openruntime"),
-        ("0.0.0.0", "http://127.0.0.1:8888/user/x/openruntime"),
         ("", "http://127.0.0.1:8888/user/x/openruntime"),
         ("::", "http://[::1]:8888/user/x/openruntime"),
-        ("::1", "http://[::1]:8888/user/x/openruntime"),
         ("192.168.1.5", "http://192.168.1.5:8888/user/x/openruntime"),
     ],
 )

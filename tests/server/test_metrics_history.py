@@ -21,7 +21,7 @@ def last(told: dict[str, Any], figure: str, column: str = "mean") -> float | Non
 
 
 @pytest.mark.parametrize("timeframe", TIMEFRAMES)
-@pytest.mark.parametrize("points", [10, 300, 2000])
+@pytest.mark.parametrize("points", [10, 2000])
 def test_metrics_history_has_equal_column_lengths(jupyter: Server, timeframe: str, points: int) -> None:
     told = jupyter.get("/metrics/history", params={"timeframe": timeframe, "points": points})
     assert MetricsHistory.model_validate(told).timeframe == timeframe
@@ -41,9 +41,7 @@ def test_metrics_history_has_equal_column_lengths(jupyter: Server, timeframe: st
     ("query", "field"),
     [
         ({"timeframe": "2h"}, "timeframe"),
-        ({"timeframe": ""}, "timeframe"),
         ({"points": "9"}, "points"),
-        ({"points": "2001"}, "points"),
         ({"points": "many"}, "points"),
         ({"runtime": "x" * 201}, "runtime"),
     ],

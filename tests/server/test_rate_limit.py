@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from tornado.httputil import HTTPHeaders
@@ -18,7 +17,7 @@ from websockets.sync.client import connect
 from openruntime_jupyter.errors import RateLimited
 from openruntime_jupyter.server.app import OpenRuntimeApp
 from openruntime_jupyter.server.auth.rate_limit import MAX_CLIENTS, Limits, LimitsTraits
-from tests.server.conftest import error_of
+from tests.server.conftest import error_of, raw_request
 from tests.support import JUPYTER, STANDALONE, TOKEN, Server, running_server, wait_until
 
 FIGURES = {"max_requests_per_minute": 1_000, "max_connections": 100, "max_websockets": 10}
@@ -95,19 +94,14 @@ def asked(peer: Any, forwarded: list[str] | None = None) -> Any:
 @pytest.mark.parametrize(
     ("peer", "forwarded", "counted"),
     [
-        (("192.0.2.9", 1), [], "192.0.2.9"),
         (("192.0.2.9", 1), ["198.51.100.1"], "192.0.2.9"),
-        (("10.0.0.1", 1), ["198.51.100.1"], "198.51.100.1"),
         (("::ffff:10.0.0.1", 1, 0, 0), ["198.51.100.1"], "198.51.100.1"),
-        (("10.0.0.1", 1), ["203.0.113.5, 198.51.100.1"], "198.51.100.1"),
         (("10.0.0.1", 1), ["203.0.113.5", "198.51.100.1, 10.2.3.4"], "198.51.100.1"),
         (("10.0.0.1", 1), ["10.0.0.7"], "10.0.0.7"),
         (("10.0.0.1", 1), ["198.51.100.1, nonsense"], "10.0.0.1"),
         (("10.0.0.1", 1), ["198.51.100.1:51234"], "198.51.100.1"),
         (("10.0.0.1", 1), ["203.0.113.5, [2001:db8::1:2:3:4]:443, 10.2.3.4:80"], "2001:db8::/64"),
         (("10.0.0.1", 1), ["[", ":80"], "10.0.0.1"),
-        (("10.0.0.1", 1), [""], "10.0.0.1"),
-        (("2001:db8::1:2:3:4", 1, 0, 0), [], "2001:db8::/64"),
         (("fe80::1%eth0", 1, 0, 2), [], "fe80::/64"),
         ("", [], "a local socket"),
     ],
@@ -135,10 +129,13 @@ def test_invalid_proxy_address_is_rejected() -> None:
         LimitsTraits(trusted_proxies=["proxy.example"])
 
 
-@pytest.fixture
-def limited(tmp_path: Any, request: pytest.FixtureRequest) -> Iterator[Server]:
-    with running_server(tmp_path, JUPYTER, config={"OpenRuntimeApp": request.param}) as server:
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("limited"), JUPYTER, config={"OpenRuntimeApp": request.param}) as server:
         yield server
+
+
+few_connections = pytest.mark.parametrize("limited", [{"max_connections": 2, "max_websockets": 1}], indirect=True)
 
 
 @contextlib.contextmanager
@@ -154,13 +151,9 @@ def closed_by(server: Server) -> ConnectionClosed:
 
 
 def half_a_request(server: Server) -> socket.socket | None:
-    """Open a connection whose request uses the only slot. Return None if another request used it at the time."""
-    place = urlsplit(server.url)
-    assert place.hostname
-    assert place.port
-    connection = socket.create_connection((place.hostname, place.port))
-    head = f"POST {place.path}/tasks HTTP/1.1\r\nHost: {place.netloc}\r\nAuthorization: token {TOKEN}\r\nContent-Length: 100\r\n\r\n{{"
-    connection.sendall(head.encode())
+    """Open a connection whose request uses the last slot. Return None if another request used it at the time."""
+    connection = raw_request(server, "POST", "/tasks", "Content-Length: 100")
+    connection.sendall(b"{")
     if any(server.request("GET", "/metrics").status_code == 429 for _ in range(20)):
         return connection
     connection.close()
@@ -187,11 +180,10 @@ def test_requests_above_limit_get_429(limited: Server) -> None:
     wait_until(lambda: limited.request("GET", "/metrics", headers=stranger).status_code == 429, 20, "the limit of who guesses")
 
 
-@pytest.mark.parametrize("limited", [{"max_connections": 3, "max_websockets": 2}], indirect=True)
+@few_connections
 def test_open_websockets_count_until_closed(limited: Server) -> None:
-    with opened(limited) as first, opened(limited) as second:
+    with opened(limited) as first:
         first.recv(timeout=10)
-        second.recv(timeout=10)
         closed = closed_by(limited)
         assert closed.rcvd is not None
         assert (closed.rcvd.code, "max_websockets" in closed.rcvd.reason) == (4029, True)
@@ -201,17 +193,15 @@ def test_open_websockets_count_until_closed(limited: Server) -> None:
         assert '"connected"' in wait_until(lambda: again.recv(timeout=10))
 
 
-@pytest.mark.parametrize("limited", [{"max_connections": 1}], indirect=True)
+@few_connections
 def test_active_request_counts_until_disconnect(limited: Server) -> None:
     with opened(limited) as connection:
         connection.recv(timeout=10)
-        assert "max_connections" in error_of(limited.request("GET", "/metrics"), 429)["error"]
-        assert "max_connections" in error_of(limited.request("POST", "/tasks", json={"operation": "compute"}), 429)["error"]
-    wait_until(lambda: limited.request("GET", "/metrics").status_code == 200, 10, "the place of the WebSocket")
-    # After half a body the client disconnects, which frees the slot without a response.
-    with wait_until(lambda: half_a_request(limited), 20, "the active request"):
-        assert limited.request("GET", "/metrics").status_code == 429
-    wait_until(lambda: limited.request("GET", "/metrics").status_code == 200, 10, "the place of who left")
+        # After half a body the client disconnects, which frees the slot without a response.
+        with wait_until(lambda: half_a_request(limited), 20, "the active request"):
+            assert "max_connections" in error_of(limited.request("GET", "/metrics"), 429)["error"]
+            assert "max_connections" in error_of(limited.request("POST", "/tasks", json={"operation": "compute"}), 429)["error"]
+        wait_until(lambda: limited.request("GET", "/metrics").status_code == 200, 10, "the place of who left")
 
 
 def test_production_flag_enables_limits(tmp_path: Any) -> None:

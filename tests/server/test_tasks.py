@@ -10,13 +10,12 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import cloudpickle
 import pytest
 
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage
-from tests.server.conftest import error_of
+from tests.server.conftest import error_of, raw_request
 from tests.support import STANDALONE, TOKEN, Server, running_server, wait_until
 
 QUICK = {"operation": "matrix_multiply", "parameters": {"size": 16, "iterations": 1}}
@@ -49,16 +48,7 @@ def test_synchronous_task_responds_at_completion(standalone: Server) -> None:
     assert "Preference-Applied" not in response.headers
 
 
-def test_failed_task_returns_200(standalone: Server) -> None:
-    response = post(standalone, {"operation": "python", "parameters": {"code": "1 / 0"}})
-    assert response.status_code == 200
-    task = Task.model_validate(response.json())
-    assert task.status == "failed"
-    assert task.error is not None
-    assert "ZeroDivisionError" in task.error
-
-
-@pytest.mark.parametrize("notebook", ["", "a\nb.ipynb", "a\u0000.ipynb", "x" * 1025, 5])
+@pytest.mark.parametrize("notebook", ["", "a\nb.ipynb", "x" * 1025])
 def test_invalid_notebook_is_rejected(standalone: Server, notebook: Any) -> None:
     response = post(standalone, {**QUICK, "notebook": notebook})
     assert "notebook" in error_of(response, 422)["error"]
@@ -114,26 +104,12 @@ def test_concurrent_requests_with_one_key_create_one_task(standalone: Server) ->
     assert {answer["status"] for answer in answers} == {"completed"}
 
 
-class Waiting:
-    """Client of a synchronous task that can disconnect."""
-
-    def __init__(self, server: Server, body: dict[str, Any], key: str | None = None) -> None:
-        place = urlsplit(server.url)
-        assert place.hostname is not None
-        self.socket = socket.create_connection((place.hostname, place.port or 80))
-        content = json.dumps(body).encode()
-        lines = [
-            "POST /tasks HTTP/1.1",
-            f"Host: {place.netloc}",
-            f"Authorization: token {server.token}",
-            "Content-Type: application/json",
-            f"Content-Length: {len(content)}",
-            *([f"Idempotency-Key: {key}"] if key else []),
-        ]
-        self.socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
-
-    def leave(self) -> None:
-        self.socket.close()
+def waiting(server: Server, body: dict[str, Any], *headers: str) -> socket.socket:
+    """Return the connection of a client that waits for a synchronous task."""
+    content = json.dumps(body).encode()
+    connection = raw_request(server, "POST", "/tasks", "Content-Type: application/json", f"Content-Length: {len(content)}", *headers)
+    connection.sendall(content)
+    return connection
 
 
 def running_named(server: Server, name: str) -> str:
@@ -147,34 +123,27 @@ def running_named(server: Server, name: str) -> str:
 
 def test_disconnect_cancels_synchronous_task(standalone: Server) -> None:
     name = uuid.uuid4().hex
-    client = Waiting(standalone, sleeping(name=name))
-    task_id = running_named(standalone, name)
-    client.leave()
+    with waiting(standalone, sleeping(name=name)):
+        task_id = running_named(standalone, name)
     assert standalone.finished(task_id)["status"] == "cancelled"
 
 
 def test_task_continues_while_another_client_waits(standalone: Server) -> None:
     name, key = uuid.uuid4().hex, uuid.uuid4().hex
     body = sleeping(name=name)
-    first, second = (Waiting(standalone, body, key) for _ in range(2))
+    first, second = (waiting(standalone, body, f"Idempotency-Key: {key}") for _ in range(2))
     task_id = running_named(standalone, name)
     # Requests with one key are processed one after the other, so the second one has its task after this response.
     assert post(standalone, body, **{"Idempotency-Key": key, "Prefer": "respond-async"}).json()["task_id"] == task_id
-    first.leave()
+    first.close()
     assert standalone.get(f"/tasks/{task_id}", params={"wait": "1"})["status"] == "running"
-    second.leave()
+    second.close()
     assert standalone.finished(task_id)["status"] == "cancelled"
 
 
 def test_disconnect_keeps_asynchronous_task(standalone: Server) -> None:
     task = post(standalone, sleeping(wait=False)).json()
-    place = urlsplit(standalone.url)
-    assert place.hostname is not None
-    with socket.create_connection((place.hostname, place.port or 80)) as watcher:
-        request = (
-            f"GET /tasks/{task['task_id']}?wait=30 HTTP/1.1\r\nHost: {place.netloc}\r\nAuthorization: token {standalone.token}\r\n\r\n"
-        )
-        watcher.sendall(request.encode())
+    with raw_request(standalone, "GET", f"/tasks/{task['task_id']}?wait=30"):
         time.sleep(0.2)
     assert standalone.get(f"/tasks/{task['task_id']}", params={"wait": "0.5"})["status"] == "running"
     cancelled(standalone, task["task_id"])
@@ -196,19 +165,6 @@ def test_task_list_is_newest_first_with_filters_and_pages(standalone: Server) ->
     assert TaskPage.model_validate(standalone.get("/tasks")).total_count == owner_page.total_count + 5
     assert standalone.get("/tasks", params={"state": "completed,failed", "limit": 1})["tasks"][0]["status"] == "completed"
     assert standalone.get("/tasks", params={"owner": "nobody at all"})["tasks"] == []
-
-
-def test_enhanced_task_list_has_performance_metrics(standalone: Server) -> None:
-    post(standalone, QUICK)
-    page = standalone.get("/tasks/enhanced", params={"limit": 1})
-    figures = page["tasks"][0]["performance_metrics"]
-    assert all(isinstance(figures[name], (int, float)) for name in ("execution_time_ms", "memory_used_mb", "gpu_utilization"))
-    assert isinstance(page["total_count"], int)
-
-
-def test_invalid_task_query_names_parameter(standalone: Server) -> None:
-    told = error_of(standalone.request("GET", "/tasks", params={"limit": "0", "state": "asleep"}), 422)
-    assert {detail["field"].split(".")[0] for detail in told["data"]["details"]} == {"limit", "state"}
 
 
 def test_priority_can_only_change_while_pending(standalone: Server) -> None:
@@ -244,7 +200,7 @@ def test_running_task_cannot_be_purged(standalone: Server) -> None:
 
 
 def test_get_task_waits_for_completion(standalone: Server) -> None:
-    task_id = post(standalone, sleeping(3, wait=False)).json()["task_id"]
+    task_id = post(standalone, sleeping(1, wait=False)).json()["task_id"]
     now = standalone.get(f"/tasks/{task_id}", params={"wait": "0.1"})
     assert now["status"] in ("pending", "running"), json.dumps(now)
     ended = standalone.get(f"/tasks/{task_id}", params={"wait": "30"})
@@ -334,6 +290,9 @@ def test_full_queue_returns_503_with_retry_after(tmp_path_factory: pytest.TempPa
         refused = post(server, sleeping(wait=False))
         assert "1" in error_of(refused, 503)["error"]
         assert int(refused.headers["Retry-After"]) >= 1
+        (of_batch,) = server.request("POST", "/tasks/batch", json={"tasks": [QUICK]}).json()["tasks"]
+        assert of_batch["error"]["code"] == 503
+        assert of_batch["error"]["retry_after"] >= 1
         wait_until(lambda: "503 POST /tasks" in server.tail(), what="the rejected request in the log")
         assert "ERROR" not in server.tail()
         assert "python-httpx" not in server.tail()
@@ -348,7 +307,7 @@ def test_cancel_during_import_keeps_modules_consistent(tmp_path: Path) -> None:
     importing = {"code": f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport half"}
     looking = {"code": "import sys\nleft = [name for name in sys.modules if name.startswith('half')]", "outputs": ["left"]}
     with running_server(tmp_path, STANDALONE, token=TOKEN, config={"OpenRuntimeApp": {"cpu_slots": 1}}) as server:
-        for _ in range(3):
+        for _ in range(2):
             task_id = server.submit("python", importing, wait=False)["task_id"]
             wait_until(lambda task_id=task_id: server.get(f"/tasks/{task_id}/output")["items"], what="the import")  # type: ignore[misc]
             assert cancelled(server, task_id)["cancel_stage"] == "interrupt"

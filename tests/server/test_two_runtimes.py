@@ -36,7 +36,13 @@ def test_server_sees_tasks_of_other_server(tmp_path: Path) -> None:
 
 def test_concurrent_batch_with_one_key_is_created_once(tmp_path: Path) -> None:
     tasks = [{"operation": "compute", "parameters": {"expression": str(number)}} for number in range(600)]
-    with running_server(tmp_path, STANDALONE, token=TOKEN) as one, running_server(one.home, JUPYTER) as other:
+    config = {"OpenRuntimeApp": {"cpu_slots": 1}}
+    with (
+        running_server(tmp_path, STANDALONE, token=TOKEN, config=config) as one,
+        running_server(one.home, JUPYTER, config=config) as other,
+    ):
+        for server in (one, other):  # no task of the batch runs
+            server.submit("python", {"code": "import time\ntime.sleep(600)"}, wait=False, priority=10)
 
         def send(server: Server) -> httpx.Response:
             return server.request("POST", "/tasks/batch", json={"tasks": tasks}, headers={"Idempotency-Key": "both"})
@@ -46,7 +52,7 @@ def test_concurrent_batch_with_one_key_is_created_once(tmp_path: Path) -> None:
         assert {answer.status_code for answer in first} <= {202, 409}, [answer.text[:500] for answer in first]
         ids = {tuple(each["task"]["task_id"] for each in send(server).json()["tasks"]) for server in (one, other)}
         assert len(ids) == 1
-        assert one.get("/tasks")["total_count"] == len(tasks)
+        assert one.get("/tasks")["total_count"] == len(tasks) + 2
 
 
 def test_servers_share_slot_and_kill_releases_it(tmp_path: Path) -> None:
@@ -58,7 +64,7 @@ def test_servers_share_slot_and_kill_releases_it(tmp_path: Path) -> None:
         running_server(one.home, JUPYTER, config=config) as other,
     ):
         tasks = [
-            (server, server.submit("python", {"code": spins, "outputs": ["span"]}, wait=False)) for server in (one, other) for _ in range(8)
+            (server, server.submit("python", {"code": spins, "outputs": ["span"]}, wait=False)) for server in (one, other) for _ in range(5)
         ]
         spans = []
         for server, task in tasks:
@@ -68,7 +74,7 @@ def test_servers_share_slot_and_kill_releases_it(tmp_path: Path) -> None:
         spans.sort()
         for earlier, later in pairwise(spans):
             assert later[0] >= earlier[1], "two tasks computed on one slot at once"
-        assert sum(earlier[2] != later[2] for earlier, later in pairwise(spans)) >= 3, "neither waits until the other has done all"
+        assert sum(earlier[2] != later[2] for earlier, later in pairwise(spans)) >= 2, "neither waits until the other has done all"
         holder = one.submit("python", {"code": holds}, wait=False, name="long training")["task_id"]
         wait_until(lambda: one.get(f"/tasks/{holder}/output")["items"], what="the task that holds the slot")
         waiting = other.submit("matrix_multiply", {"size": 16}, wait=False)["task_id"]

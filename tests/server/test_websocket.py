@@ -8,8 +8,8 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -17,10 +17,16 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from openruntime_jupyter.schemas.base import epoch
-from tests.server.conftest import error_of
+from tests.server.conftest import error_of, raw_request
 from tests.support import STANDALONE, TOKEN, Server, running_server, slowness
 
 QUICK = {"size": 8, "iterations": 1}
+HANDSHAKE = {
+    "Connection": "keep-alive, Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version": "13",
+}
 
 
 @contextlib.contextmanager
@@ -138,22 +144,15 @@ def test_topics_are_subscribed_by_message(standalone: Server) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        "",
         "{",
         "null",
-        "[]",
-        '"subscribe"',
-        '{"type": "subscribe"}',
         '{"type": "subscribe", "topics": []}',
         '{"type": "subscribe", "topics": ["everything"]}',
-        '{"type": "subscribe", "topics": "metrics"}',
         '{"type": "shout", "topics": ["metrics"]}',
         '{"type": "subscribe", "topics": ["metrics"], "more": 1}',
         '{"type": "subscribe", "topics": [' + ", ".join(['"metrics"'] * 21) + "]}",
         "[" * 50_000,
-        '{"type": NaN}',
         b"\xff\x00",
-        "\ud7ff\u0000",
     ],
 )
 def test_invalid_message_gets_error_and_connection_stays(standalone: Server, said: str | bytes) -> None:
@@ -180,18 +179,11 @@ def test_too_long_message_closes_connection(standalone: Server) -> None:
         ({"Connection": "keep-alive"}, 400),
         ({"Upgrade": "h2c"}, 400),
         ({"Sec-WebSocket-Key": ""}, 400),
-        ({"Sec-WebSocket-Version": ""}, 426),
         ({"Sec-WebSocket-Version": "12"}, 426),
     ],
 )
 def test_invalid_handshake_returns_envelope(jupyter: Server, changed: dict[str, str], status: int) -> None:
-    handshake = {
-        "Connection": "keep-alive, Upgrade",
-        "Upgrade": "websocket",
-        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-        "Sec-WebSocket-Version": "13",
-    }
-    told = jupyter.request("GET", "/ws", headers={**handshake, **changed})
+    told = jupyter.request("GET", "/ws", headers={**HANDSHAKE, **changed})
     error_of(told, status)
     assert told.headers.get("Sec-WebSocket-Version") == ("13" if status == 426 else None)
 
@@ -200,22 +192,8 @@ class Deaf(contextlib.AbstractContextManager["Deaf"]):
     """Client that connects and then stops reading, with the smallest possible receive buffer."""
 
     def __init__(self, server: Server, *topics: str) -> None:
-        place = urlsplit(server.url)
-        assert place.hostname is not None
-        self.socket = socket.socket()
+        self.socket = raw_request(server, "GET", "/ws", *(f"{name}: {value}" for name, value in HANDSHAKE.items()))
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self.socket.settimeout(60)
-        self.socket.connect((place.hostname, place.port or 80))
-        lines = [
-            "GET /ws HTTP/1.1",
-            f"Host: {place.netloc}",
-            f"Authorization: token {server.token}",
-            "Connection: Upgrade",
-            "Upgrade: websocket",
-            "Sec-WebSocket-Version: 13",
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        ]
-        self.socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n")
         content = json.dumps({"type": "subscribe", "topics": topics}).encode()
         self.socket.sendall(struct.pack("!BB4x", 0x81, 0x80 | len(content)) + content)
 
@@ -255,20 +233,17 @@ def flood(server: Server, number: int) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_stalled_clients_use_little_memory_and_delay_none(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    with running_server(tmp_path_factory.mktemp("deaf"), STANDALONE, token=TOKEN) as server, contextlib.ExitStack() as stack:
+def test_stalled_clients_use_little_memory_delay_none_and_get_close_reason(tmp_path: Path) -> None:
+    with running_server(tmp_path, STANDALONE, token=TOKEN) as server, contextlib.ExitStack() as stack:
         process = psutil.Process(server.pid)
         before = process.memory_info().rss
-        for _ in range(5):
-            stack.enter_context(Deaf(server, "task_output"))
+        deaf = [stack.enter_context(Deaf(server, "task_output")) for _ in range(5)]
         connection = stack.enter_context(listening(server))
         # This fills the socket buffers of each client, so that further events wait in the server.
         for _ in range(6):
             server.submit("python", {"code": "print('x' * 900_000)"})
         delays, slow = [], slowness()
-        for _ in range(12):
+        for _ in range(8):
             flood(server, 100)
             task = server.submit("matrix_multiply", QUICK, priority=10)
             answered = time.monotonic()
@@ -277,18 +252,10 @@ def test_stalled_clients_use_little_memory_and_delay_none(
         grown = process.memory_info().rss - before
         assert grown < 60e6, f"the server has grown by {grown / 1e6:.0f} MB"
         assert sorted(delays)[len(delays) // 2] < 0.5 * slow, delays
-
-
-def test_disconnected_client_gets_close_reason(standalone: Server) -> None:
-    with Deaf(standalone, "task_output") as deaf:
-        # This fills the socket buffers.
-        for _ in range(6):
-            standalone.submit("python", {"code": "print('x' * 900_000)"})
-        many = [{"operation": "matrix_multiply", "parameters": {"size": 8, "iterations": 1}, "priority": 1}] * 1500
-        assert standalone.request("POST", "/tasks/batch", json={"tasks": many}).status_code == 202
-        code, reason = deaf.close_frame()
+        code, reason = deaf[0].close_frame()
         assert code == 1013
         assert "since" in reason
+        server.kill()  # rather than end the flood
 
 
 def test_stopping_server_closes_websocket(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -89,17 +89,20 @@ def details(task: Task, devices: Mapping[str, str], live: bool = True) -> list[s
     parts: list[str | None] = []
     if task.status is TaskState.PENDING:
         parts += _waiting(task)
-    if not task.status.terminal and task.progress is not None:
-        parts += _progress(task.progress)
+    progress = None if task.status.terminal else task.progress
+    if progress is not None:
+        parts += [_share(progress), f"about {rough(progress.remaining)} left" if progress.remaining else None]
     if live and task.status is TaskState.RUNNING and task.execution_time is not None:
         parts.append(duration(task.execution_time))
+    parts.append(memory(task))
+    if progress is not None and progress.message:
+        parts.append(shortened(progress.message, LONGEST_MESSAGE))
     if task.session_name:
         parts.append(f"session {task.session_name}")
     if task.attempt > 1:
         parts.append(f"attempt {task.attempt}")
     if task.device_used:
         parts.append(devices.get(task.device_used, task.device_used))
-    parts.append(memory(task))
     return [part for part in parts if part]
 
 
@@ -114,13 +117,10 @@ def _waiting(task: Task) -> list[str | None]:
     ]
 
 
-def _progress(progress: Progress) -> list[str | None]:
+def _share(progress: Progress) -> str:
     if progress.total:
-        done = f"{progress.n / progress.total:.0%} ({number(progress.n)} of {number(progress.total)})"
-    else:
-        done = f"{number(progress.n)} done"
-    left = f"about {rough(progress.remaining)} left" if progress.remaining else None
-    return [done, left, shortened(progress.message, LONGEST_MESSAGE) if progress.message else None]  # last, since it may be long
+        return f"{progress.n / progress.total:.0%} ({number(progress.n)} of {number(progress.total)})"
+    return f"{number(progress.n)} done"
 
 
 def progress_bar(share: float | None, colour: str | None = None) -> Styled:
@@ -140,6 +140,8 @@ def read_at(task: Task, seen_at: float | None = None) -> str | None:
 
 class TaskLine(View):
     """One-line view of a task with a progress bar, shown by running cells. `seen_at` is the time of the record (default: now)."""
+
+    kind = "ort-w"
 
     def __init__(self, task: Task, devices: Mapping[str, str], note: str | None = None, seen_at: float | None = None) -> None:
         self.task = task

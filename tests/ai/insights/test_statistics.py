@@ -17,11 +17,9 @@ from openruntime_jupyter.ai.insights.statistics import (
     blocks,
     burst,
     climb,
-    drift,
     episodes,
     mann_kendall,
     rank_sum,
-    ranked,
     robust_scale,
     theil_sen,
     trend,
@@ -47,24 +45,6 @@ def test_tau_and_slope_match_all_pairs(values: list[float]) -> None:
     assert 0 <= chance <= 1
     slope, _ = theil_sen(array([2.0 * place for place in range(len(values))]), array(values))
     assert slope == pytest.approx(statistics.median((values[b] - values[a]) / (2.0 * (b - a)) for a, b in pairs))
-
-
-def exact(values: list[float]) -> float:
-    """Return the exact p-value of the signed ranks over all signs."""
-    steps = np.diff(values)
-    ranks = ranked(np.abs(steps))
-    found = abs(float((np.sign(steps) * ranks).sum()))
-    sums = [
-        abs(sum(sign * rank for sign, rank in zip(signs, ranks, strict=True))) for signs in itertools.product((-1, 1), repeat=len(ranks))
-    ]
-    return sum(each >= found - 1e-9 for each in sums) / len(sums)
-
-
-@given(st.lists(st.floats(-1, 1).filter(lambda value: abs(value) > 1e-3), min_size=11, max_size=11))
-@settings(deadline=None, max_examples=8)
-def test_drift_probability_is_near_exact(steps: list[float]) -> None:
-    values = [0.0, *np.cumsum(steps).tolist()]
-    assert drift(array(values)) == pytest.approx(exact(values), abs=0.05)
 
 
 def test_rank_sum_probability_is_near_exact() -> None:

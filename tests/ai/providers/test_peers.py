@@ -90,10 +90,6 @@ async def test_answer_has_figures(peer: Peer) -> None:
     assert answer.time_to_first_token_s > 0
 
 
-async def test_temperature_zero_repeats_the_answer(peer: Peer) -> None:
-    assert (await answered(peer, max_tokens=8, temperature=0.0))["text"] == (await answered(peer, max_tokens=8, temperature=0.0))["text"]
-
-
 async def test_stop_ends_the_answer(peer: Peer) -> None:
     whole = (await answered(peer, max_tokens=20, temperature=0.0))["text"]
     stop = next(character for character in whole[1:] if character.isascii() and character.isalnum())  # half a character does not stop

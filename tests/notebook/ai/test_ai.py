@@ -62,16 +62,16 @@ def said_or(cell: Cell) -> str:
     return said(cell) if cell.outputs else ""
 
 
-def test_answer_is_stored_and_returned(kernel: Kernel) -> None:
-    kernel.run("%%openruntime ai code_generation --out found --as job --max-tokens 50 --language python\ngive code")
-    assert kernel.value("found.text") == repr(CODE)
-    assert kernel.value("found.code, found.code_blocks[0].language, found.model, found.usage.tokens_used, found.provider") == (
+def test_answer_is_stored_and_returned(server_kernel: Kernel) -> None:
+    server_kernel.run("%%openruntime ai code_generation --out found --as job --max-tokens 50 --language python\ngive code")
+    assert server_kernel.value("found.text") == repr(CODE)
+    assert server_kernel.value("found.code, found.code_blocks[0].language, found.model, found.usage.tokens_used, found.provider") == (
         "('x = 6 * 7', 'python', 'tiny', 15, 'env')"
     )
-    assert kernel.value("found.task_id == job.id == _openruntime.id, str(job.status)") == "(True, 'completed')"
-    kernel.run("%%openruntime ai\nhello")
-    assert kernel.value("_.text") == "'You said: hello'"
-    shown = kernel.run("found")
+    assert server_kernel.value("found.task_id == job.id == _openruntime.id, str(job.status)") == "(True, 'completed')"
+    server_kernel.run("%%openruntime ai\nhello")
+    assert server_kernel.value("_.text") == "'You said: hello'"
+    shown = server_kernel.run("found")
     assert shown.outputs[-1]["data"]["text/markdown"] == CODE
 
 
@@ -89,9 +89,7 @@ def test_line_magic_answer_can_be_assigned(server_kernel: Kernel) -> None:
     [
         ("sum {a} and {text}", "sum 3 and {a} is not looked at again"),
         ("{'a': {nothing}} {{a}} {a.b} {} {0} {a!r} ${a}", "{'a': {nothing}} {{a}} {a.b} {} {0} {a!r} $3"),
-        ("def f(x): return {x: {1, 2}}", "def f(x): return {x: {1, 2}}"),
-        ("{In} {get_ipython} {print}", "{In} {get_ipython} {print}"),
-        ("%percent $dollar \\n stays", "%percent $dollar \\n stays"),
+        ("{In} {get_ipython} {print} %percent $dollar \\n", "{In} {get_ipython} {print} %percent $dollar \\n"),
     ],
 )
 def test_existing_names_are_replaced_once(server_kernel: Kernel, provider: ProviderServer, prompt: str, sent: str) -> None:
@@ -102,9 +100,9 @@ def test_existing_names_are_replaced_once(server_kernel: Kernel, provider: Provi
     assert asked(provider)[-1]["content"] == prompt
 
 
-def test_with_describes_variables_and_show_prompt_shows_request(kernel: Kernel, provider: ProviderServer) -> None:
-    kernel.run("import numpy\nnumbers, grid = [1, 2, 3], numpy.ones((4, 5))")
-    cell = kernel.run("%%openruntime ai --with numbers, grid --show-prompt --system 'be short' --temperature 0.5\nhow many?")
+def test_with_describes_variables_and_show_prompt_shows_request(server_kernel: Kernel, provider: ProviderServer) -> None:
+    server_kernel.run("import numpy\nnumbers, grid = [1, 2, 3], numpy.ones((4, 5))")
+    cell = server_kernel.run("%%openruntime ai --with numbers, grid --show-prompt --system 'be short' --temperature 0.5\nhow many?")
     assert cell.status == "ok", cell.error
     system, user = asked(provider)
     assert system == {"role": "system", "content": "be short"}
@@ -117,15 +115,15 @@ def test_with_describes_variables_and_show_prompt_shows_request(kernel: Kernel, 
     assert "[system]\nbe short" in shown
 
 
-def test_conversations_continue_and_are_listed_shown_and_deleted(kernel: Kernel, provider: ProviderServer) -> None:
-    kernel.run("%%openruntime ai --conversation talk\none")
-    kernel.run("%%openruntime ai --conversation talk\ntwo")
+def test_conversations_continue_and_are_listed_shown_and_deleted(server_kernel: Kernel, provider: ProviderServer) -> None:
+    server_kernel.run("%%openruntime ai --conversation talk\none")
+    server_kernel.run("%%openruntime ai --conversation talk\ntwo")
     assert [each["content"] for each in asked(provider)] == ["one", "You said: one", "two"]
-    assert "talk" in kernel.run("%openruntime conversations").value
-    shown = kernel.run("%openruntime conversation talk")
+    assert "talk" in server_kernel.run("%openruntime conversations").value
+    shown = server_kernel.run("%openruntime conversation talk")
     assert "**two**\n\nYou said: two" in shown.outputs[-1]["data"]["text/markdown"]
-    assert "erased" in kernel.run("%openruntime forget talk").value
-    assert kernel.run("%openruntime conversation talk").error["ename"] == "ConversationNotFound"
+    assert "erased" in server_kernel.run("%openruntime forget talk").value
+    assert server_kernel.run("%openruntime conversation talk").error["ename"] == "ConversationNotFound"
 
 
 def test_insert_puts_code_in_next_cell_without_running(server_kernel: Kernel) -> None:
@@ -171,9 +169,7 @@ def test_interrupt_of_wait_keeps_background_prompt_running(kernel: Kernel) -> No
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("", "completed in "),
         ("--bg --as asked", "completed in "),
-        ("--map rows --out both", "2 of 2 rows"),
         ("--map rows --out both --bg", "2 of 2 rows"),
     ],
 )
@@ -185,23 +181,21 @@ def test_notify_for_prompts(server_kernel: Kernel, line: str, what: str) -> None
     server_kernel.shows_later(cell, what, "text/html")
 
 
-def test_provider_error_is_one_line(kernel: Kernel) -> None:
-    cell = kernel.run("%%openruntime ai --out nothing\nfail")
+def test_provider_error_is_one_line(server_kernel: Kernel) -> None:
+    cell = server_kernel.run("%%openruntime ai --out nothing\nfail")
     assert cell.error["ename"] == "TaskFailed"
     assert "no such thing" in cell.shown()[-1]
     assert len(error_of(cell).splitlines()) == 1
     assert "failed" in said(cell)
-    assert kernel.value("'nothing' in globals()") == "False"
+    assert server_kernel.value("'nothing' in globals()") == "False"
 
 
 @pytest.mark.parametrize(
     ("line", "what"),
     [
         ("--temperature 9", "--temperature: "),
-        ("--max-tokens 0", "--max-tokens: "),
         ("--profile nobody", "--profile: unknown profile 'nobody'"),
         ("--with nothing_like_it", "nothing_like_it"),
-        ("--priority 11", "priority"),
         ("--target code", "target"),
     ],
 )
@@ -214,13 +208,13 @@ def test_invalid_option_is_rejected_before_sending(server_kernel: Kernel, provid
     assert len(provider.requests) == before
 
 
-def test_local_model_reports_tokens(kernel: Kernel) -> None:
-    cell = kernel.run("%%openruntime ai --profile local --model tiny --max-tokens 12 --seed 1 --out made\nhello")
+def test_local_model_reports_tokens(server_kernel: Kernel) -> None:
+    cell = server_kernel.run("%%openruntime ai --profile local --model tiny --max-tokens 12 --seed 1 --out made\nhello")
     assert cell.status == "ok", cell.error
     assert "12 tokens" in said(cell)
     assert "tokens/s" in said(cell)
     assert "truncated at max_tokens" in said(cell)
-    assert kernel.value("made.provider, made.finish_reason, made.usage.completion_tokens") == "('local', 'length', 12)"
+    assert server_kernel.value("made.provider, made.finish_reason, made.usage.completion_tokens") == "('local', 'length', 12)"
 
 
 def test_config_and_agents_show_no_keys(server_kernel: Kernel) -> None:
@@ -256,15 +250,15 @@ def test_fix_suggests_code_without_running_it(server_kernel: Kernel, provider: P
     assert "%%openruntime\nraise" in content
 
 
-def test_waiting_prompt_shows_queue_position(kernel: Kernel, tmp_path: Path) -> None:
+def test_waiting_prompt_shows_queue_position(server_kernel: Kernel, tmp_path: Path) -> None:
     enough = tmp_path / "enough"
     nap = f"import os, time\nprint(1, flush=True)\nwhile not os.path.exists({str(enough)!r}):\n    time.sleep(0.05)"
-    kernel.run("client = __import__('openruntime_jupyter').connect()")
-    wait_until(lambda: kernel.value("len(client.devices())") != "0", 60, "a runtime's first worker reports its device")
-    kernel.run(f"naps = [client.submit_code({nap!r}) for _ in range(client.devices()[0].slots)]")
-    wait_until(lambda: kernel.value("all(each.output.stdout for each in naps)") == "True", 60, "every slot is taken")
+    server_kernel.run("client = __import__('openruntime_jupyter').connect()")
+    wait_until(lambda: server_kernel.value("len(client.devices())") != "0", 60, "a runtime's first worker reports its device")
+    server_kernel.run(f"naps = [client.submit_code({nap!r}) for _ in range(client.devices()[0].slots)]")
+    wait_until(lambda: server_kernel.value("all(each.output.stdout for each in naps)") == "True", 60, "every slot is taken")
     waiting = "%%openruntime ai --profile local --model tiny --max-tokens 2\nhello"
-    cell = kernel.run(waiting, lambda cell: "next in line" in said_or(cell), enough.touch)
+    cell = server_kernel.run(waiting, lambda cell: "next in line" in said_or(cell), enough.touch)
     assert cell.status == "ok", cell.error
     assert "2 tokens" in said(cell)
 

@@ -20,18 +20,19 @@ def test_map_returns_list_of_answers(kernel: Kernel) -> None:
     assert kernel.value("len(set(labels.task_ids))") == "40"
 
 
-def test_map_skips_answered_rows(kernel: Kernel, provider: ProviderServer) -> None:
-    kernel.run("rows = ['red', 'broken', 'blue']")
-    cell = kernel.run(MAP)
+def test_map_skips_answered_rows(server_kernel: Kernel, provider: ProviderServer) -> None:
+    server_kernel.run("rows = ['red', 'broken', 'blue']")
+    cell = server_kernel.run(MAP)
     assert cell.status == "ok", cell.error
     assert (
-        kernel.value("list(labels), list(labels.failures), 'no such thing' in labels.failures[1]") == "(['RED', None, 'BLUE'], [1], True)"
+        server_kernel.value("list(labels), list(labels.failures), 'no such thing' in labels.failures[1]")
+        == "(['RED', None, 'BLUE'], [1], True)"
     )
     before = len(provider.requests)
-    kernel.run("rows = ['green', 'blue', 'red']")
-    again = kernel.run(MAP)
+    server_kernel.run("rows = ['green', 'blue', 'red']")
+    again = server_kernel.run(MAP)
     assert "2 from earlier runs" in again.shown()[0]
-    assert kernel.value("list(labels)") == "['GREEN', 'BLUE', 'RED']"
+    assert server_kernel.value("list(labels)") == "['GREEN', 'BLUE', 'RED']"
     assert len(provider.requests) - before == 1, "rows are identified by their prompt, not by their index"
 
 

@@ -224,14 +224,16 @@ class Page {
   connection() {
     const health = this.model.get("health");
     const connection = this.model.get("connection");
-    const gone = this.model.comm_live === false && "kernel gone";
+    // Without a runtime the kernel has nothing to send, so that its silence means nothing.
+    const silent = connection.live === false && this.silent === "kernel gone" ? null : this.silent;
+    const gone = this.model.comm_live === false ? "kernel gone" : silent;
     let text = "";
     let state = (this.reopened ? null : health.status) ?? "connecting";
     const time = this.stale && health.timestamp ? asOf(health.timestamp) : "";
     const shown = time && ` It shows the state ${time}.`;
     if (this.model.get("closed")) [state, text] = ["closed", `This dashboard was closed.${shown} Run its cell again to reopen it.`];
-    else if (gone || this.silent) {
-      state = gone || this.silent;
+    else if (gone) {
+      state = gone;
       text =
         state === "no answer"
           ? `This dashboard gets no response from Jupyter's server.${shown} Updates resume when the server responds.`

@@ -1,19 +1,21 @@
-"""Runtime settings as traits: one for each field of `runtime/settings.py`, with the same name."""
+"""Settings as traits: one for each field of `runtime/settings.py` and of `ai/config.py`, with the same name."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from traitlets import Bool, Enum, Float, HasTraits, Int, List, Unicode
+from traitlets import Bool, Dict, Enum, Float, HasTraits, Int, List, Unicode
 
+from openruntime_jupyter.ai.config import AiConfig, InsightsWording
 from openruntime_jupyter.runtime.settings import Settings, default_data_dir
 
 NO_TRAIT = {"embedded": "only kernels host an embedded runtime, servers never do"}
 """Fields without a trait, each with the reason."""
 
 DEFAULTS = Settings()
+AI_DEFAULTS = AiConfig()
 
 
 def default_of(name: str) -> Any:
@@ -258,3 +260,50 @@ class SettingsTraits(HasTraits):
         for names in ("allowed_models", "secret_variables"):
             values[names] = tuple(values[names])
         return Settings(**values)
+
+
+class AiTraits(HasTraits):
+    """Traits of the AI settings."""
+
+    profiles = Dict(
+        key_trait=Unicode(),
+        value_trait=Dict(),
+        default_value=dict(AI_DEFAULTS.profiles),
+        help="""Remote providers with an OpenAI-compatible API, by name. Example: {"cloud": {"base_url": "https://api.openai.com/v1",
+        "model": "gpt-4o", "api_key": "env:CLOUD_KEY", "timeout": 60}}. docs/profiles.md lists all fields. Do not set the key itself
+        here, only its location: an environment variable of the server, or the keyring. Empty: only the provider in the environment
+        (OPENAI_API_KEY, OPENAI_BASE_URL).""",
+    ).tag(config=True)
+    default_profile = Unicode(
+        AI_DEFAULTS.default_profile,
+        help="""Name of the profile for prompts that name neither a profile nor a local model. `local`: always a local model. Empty: the
+        provider in the environment (OPENAI_API_KEY), otherwise a local model.""",
+    ).tag(config=True)
+    default_model = Unicode(
+        AI_DEFAULTS.default_model,
+        help="""Name of the local model for prompts that name no model: one in models_dir or in allowed_models. Empty: the model
+        downloaded by `jupyter openruntime pull`, otherwise the first by name.""",
+    ).tag(config=True)
+    agents_dir = Unicode(
+        allow_none=True,
+        default_value=None,
+        help="""Folder of agents with one .md file per agent. An agent with the role of a built-in agent replaces it; other roles are
+        added. Changes take effect immediately. GET /ai/agents lists invalid files. None: only the built-in agents.""",
+    ).tag(config=True)
+    insights_wording = Enum(
+        ("none", "local", "remote"),
+        AI_DEFAULTS.insights_wording,
+        help="""Model that may rewrite insights if the request does not specify one. `none`: no model; `local`: a local model that is
+        already in memory; `remote`: a local model in memory, otherwise the default provider, which then receives findings from your
+        history.""",
+    ).tag(config=True)
+
+    def ai_config(self) -> AiConfig:
+        """Return the traits as an `AiConfig`."""
+        return AiConfig(
+            profiles={name: dict(profile) for name, profile in self.profiles.items()},
+            default_profile=self.default_profile,
+            default_model=self.default_model,
+            agents_dir=Path(self.agents_dir).expanduser() if self.agents_dir else None,
+            insights_wording=cast("InsightsWording", self.insights_wording),
+        )

@@ -6,6 +6,7 @@ the tasks that are left there after a restart, a crash or a shutdown.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from openruntime_jupyter.client.interruption import kernel_stops
 from openruntime_jupyter.runtime.permissions import private_file, private_folder
 from openruntime_jupyter.runtime.settings import default_data_dir
 
@@ -23,6 +25,9 @@ KERNEL = uuid.uuid4().hex
 """Random id of this process."""
 MOST = 100
 """Maximum number of remembered tasks of a notebook. The oldest are forgotten first."""
+
+awaited: set[str] = set()
+"""Ids of the tasks that coroutines await. A kernel that stops may not run these coroutines again."""
 
 
 def notebook_key() -> str | None:
@@ -47,10 +52,10 @@ class UnseenTasks:
         if key is not None:
             self._path = default_data_dir() / "notebooks" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
-    def add(self, task_id: str) -> None:
-        """Remember a task that this kernel submitted."""
+    def add(self, *task_ids: str) -> None:
+        """Remember tasks that this kernel submitted."""
         with self._changed() as tasks:
-            tasks[task_id] = KERNEL
+            tasks.update(dict.fromkeys(task_ids, KERNEL))
 
     def remove(self, task_id: str) -> None:
         """Forget a task whose end a kernel has seen."""
@@ -91,3 +96,9 @@ class UnseenTasks:
                 private_file(draft)
                 draft.write_text(json.dumps(dict(list(tasks.items())[-MOST:])), encoding="utf-8")
                 draft.replace(self._path)
+
+
+@atexit.register
+def _remember_awaited() -> None:
+    if awaited and kernel_stops():
+        UnseenTasks().add(*awaited)
