@@ -389,8 +389,8 @@ class Soak:
                 self._sample()
                 self._find_orphans()
             if now >= next_kill:
-                next_kill = now + draw.expovariate(1 / BETWEEN_KILLS)
                 self._kill(draw.choices([*VICTIMS], [*VICTIMS.values()])[0], draw)
+                next_kill = time.monotonic() + draw.expovariate(1 / BETWEEN_KILLS)
             time.sleep(0.05)
 
     def _kill(self, victim: str, draw: random.Random) -> None:
