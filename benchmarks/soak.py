@@ -475,11 +475,17 @@ class Soak:
             self.server.stop()
         except AssertionError as problem:
             self.record.violate(f"the server did not stop: {problem}")
+        self._find_remains()
+
+    def _find_remains(self) -> None:
+        """Check that the stopped server has left no process and no file."""
         for process in self._processes():
             self._remains(process, "outlived the stopped server")
-        for file in (*(self._folder / "spool").rglob("*.safetensors*"), *(self._home.data_dir / "payloads").rglob("*")):
-            if file.is_file():
-                self.record.violate(f"a file remains: {file.relative_to(self._folder)}")
+        data = self._home.data_dir
+        for folder in (self._folder / "spool", data / "arrays", data / "payloads", data / "tmp"):
+            for file in folder.rglob("*"):
+                if file.is_file():
+                    self.record.violate(f"a file remains: {file.relative_to(self._folder)}")
 
     def _check_growth(self) -> None:
         for life in range(1, self._lives + 1):

@@ -150,6 +150,10 @@ class ModelCatalog:
     def _described(self, path: Path, called: Path | None = None) -> ModelSource:
         """Return the model at a resolved path, with the name from `called`; raise `NotAModel`."""
         name = (called or path).name
+        try:
+            f"{path}{name}".encode()
+        except UnicodeEncodeError:  # answers and tasks could not name it
+            raise NotAModel(f"{ascii(os.fspath(path))} is not valid Unicode: rename it") from None
         kind: Literal["mlx", "gguf"] = "gguf" if path.suffix == ".gguf" else "mlx"
         shape = self._shape(path, kind)
         return ModelSource(

@@ -191,6 +191,11 @@ def test_prompt_to_other_model_is_queued_beside_hostile_ones(server: Server, mod
     assert server.request("DELETE", f"/tasks/{task['task_id']}").status_code == 200
 
 
+def test_model_whose_name_is_not_unicode_hides_no_model(server: Server, models: Path) -> None:
+    make_tiny_model(models / "other").rename(models / os.fsdecode(b"bad-\xff"))
+    assert [model["name"] for model in server.get("/models")["models"]] == ["tiny"]
+
+
 def test_sizes_that_no_model_has_are_unknown(tmp_path: Path) -> None:
     path = huge_sizes(tmp_path)
     source = ModelCatalog(Settings(data_dir=tmp_path)).resolve(str(path), Caller("me"))
