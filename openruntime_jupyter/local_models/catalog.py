@@ -153,7 +153,7 @@ class ModelCatalog:
         try:
             f"{path}{name}".encode()
         except UnicodeEncodeError:  # answers and tasks could not name it
-            raise NotAModel(f"{ascii(os.fspath(path))} is not valid Unicode: rename it") from None
+            raise NotAModel(f"{os.fspath(path)!a} is not valid Unicode: rename it") from None
         kind: Literal["mlx", "gguf"] = "gguf" if path.suffix == ".gguf" else "mlx"
         shape = self._shape(path, kind)
         return ModelSource(

@@ -212,6 +212,11 @@ def test_header_cut_anywhere_is_reported_as_truncated(tmp_path: Path, size: int)
         ModelCatalog(Settings(data_dir=tmp_path)).resolve(str(path), Caller("me"))
 
 
+def test_agent_file_whose_name_is_not_unicode_is_reported_as_json(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"bad-\xff.md")).write_text("no front matter")
+    assert "bad-" in Agents(tmp_path).all().model_dump_json()
+
+
 def test_pipe_as_agent_file_is_reported(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "agent.md")
     answers: list[Any] = []
