@@ -196,6 +196,18 @@ def test_model_whose_name_is_not_unicode_hides_no_model(server: Server, models: 
     assert [model["name"] for model in server.get("/models")["models"]] == ["tiny"]
 
 
+async def test_models_are_not_listed_on_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tiny_model(tmp_path / "models" / "tiny")
+    models = ModelCatalog(Settings(data_dir=tmp_path))
+    listed_in = []
+    listing = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: listed_in.append(threading.current_thread()) or listing(path))
+    await models.refresh(None, Caller("me"))
+    assert models.resolve("tiny", Caller("me")) == models.resolve(None, Caller("me")) == models.known()[0]
+    assert threading.current_thread() not in listed_in
+    assert listed_in
+
+
 def test_sizes_that_no_model_has_are_unknown(tmp_path: Path) -> None:
     path = huge_sizes(tmp_path)
     source = ModelCatalog(Settings(data_dir=tmp_path)).resolve(str(path), Caller("me"))
