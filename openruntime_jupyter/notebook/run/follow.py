@@ -124,6 +124,8 @@ class StatusLine(LiveDisplay):
         self.task = followed.last_seen
         self.devices = devices
         self.note: str | None = None
+        self.shown = 0
+        """Position in the output of the task up to which the cell shows it."""
         self._updated_at = float("-inf")
 
     def show(self, task: Task | None = None, note: str | None = None, final: bool = False) -> None:
@@ -145,7 +147,7 @@ class StatusLine(LiveDisplay):
 
     def view(self) -> View:
         """Return the view of the task."""
-        return TaskLine(self.task, self.devices, None if self.task.status.terminal else self.note, self.seen_at)
+        return TaskLine(self.task, self.devices, None if self.task.status.terminal else self.note, self.seen_at, self.shown)
 
 
 class OutputReplay:
@@ -305,7 +307,7 @@ def _watch(
             raise item
         if isinstance(item, TaskOutput):
             show(item.items)
-            finished = item.finished
+            finished, line.shown = item.finished, item.next
         elif isinstance(item, Task):
             line.show(item)
     line.show(final=True)
