@@ -169,13 +169,16 @@ async def test_database_of_another_program_is_moved_aside(tmp_path: Path, versio
     assert identity != 0
 
 
-async def test_write_ahead_log_deleted_during_use_is_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_write_ahead_log_deleted_during_use_is_saved(tmp_path: Path, replaced: bool) -> None:
     async with opened(tmp_path, "rt_1") as history, opened(tmp_path, "rt_2") as other:
         tasks = [make_task() for _ in range(4)]
         await history.commit(tasks[0])
         await other.commit(tasks[1])
         await history.get(tasks[0].task_id)
         (tmp_path / "history.sqlite3-wal").unlink()
+        if replaced:  # by a process that opened the file since
+            (tmp_path / "history.sqlite3-wal").touch(0o600)
         assert len((await history.page(10))[0]) == 2
         await history.commit(tasks[2])
         await other.commit(tasks[3])
@@ -202,13 +205,15 @@ async def test_live_tasks_survive_damage_of_the_file(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     async with runtime_in(tmp_path / "data") as runtime:
         wait = f"import os, time\nwhile not os.path.exists({os.fspath(mark)!r}): time.sleep(0.02)"
+        ended = await submit(runtime, "compute", {"expression": "1 + 1"})
+        await runtime.tasks.wait(ended, 30)
         ids = [await cell(runtime, wait, wait=False)]
         ids += [await submit(runtime, "compute", {"expression": "1 + 1"}, wait=False) for _ in range(4)]
         await until(lambda: states(tmp_path / "data")[ids[0]] == "running", what="the first task runs")
         spoil(tmp_path / "data", "DROP TABLE tasks")
         extra = await submit(runtime, "compute", {"expression": "1 + 1"}, wait=False)
-        await until(lambda: set(states(tmp_path / "data")) == {*ids, extra}, what="the live tasks in the new file")
-        assert {task.task_id for task in (await runtime.list_tasks(TasksQuery())).tasks} == {*ids, extra}
+        await until(lambda: set(states(tmp_path / "data")) == {ended, *ids, extra}, what="the live tasks in the new file")
+        assert {task.task_id for task in (await runtime.list_tasks(TasksQuery())).tasks} == {ended, *ids, extra}
         mark.touch()
         for task_id in (*ids, extra):
             task = await runtime.tasks.wait(task_id, 30)

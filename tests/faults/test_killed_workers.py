@@ -13,7 +13,7 @@ import pytest
 
 from openruntime_jupyter.engines.worker_process import START_ATTEMPTS
 from openruntime_jupyter.runtime.runtime import Runtime
-from tests.runtimes import cell, ended, runtime_in
+from tests.runtimes import cell, ended, runtime_in, submit, until
 
 
 def workers() -> list[psutil.Process]:
@@ -76,3 +76,16 @@ async def test_devices_are_found_though_the_first_worker_is_killed(tmp_path: Pat
     async with killing(1) as killed, runtime_in(tmp_path) as runtime:
         assert (await ended(runtime, await cell(runtime, "pass"))).status == "completed"
         assert killed
+
+
+async def test_task_gets_another_worker_if_its_worker_is_killed_before_it_reads_the_job(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        assert (await ended(runtime, await submit(runtime, "compute"))).status == "completed"
+        (worker,) = workers()
+        worker.suspend()
+        task_id = await submit(runtime, "compute")
+        await until(lambda: runtime.lanes.running, 10, "the start of the task")
+        await asyncio.sleep(0.1)  # until the job is sent
+        worker.kill()
+        task = await ended(runtime, task_id)
+        assert (task.status, task.attempt) == ("completed", 1), task.failure
