@@ -177,6 +177,8 @@ MAP_STATES: dict[MapState, tuple[str, str]] = {
 class MapLine(View):
     """One-line view of a map with a progress bar."""
 
+    kind = "ort-w"
+
     def __init__(self, progress: MapProgress) -> None:
         self.progress = progress
         self.label = f"OpenRuntime {progress.title}: {progress.state}"
