@@ -121,7 +121,7 @@ class Feed:
         self._chart()
 
     def _on_change(self, data: dict[str, Any]) -> None:
-        self._table.on_event(data)
+        self._table.mark_stale(every=True)
         now = time.monotonic()
         if data["task_id"] not in self._table.ids:
             if now - self._table.fetched_at >= TASKS_EVERY:
@@ -182,10 +182,6 @@ class _Table:
         """Mark the rows as stale if they may have changed over time. `every` marks them unconditionally."""
         live = any(row["status"] in ("pending", "running") for row in self._parts["tasks"])
         self._stale = self._stale or every or live or time.monotonic() - self.fetched_at >= TASKS_MAX_AGE
-
-    def on_event(self, _data: dict[str, Any]) -> None:
-        """Mark the rows as stale after an event."""
-        self._stale = True
 
     def parts(self) -> dict[str, Any]:
         """Return the rows: running tasks, pending tasks in execution order, and finished tasks, newest first."""
