@@ -180,18 +180,6 @@ async def test_write_ahead_log_deleted_during_use_is_saved(tmp_path: Path) -> No
     assert not list(tmp_path.glob("*.corrupt*"))
 
 
-async def test_failure_of_reading_is_a_problem_until_it_works(tmp_path: Path) -> None:
-    def fail(connection: sqlite3.Connection) -> None:
-        raise sqlite3.OperationalError("disk I/O error")
-
-    async with opened(tmp_path) as history:
-        with pytest.raises(StorageUnavailable, match="Cannot read the history"):
-            await history.look(fail)
-        assert "disk I/O error" in (history.problem or "")
-        await history.page(1)
-        assert history.problem is None
-
-
 async def test_live_tasks_survive_damage_of_the_file(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     async with runtime_in(tmp_path / "data") as runtime:
