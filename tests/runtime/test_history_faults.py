@@ -265,7 +265,7 @@ async def test_failed_statement_is_a_problem_until_the_next_one_works_and_moves_
         for ask in (history._write, history._read):
             with pytest.raises(StorageUnavailable, match=str(error)):
                 await ask(partial(fail, error))
-            assert history.problem
+        assert history.problem
     await history.page(1)
     await until(lambda: history.problem is None, what="the problem's end, by itself")
     await known(history, task.task_id)
