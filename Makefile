@@ -35,13 +35,13 @@ QUICK := 'jsonschema<4.25'
 # files before four test workers would each do it. Import errors are ignored here, because the tests report them.
 COLLECT := $(RUN) pytest --collect-only -qqq
 COMPILE := ($(COLLECT) tests/[a-m]*/ & $(COLLECT) tests/[n-z]*/; wait) >/dev/null 2>&1
-PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/*)
+PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/* openruntime_jupyter/notebook/labextension/built.json openruntime_jupyter/notebook/dashboard/static/*)
 
 # Jupyter runs as root only with this option. Without a display it only prints its address.
 ROOT_ARG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" ] && echo --no-browser)
 
-.PHONY: help lab test bench check format frontend docs pictures notebooks clean
+.PHONY: help lab test bench check audit format frontend docs pictures notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## list all commands
@@ -68,15 +68,20 @@ check: $(VENV)/.dev ## check format, lint, types, layout and documentation
 	$(RUN) mypy
 	$(RUN) pytest -q tests/test_floors.py tests/test_repository.py
 	tools/build-frontend $(VENV)/bin/python --check
+	$(VENV)/bin/python tools/build-labextension --check
 	$(VENV)/bin/python tools/generate-docs --check
 	$(VENV)/bin/python tools/build-docs $(VENV)/site
+
+audit: $(VENV)/.dev ## look for known vulnerabilities in the code, the installed packages and the packages of the pages (needs a network)
+	$(VENV)/bin/python tools/audit $(VENV)
 
 format: $(VENV)/.dev ## format the sources and fix lint errors
 	$(RUN) ruff format
 	$(RUN) ruff check --fix
 
-frontend: $(VENV)/.dev ## build the dashboard bundle after a change of its sources
+frontend: $(VENV)/.dev ## build the dashboard and the extension of JupyterLab after a change of their sources
 	tools/build-frontend $(VENV)/bin/python
+	$(VENV)/bin/python tools/build-labextension
 
 docs: $(VENV)/.dev ## write the generated tables of the documentation, and build it as a site
 	$(VENV)/bin/python tools/generate-docs

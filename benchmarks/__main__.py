@@ -10,7 +10,22 @@ import sys
 
 from benchmarks.rows import HEAD, Missing, not_measured
 
-NAMES = ("arrays", "engine", "generate", "http", "insights", "magics", "map", "matmul", "prompts", "reload", "sampler", "start")
+NAMES = (
+    "arrays",
+    "engine",
+    "generate",
+    "history",
+    "http",
+    "insights",
+    "magics",
+    "map",
+    "matmul",
+    "prompts",
+    "reload",
+    "sampler",
+    "soak",
+    "start",
+)
 
 
 def main(names: list[str]) -> int:

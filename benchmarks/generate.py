@@ -28,7 +28,7 @@ from openruntime_jupyter.worker.blas import choose
 path, form, kept, blas, prompt, tokens = sys.argv[1:]
 choose(blas)
 import mlx_lm
-from openruntime_jupyter.local_models.gguf.loading import load_gguf
+from openruntime_jupyter.local_models.gguf_model import load_gguf
 model, tokenizer = load_gguf(path, form, kept or None)
 prompt = tokenizer.encode(prompt)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from openruntime_jupyter.local_models.gguf.llama import INNER, OUTER
+from openruntime_jupyter.local_models.gguf_file import INNER, OUTER
 
 NORMAL, CONTROL = 1, 3
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -92,6 +93,16 @@ def free_port() -> int:
             return port
 
 
+NOTEBOOK = Path(__file__).parents[1] / "openruntime_jupyter" / "notebook"
+
+
+def install_labextension(data: Path) -> None:
+    """Install the front end of this tree into a data folder of Jupyter, where it precedes that of the environment."""
+    folder = data / "labextensions" / "openruntime-jupyter"
+    shutil.copytree(NOTEBOOK / "labextension" / "built", folder, dirs_exist_ok=True)
+    shutil.copy(NOTEBOOK / "dashboard" / "static" / "dashboard.js", folder / "static")
+
+
 @dataclass
 class Home:
     """Folders of a user. Servers with the same home belong to one user."""
@@ -116,6 +127,7 @@ class Home:
         notifications = self.path / "jupyter-config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
         notifications.mkdir(parents=True, exist_ok=True)
         (notifications / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+        install_labextension(self.path / "jupyter-data")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         return {
             **kept,

@@ -60,7 +60,7 @@ class Import:
 
 
 def sources() -> list[Path]:
-    return sorted(ROOT.rglob("*.py"))
+    return sorted(file for file in ROOT.rglob("*.py") if "node_modules" not in file.parts)
 
 
 def relative(path: Path) -> str:

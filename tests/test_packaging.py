@@ -25,6 +25,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "etc/jupyter/jupyter_server_config.d/openruntime_jupyter.json"
+DASHBOARD = "openruntime_jupyter/notebook/dashboard/static/dashboard.js"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -75,8 +76,9 @@ def test_wheel_contains_server_extension_config(wheel: Path) -> None:
 def test_wheel_contains_exactly_the_package_files(wheel: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "openruntime_jupyter"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     inside = {name for name in names(wheel) if not re.match(r"openruntime_jupyter-[^/]*\.(data|dist-info)/", name)}
-    assert set(listed.stdout.split()) <= inside
-    assert not [name for name in inside if not name.startswith("openruntime_jupyter/") or "/test" in name]
+    sources = ("openruntime_jupyter/notebook/labextension/", "openruntime_jupyter/notebook/dashboard/frontend/")
+    assert {name for name in listed.stdout.split() if not name.startswith(sources)} <= inside
+    assert not [name for name in inside if not name.startswith("openruntime_jupyter/") or name.startswith(sources) or "/test" in name]
 
 
 def test_versions_match() -> None:
@@ -89,7 +91,7 @@ def test_imported_packages_are_dependencies() -> None:
     """Imports must not rely on transitive dependencies."""
     ours = {re.split(r"[<>=\[; ]", line)[0].lower().replace("-", "_") for line in PROJECT["dependencies"]}
     imported = {found.module.split(".", maxsplit=1)[0].lower() for found in all_imports() if not found.for_types}
-    known_as = {"pydantic_core": "pydantic", "jupyter_client": "jupyter_server", "ulid": "python_ulid"}
+    known_as = {"pydantic_core": "pydantic", "jupyter_client": "jupyter_server"}
     foreign = {known_as.get(name, name) for name in imported if name not in sys.stdlib_module_names} - {"openruntime_jupyter"}
     # Optional imports with an installation hint in the error, of which the last three are dependencies of mlx-lm. ipykernel is
     # imported only inside of its kernels.
@@ -104,6 +106,20 @@ def test_installation_enables_valid_server_extension(environment: Path, tmp_path
     assert re.search(r"openruntime_jupyter.*enabled", shown), shown
     assert re.search(rf"openruntime_jupyter {re.escape(PROJECT['version'])}.*OK", shown), shown
     assert os.fspath(environment.parent) in shown, "enabled by the config file of this environment"
+
+
+def test_installation_enables_front_end_extension(environment: Path, tmp_path: Path) -> None:
+    def labextension(*arguments: str) -> str:
+        done = run(environment / "python", "-c", "from jupyterlab.labextensions import main; main()", *arguments, home=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    folder = environment.parent / "share" / "jupyter" / "labextensions" / "openruntime-jupyter"
+    assert (folder / "static" / "dashboard.js").read_bytes() == (ROOT / DASHBOARD).read_bytes()
+    assert (folder / "install.json").is_file()
+    assert re.search(rf"openruntime-jupyter v{re.escape(PROJECT['version'])}.*enabled.*OK", labextension("list"))
+    labextension("disable", "openruntime-jupyter")
+    assert re.search(r"openruntime-jupyter v.*disabled.*OK", labextension("list"))
 
 
 def test_installation_adds_jupyter_subcommand(environment: Path, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import runpy
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,11 @@ import openruntime_jupyter
 from openruntime_jupyter import operations, schemas
 from openruntime_jupyter.schemas.base import Wire
 from openruntime_jupyter.schemas.tasks import Task, TaskState
+
+
+def test_public_names_are_those_that_are_listed() -> None:
+    tool = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "list-public-api"))
+    assert tool["PATH"].read_text() == tool["listing"](), "run `tools/list-public-api`, and mention the change in CHANGELOG.md"
 
 
 @pytest.mark.parametrize("name", sorted(openruntime_jupyter._WHERE))

@@ -44,6 +44,24 @@ def make_tiny_model(
     return folder
 
 
+def quantise(folder: Path, bits: int, dtype: str = "float32") -> None:
+    """Quantise the matrices of a model in place."""
+    import mlx.core as mx
+
+    weights: Any = mx.load(str(folder / "model.safetensors"))
+    changed: dict[str, Any] = {}
+    for name, weight in weights.items():
+        if weight.ndim == 2:
+            base = name.removesuffix(".weight")
+            parts = mx.quantize(weight.astype(getattr(mx, dtype)), 32, bits)
+            changed |= dict(zip((name, f"{base}.scales", f"{base}.biases"), parts, strict=True))
+        else:
+            changed[name] = weight
+    mx.save_safetensors(str(folder / "model.safetensors"), changed)
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization": {"group_size": 32, "bits": bits}}))
+
+
 def _tokenizer(folder: Path, template: bool) -> int:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -99,6 +100,8 @@ def _agent(path: Path, source: Source) -> Agent | InvalidAgent:
         state = path.stat()
     except OSError as problem:
         return InvalidAgent(f"can't be read ({problem.strerror}): fix or remove the file")
+    if not stat.S_ISREG(state.st_mode):  # the reader of a pipe may wait forever
+        return InvalidAgent("not a regular file: remove it")
     return _read(path, (state.st_mtime_ns, state.st_size), source)
 
 

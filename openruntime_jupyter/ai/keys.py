@@ -79,11 +79,11 @@ class Redactor:
 
 
 class RedactedStream:
-    """Redaction of text in pieces, which are passed to `tell`. Holds back a possible start of a secret until the next piece."""
+    """Redaction of text in pieces, which are passed to `emit`. Holds back a possible start of a secret until the next piece."""
 
-    def __init__(self, redactor: Redactor, tell: Callable[[str], None]) -> None:
+    def __init__(self, redactor: Redactor, emit: Callable[[str], None]) -> None:
         self._redactor = redactor
-        self._tell = tell
+        self._emit = emit
         self._rest = ""
 
     def add(self, piece: str) -> None:
@@ -92,10 +92,10 @@ class RedactedStream:
         held = self._redactor.held_back(text)
         self._rest = text[len(text) - held :]
         if held < len(text):
-            self._tell(text[: len(text) - held])
+            self._emit(text[: len(text) - held])
 
     def end(self) -> None:
         """Flush the remaining text."""
         if self._rest:
-            self._tell(self._rest)
+            self._emit(self._rest)
             self._rest = ""

@@ -28,7 +28,7 @@ def faithful(rewritten: str, computed: str) -> bool:
     return set(figures_of(rewritten)) == set(figures_of(computed)) and len(rewritten) <= LONGEST * len(computed)
 
 
-def untold(answer: str, source: str) -> list[str]:
+def unverified_numbers(answer: str, source: str) -> list[str]:
     """Return the numbers of a response that are not in the model's input, rounded or not, in order of appearance."""
     known = figures_of(source)
     numbers = [number for each in known if (number := _number(each)) is not None]
@@ -41,12 +41,14 @@ def untold(answer: str, source: str) -> list[str]:
     ]
 
 
-def untold_of(task: Task) -> list[str]:
+def unverified_numbers_of(task: Task) -> list[str]:
     """Return the unsupported numbers in the response of an analysis task; empty for other workflows and incomplete tasks."""
     given = task.parameters or {}
     if task.result is None or (given.get("about") or {}).get("workflow") != SYSTEM_ANALYSIS:
         return []
-    return untold(task.result.output.get("text") or "", "\n".join(message["content"] for message in given.get("messages") or []))
+    return unverified_numbers(
+        task.result.output.get("text") or "", "\n".join(message["content"] for message in given.get("messages") or [])
+    )
 
 
 def _is_one_of(figure: str, numbers: list[float]) -> bool:

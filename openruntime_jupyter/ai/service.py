@@ -19,16 +19,10 @@ from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.ai.conversations import Conversations
 from openruntime_jupyter.ai.insights.rewriting import Choose, ModelKind, Rewriter
 from openruntime_jupyter.ai.model_selection import Choice, Chooser
-from openruntime_jupyter.ai.number_check import untold_of
+from openruntime_jupyter.ai.number_check import unverified_numbers_of
 from openruntime_jupyter.ai.profiles import profiles_from
 from openruntime_jupyter.ai.providers.remote import RemoteProvider
-from openruntime_jupyter.ai.workflows import (
-    Shared,
-    system_message,
-    user_message,
-    with_turns,
-    workflow,
-)
+from openruntime_jupyter.ai.workflows import Shared, system_message, user_message, with_turns, workflow
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
@@ -39,6 +33,8 @@ log = logging.getLogger(__name__)
 
 SAMPLING = ("temperature", "top_p", "max_tokens", "stop", "seed")
 """Parameters that are passed to all providers unchanged."""
+SAME = ("task_id", "status", "execution_time", "error", "failure", "position", "waiting_for", "timestamp")
+"""Fields that a response has in common with the task record."""
 
 
 def host(settings: Settings, config: AiConfig | None = None, environ: Mapping[str, str] = os.environ) -> AiService:
@@ -85,6 +81,7 @@ class AiService:
         parameters = kind.read(request.parameters)
         role = parameters.agent or kind.agent
         agent = None if role is None else self.agents.find(role)
+        await self.runtime.catalog.refresh(parameters.model, caller)
         choice = self._chooser.choose(parameters.profile, parameters.model, caller)
         same = _fingerprint(request)
         if idempotency_key is not None:
@@ -133,12 +130,13 @@ class AiService:
             raise
         return answer_of(ended).result
 
-    def rewriters(self, caller: Caller) -> Choose:
+    async def rewriters(self, caller: Caller) -> Choose:
         """Return the selection of a model to rewrite insights.
 
         By default it uses only models that `insights_wording` allows; remote ones always need it. A model whose last text was unusable
         is skipped by default, because each response would wait for it in vain.
         """
+        await self.runtime.catalog.refresh()
 
         def choose(kind: ModelKind) -> Rewriter | None:
             choice = self._rewriting_choice(kind, caller)
@@ -158,7 +156,7 @@ class AiService:
             return Choice(default, None, None) if allowed == "remote" and default is not None and caller.may_spend else None
         known = self.runtime.catalog.known()
         if kind == "resident":
-            loaded = {report.name for report in self.runtime.engine.models()} if allowed != "none" else set()
+            loaded = {report.name for report in self.runtime.engine.models.reports()} if allowed != "none" else set()
             return next((Choice(None, each.name, each.context_length) for each in known if each.name in loaded), None)
         try:
             choice = self._chooser.local(None, caller)
@@ -169,8 +167,9 @@ class AiService:
     def _learn(self, model: str, fit: bool) -> None:
         (self._unfit.discard if fit else self._unfit.add)(model)
 
-    def models(self, caller: Caller) -> ModelList:
+    async def models(self, caller: Caller) -> ModelList:
         """Return the local models (marking those in memory) and the remote providers."""
+        await self.runtime.catalog.refresh()
         found = {
             source.name: ModelInfo(
                 name=source.name,
@@ -181,7 +180,7 @@ class AiService:
             )
             for source in self.runtime.catalog.known()
         }
-        for report in self.runtime.engine.models():
+        for report in self.runtime.engine.models.reports():
             info = found.setdefault(report.name, ModelInfo(name=report.name))
             info.resident.append(
                 ResidentInfo(
@@ -260,27 +259,19 @@ def _task(request: AiRequest, parameters: Shared, choice: Choice, messages: list
 def answer_of(task: Task) -> AiTask:
     """Return a task record in the format of `POST /ai/tasks`."""
     given = (task.parameters or {}).get("about") or {}
-    output = task.result.output if task.result is not None else None
-    fields: dict[str, Any] = {name: output.get(name) for name in Answer.model_fields} if output is not None else {}
-    answer = Answer.model_construct(**fields) if fields else None
+    output = task.result.output if task.result is not None else {}
+    fields: dict[str, Any] = {name: output.get(name) for name in Answer.model_fields}
     return AiTask.model_construct(
-        task_id=task.task_id,
-        status=task.status,
-        result=answer.text if answer is not None else None,
-        model_used=answer.model_used if answer is not None else None,
-        tokens_used=answer.tokens_used if answer is not None else None,
-        execution_time=task.execution_time,
+        result=output.get("text"),
+        model_used=output.get("model_used"),
+        tokens_used=output.get("tokens_used"),
         workflow_type=given.get("workflow"),
         agent=given.get("agent"),
         conversation=given.get("conversation"),
         left_out=given.get("left_out", 0),
-        untold=untold_of(task),
-        answer=answer,
-        error=task.error,
-        failure=task.failure,
-        position=task.position,
-        waiting_for=task.waiting_for,
-        timestamp=task.timestamp,
+        unverified_numbers=unverified_numbers_of(task),
+        answer=Answer.model_construct(**fields) if task.result is not None else None,
+        **{name: getattr(task, name) for name in SAME},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+from openruntime_jupyter.ai.insights.finding import amount
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
@@ -69,8 +70,4 @@ def _ends(history: MetricsHistory) -> list[str]:
 
 
 def _number(value: float | None, unit: str) -> str:
-    if value is None:
-        return "unknown"
-    if unit == "bytes":
-        return gigabytes(value)
-    return f"{value:.3g} s" if unit == "seconds" else f"{value:.1f} %" if unit == "percent" else f"{value:.1f}"
+    return "unknown" if value is None else amount(value, unit)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.operations.base import validated
 from openruntime_jupyter.schemas.ai import Message, Turn, WorkflowInfo, WorkflowList
 from openruntime_jupyter.schemas.system import Timeframe
 
@@ -123,10 +123,7 @@ class Workflow:
 
     def read(self, given: dict[str, Any]) -> Shared:
         """Validate the parameters of a request. Raises `InvalidRequest`, which lists the valid names for an unknown one."""
-        try:
-            return self.parameters.model_validate(given)
-        except ValidationError as problem:
-            raise invalid(problem, "parameters", self.parameters.model_fields) from None
+        return validated(self.parameters, given, "parameters")
 
     def info(self) -> WorkflowInfo:
         """Return the entry of `GET /ai/workflows`."""

@@ -29,6 +29,8 @@ MAX_DIMENSIONS = 32
 MAX_SIDE = 2**48
 MAX_BYTES = 2**48
 NAME = "array"
+CHECKED_BYTES = 1 << 20
+"""Bytes of one step of a check, which takes a millisecond."""
 RETRY_SECONDS = (0.01, 0.1)
 """Delays in seconds before each retry after free blocks were deleted."""
 
@@ -148,6 +150,18 @@ def read(descriptor: int, name: str) -> Layout:
     if size < layout.size:
         raise ArrayNotFound(f"The array {name} is damaged: its file has {size:,} of {layout.size:,} bytes")
     return layout
+
+
+def check_bool(path: Path, layout: Layout) -> None:
+    """Raise `InvalidRequest` if an element of a file with bool elements is not 0 or 1: programs compute different values with others."""
+    with path.open("rb") as file:
+        file.seek(layout.offset)
+        position = 0
+        while piece := file.read(CHECKED_BYTES):
+            if others := piece.translate(None, b"\0\1"):
+                index = position + piece.index(others[:1])
+                raise InvalidRequest.of("body", f"element {index} of the bool array has the byte {others[0]}: use 0 or 1")
+            position += len(piece)
 
 
 def open_for_reading(path: str | Path, name: str) -> int:

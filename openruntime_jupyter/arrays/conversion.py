@@ -111,6 +111,8 @@ def fill(descriptor: int, layout: Layout, value: Any) -> None:
     array = as_numpy(value)
     if not layout.nbytes:
         return
+    if layout.dtype == "bool" and array.view(np.uint8).max() > 1:  # views of other arrays can have any bytes
+        array = array.view(np.uint8) != 0
     if array.flags.c_contiguous and array.dtype == dtype_of(layout.dtype):
         raw = array.reshape(-1).view(np.uint8).data
         _write(descriptor, raw, layout.offset)

@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.client.base import BaseClient
 from openruntime_jupyter.client.futures import Completions
 from openruntime_jupyter.client.handles import Output, PromptHandle, TaskHandle, after_cancel
-from openruntime_jupyter.client.interruption import pulse, shown_as_line
+from openruntime_jupyter.client.interruption import kernel_stops_soon_async, pulse, shown_as_line
 from openruntime_jupyter.client.map import MapStopped, run_map
 from openruntime_jupyter.client.transport.watch import CONNECTED
+from openruntime_jupyter.client.unseen import UnseenTasks, awaited
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
@@ -143,7 +144,7 @@ def _settle(done: asyncio.Future[None]) -> None:
 
 
 def in_thread(
-    method: Callable[Concatenate[Client, Params], Result],
+    method: Callable[Concatenate[BaseClient, Params], Result],
 ) -> Callable[Concatenate[AsyncClient, Params], Coroutine[Any, Any, Result]]:
     """Return the coroutine method that runs a method of `Client` in a thread, with its signature and docstring."""
 
@@ -157,7 +158,7 @@ def in_thread(
 class AsyncClient:
     """Asynchronous counterpart of `Client`, available as `client.aio`. Cancelling `run` or `call` cancels the task."""
 
-    def __init__(self, client: Client, completions: Completions | None = None) -> None:
+    def __init__(self, client: BaseClient, completions: Completions | None = None) -> None:
         self.client = client
         self._completions = completions or Completions(client.backend)
 
@@ -171,7 +172,7 @@ class AsyncClient:
 
     async def run(self, operation: str, /, **parameters: Any) -> Any:
         """Run a task and return its output; see `Client.run`."""
-        return await self._finish(self.submit(operation, **parameters))
+        return await self._finish(partial(self.client.submit, operation, **parameters))
 
     async def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> AsyncTaskHandle:
         """Submit a function call; see `Client.submit_call`."""
@@ -179,7 +180,7 @@ class AsyncClient:
 
     async def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run `function(*args, **kwargs)` in a worker and return its value; see `Client.call`."""
-        return await self._finish(self.submit_call(function, *args, **kwargs))
+        return await self._finish(partial(self.client.submit_call, function, *args, **kwargs))
 
     async def task(self, task_id: str) -> AsyncTaskHandle:
         """Return the handle of a task, an `AsyncPromptHandle` for AI tasks. Raises `TaskNotFound`."""
@@ -195,24 +196,24 @@ class AsyncClient:
         """Submit the work of a task again; see `Client.again`."""
         return await self._submitted(partial(self.client.again, task_id, **options))
 
-    agents = in_thread(Client.agents)
-    workflows = in_thread(Client.workflows)
-    models = in_thread(Client.models)
-    unload = in_thread(Client.unload)
-    conversations = in_thread(Client.conversations)
-    conversation = in_thread(Client.conversation)
-    delete_conversation = in_thread(Client.delete_conversation)
-    tasks = in_thread(Client.tasks)
-    cancel = in_thread(Client.cancel)
-    sessions = in_thread(Client.sessions)
-    restart_session = in_thread(Client.restart_session)
-    free_session = in_thread(Client.free_session)
-    devices = in_thread(Client.devices)
-    metrics = in_thread(Client.metrics)
-    metrics_history = in_thread(Client.metrics_history)
-    insights = in_thread(Client.insights)
-    health = in_thread(Client.health)
-    operations = in_thread(Client.operations)
+    agents = in_thread(BaseClient.agents)
+    workflows = in_thread(BaseClient.workflows)
+    models = in_thread(BaseClient.models)
+    unload = in_thread(BaseClient.unload)
+    conversations = in_thread(BaseClient.conversations)
+    conversation = in_thread(BaseClient.conversation)
+    delete_conversation = in_thread(BaseClient.delete_conversation)
+    tasks = in_thread(BaseClient.tasks)
+    cancel = in_thread(BaseClient.cancel)
+    sessions = in_thread(BaseClient.sessions)
+    restart_session = in_thread(BaseClient.restart_session)
+    free_session = in_thread(BaseClient.free_session)
+    devices = in_thread(BaseClient.devices)
+    metrics = in_thread(BaseClient.metrics)
+    metrics_history = in_thread(BaseClient.metrics_history)
+    insights = in_thread(BaseClient.insights)
+    health = in_thread(BaseClient.health)
+    operations = in_thread(BaseClient.operations)
 
     async def map(
         self,
@@ -227,7 +228,7 @@ class AsyncClient:
         client, items, stop = self.client.with_options(**options), list(iterable), threading.Event()
 
         def run() -> list[Any]:
-            return run_map(client, function, items, chunk_size, client.map_reporter(function, len(items), progress), stop)
+            return run_map(client, function, items, chunk_size, progress, stop)
 
         mapping = asyncio.ensure_future(asyncio.to_thread(run))
         try:
@@ -280,20 +281,34 @@ class AsyncClient:
             return AsyncPromptHandle(handle, self._completions)
         return AsyncTaskHandle(handle, self._completions)
 
-    async def _finish(self, submission: Coroutine[Any, Any, AsyncTaskHandle]) -> Any:
-        submitted = asyncio.ensure_future(submission)
+    async def _finish(self, submit: Callable[[], TaskHandle]) -> Any:
+        task_ids: list[str] = []
+
+        def submit_awaited() -> TaskHandle:
+            handle = submit()
+            task_ids.append(handle.id)
+            awaited.update(task_ids)
+            return handle
+
+        submitted = asyncio.ensure_future(self._submitted(submit_awaited))
         try:
             with pulse():
                 handle = await asyncio.shield(submitted)
             return await handle.result()
         except asyncio.CancelledError:
             raise shown_as_line(asyncio.CancelledError(await asyncio.shield(_cancelled(submitted)))) from None
+        finally:
+            awaited.difference_update(task_ids)
 
 
 async def _cancelled(submitted: asyncio.Future[AsyncTaskHandle]) -> str:
-    """Cancel a task, whose submission may still be under way, and return what became of it."""
+    """Cancel a task, whose submission may still be under way, unless the kernel stops. Return what became of it."""
     try:
-        return after_cancel(await (await submitted).cancel())
+        handle = await submitted
+        if await kernel_stops_soon_async():
+            UnseenTasks().add(handle.id)
+            return f"{handle.id} continues to run without this kernel"
+        return after_cancel(await handle.cancel())
     except OpenRuntimeError as problem:
         return f"the task could not be cancelled ({problem})"
 

@@ -15,6 +15,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads
+from openruntime_jupyter.client.base import BaseClient
 from openruntime_jupyter.client.futures import Completions, TaskFuture
 from openruntime_jupyter.client.handles import TaskHandle, refuse_deadlock
 from openruntime_jupyter.client.serialization import pack_call, sources_of
@@ -27,7 +28,6 @@ from openruntime_jupyter.schemas.tasks import Task
 if TYPE_CHECKING:
     from openruntime_jupyter.arrays.array_file import Layout
     from openruntime_jupyter.arrays.function_pickler import Stream
-    from openruntime_jupyter.client.client import Client
 
 MOST_BYTES = 4_000_000
 """JSON bytes of the calls in one request, not counting the first call."""
@@ -36,7 +36,7 @@ MOST_BYTES = 4_000_000
 class TaskExecutor(Executor):
     """Executor whose calls are tasks with the options of `client`. Running futures can be cancelled."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: BaseClient) -> None:
         self._client = client
         self._completions = Completions(client.backend)
         self._submissions = Submissions(client.backend, self._completions, client.follow_session)

@@ -16,7 +16,7 @@ from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.interruption import interruptible
 from openruntime_jupyter.client.serialization import unpack
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
-from openruntime_jupyter.client.transport.watch import Tell, Watch
+from openruntime_jupyter.client.transport.watch import OnMessage, Watch
 from openruntime_jupyter.current_task import current
 from openruntime_jupyter.errors import (
     InvalidRequest,
@@ -202,14 +202,14 @@ class TaskHandle:
         values = tuple(conversion.mlx_or_numpy(array) if each.kind == "mlx" else array for each, array in found)
         return values[0] if len(values) == 1 else values
 
-    def watch(self, tell: Tell) -> Watch:
-        """Call `tell(message)` for each event of the task, and for the connection's, on a thread shared by all watchers; see `Watch`."""
+    def watch(self, on_message: OnMessage) -> Watch:
+        """Call `on_message(message)` for each event of the task and of the connection, on a thread that all watchers share; see `Watch`."""
 
-        def tell_own(message: dict[str, Any]) -> None:
+        def on_own_message(message: dict[str, Any]) -> None:
             if message.get("data", {}).get("task_id", self.id) == self.id:
-                tell(message)
+                on_message(message)
 
-        return self._backend.watch(("task_update", "task_progress"), tell_own)
+        return self._backend.watch(("task_update", "task_progress"), on_own_message)
 
     def cancel(self) -> Task:
         """Cancel the task and return its final record. `cancel_stage` is the stage that stopped it."""

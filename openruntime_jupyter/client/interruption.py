@@ -1,17 +1,66 @@
-"""Interrupted waits: exceptions that IPython shows as one line, and an event loop that notices the stop button."""
+"""Interrupted waits: exceptions that IPython shows as one line, kernels that stop, and an event loop that notices the stop button."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
+import time
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 Error = TypeVar("Error", bound=BaseException)
 
 PULSE_SECONDS = 0.25
 """Maximum time until an event loop notices the stop button."""
+DECIDE_SECONDS = 0.5
+"""Time between Ctrl-C and the cancellation in a kernel. Jupyter interrupts a kernel before it restarts it, and such a stop cancels nothing.
+The request to shut down, or the kill, follows within milliseconds."""
+DECIDE_POLL = 0.02
+"""Interval between checks for a shutdown during that time, in seconds."""
+
+
+def _shell() -> Any:
+    """Return the IPython shell of this process, or None."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+
+
+def in_kernel() -> bool:
+    """Return whether this process is a Jupyter kernel."""
+    return getattr(_shell(), "kernel", None) is not None
+
+
+def kernel_stops() -> bool:
+    """Return whether the kernel has received a request to shut down, which also precedes a restart.
+
+    The kernel's control thread receives it while the main thread runs a cell.
+    """
+    return in_kernel() and bool(getattr(_shell(), "exit_now", False))
+
+
+def kernel_stops_soon() -> bool:
+    """Return whether an interrupt came from a restart or shutdown of the kernel, after `DECIDE_SECONDS` if not.
+
+    A second interrupt, and one outside of a kernel, is decided at once.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        for _ in _undecided():
+            time.sleep(DECIDE_POLL)
+    return kernel_stops()
+
+
+async def kernel_stops_soon_async() -> bool:
+    """Return the same for a coroutine. A kernel that stops also stops its event loop, so that this may never return."""
+    for _ in _undecided():
+        await asyncio.sleep(DECIDE_POLL)
+    return kernel_stops()
+
+
+def _undecided() -> Iterator[None]:
+    deadline = time.monotonic() + (DECIDE_SECONDS if in_kernel() else 0.0)
+    while not kernel_stops() and time.monotonic() < deadline:
+        yield
 
 
 def shown_as_line(error: Error) -> Error:

@@ -8,21 +8,20 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads
+from openruntime_jupyter.client.base import BaseClient, name_of
 from openruntime_jupyter.client.handles import TaskHandle, lane_of, refuse_deadlock
-from openruntime_jupyter.client.interruption import shown_as_line
+from openruntime_jupyter.client.interruption import kernel_stops, kernel_stops_soon, shown_as_line
 from openruntime_jupyter.client.map_progress import MapReporter, MapState
 from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
+from openruntime_jupyter.client.unseen import UnseenTasks
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed
 from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, SUBMIT_BATCH
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 from openruntime_jupyter.worker.chunk import apply
-
-if TYPE_CHECKING:
-    from openruntime_jupyter.client.client import Client
 
 CHUNKS_A_SLOT = 4
 """Tasks per slot: enough to balance the load, few enough to keep the overhead of tasks small."""
@@ -77,7 +76,7 @@ class Mapping:
                 self._collect()
                 running = ((task_id, chunk.size) for task_id, (chunk, _) in self._submitted.items())
                 self.reporter.update(self._done, len(self.failures), running)
-                if self.stop is not None and self.stop.is_set():
+                if self.stop is not None and (self.stop.is_set() or kernel_stops()):
                     raise MapStopped(self._interrupted())
         except MapStopped:
             raise
@@ -161,7 +160,13 @@ class Mapping:
             self.failures[index] = TaskFailed(message, handle.last_seen)
 
     def _interrupted(self) -> str:
-        """Cancel the remaining tasks of an interrupted map, and return what became of it."""
+        """Cancel the remaining tasks of an interrupted map, unless the kernel stops, and return what became of it."""
+        done = f"{self._done:,} of {len(self.results):,} items were done"
+        if kernel_stops_soon():
+            self._recover()
+            UnseenTasks().add(*self._submitted)
+            self._report("no longer watched")
+            return f"{done}, and the submitted tasks of the others continue without this kernel"
         try:
             self._cancel()
             self._report("cancelled")
@@ -172,27 +177,32 @@ class Mapping:
 
     def _cancel(self) -> None:
         """Cancel the remaining tasks, last one first, so that freed slots do not start tasks that are about to be cancelled."""
+        self._recover()
+        for chunk, handle in reversed(self._submitted.values()):
+            with contextlib.suppress(OpenRuntimeError):
+                if handle.cancel().status is TaskState.COMPLETED:
+                    self._done += chunk.size
+
+    def _recover(self) -> None:
+        """Complete an interrupted submission, so that its tasks are known."""
         with contextlib.suppress(OpenRuntimeError):
             if self._sending is not None:
                 # The same key returns the same tasks, even if the interrupt came before their ids.
                 self._take(self._sending[0], self._submit(*self._sending))
                 for chunk in self._sending[0]:
                     chunk.uploads.release()
-        for chunk, handle in reversed(self._submitted.values()):
-            with contextlib.suppress(OpenRuntimeError):
-                if handle.cancel().status is TaskState.COMPLETED:
-                    self._done += chunk.size
 
 
 def run_map(
-    client: Client,
+    client: BaseClient,
     function: Callable[[Any], Any],
     items: Sequence[Any],
     chunk_size: int | None,
-    reporter: MapReporter,
+    progress: bool | None,
     stop: threading.Event | None = None,
 ) -> list[Any]:
     """Return `function(item)` for each item, in order; see `Client.map`. Raises `MapStopped` once `stop` is set."""
+    reporter = MapReporter(client.backend, client.options.name or name_of(function) or "", len(items), progress)
     refuse_deadlock(client.backend, client.options.device, "a new task")
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
         raise InvalidRequest.of("chunk_size", "must be a whole number of items, at least 1, or None")
@@ -204,7 +214,7 @@ def run_map(
 
 
 def _chunks(
-    client: Client, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None, shared: ArrayUploads
+    client: BaseClient, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None, shared: ArrayUploads
 ) -> Iterator[Chunk]:
     """Yield the chunks. The function is pickled once, with its large arrays in `shared`."""
     codes: list[CodeType] = []
@@ -225,7 +235,7 @@ def _chunks(
         yield Chunk(first, len(some), {**template, "parameters": parameters}, uploads)
 
 
-def _chunk_size(client: Client, number: int) -> int:
+def _chunk_size(client: BaseClient, number: int) -> int:
     """Return the chunk size that gives each slot of the lane a few chunks."""
     devices = client.devices()
     lane = lane_of(client.options.device, devices)

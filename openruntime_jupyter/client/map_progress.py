@@ -22,7 +22,7 @@ SHOW_AFTER = 0.5
 UPDATE_SECONDS = 0.5
 """Maximum interval between two updates."""
 
-MapState = Literal["running", "completed", "cancelled", "failed"]
+MapState = Literal["running", "completed", "cancelled", "failed", "no longer watched"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +106,16 @@ class MapReporter:
             self._watch = self._backend.watch(("task_progress",), self._on_progress)
         # A chunk of one item reports the progress of that item.
         within = sum(min(size, self._within.get(task_id, 0)) for task_id, size in running if size > 1)
-        self._tell("running", done + int(within), failed)
+        self._report("running", done + int(within), failed)
 
     def end(self, state: MapState, done: int, failed: int) -> None:
         """Report the end, if the map was shown."""
         if self._watch is not None:
             self._watch.close()
         if self._shown:
-            self._tell(state, done, failed)
+            self._report(state, done, failed)
 
-    def _tell(self, state: MapState, done: int, failed: int) -> None:
+    def _report(self, state: MapState, done: int, failed: int) -> None:
         now = time.monotonic()
         # The time before the first item is that of the queue and of the start of workers.
         left = self._time_left.report(done, self._total, now) if done and state == "running" else None

@@ -12,19 +12,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from openruntime_jupyter.engines.exit_report import Death, oom_watch
+from openruntime_jupyter.engines.failures import Death, oom_watch
 from openruntime_jupyter.engines.model_pool import ModelPool
 from openruntime_jupyter.engines.pool import Pool
+from openruntime_jupyter.engines.process_groups import ProcessGroups, end_left_groups
 from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
     Died,
     Job,
     Measurements,
-    ModelReport,
+    NeedsMemory,
     Observer,
     Outcome,
     RaisedError,
@@ -35,11 +37,10 @@ from openruntime_jupyter.engines.protocol import (
     StoredArray,
     WorkerReport,
 )
-from openruntime_jupyter.engines.worker_process import Watchdog, WorkerProcess, resident_bytes, worker_environment
-from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend
+from openruntime_jupyter.engines.worker_process import Watchdog, WorkerProcess, resident_bytes, start_ready, worker_environment
+from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend, StorageUnavailable
+from openruntime_jupyter.schemas.base import dumps
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
-from openruntime_jupyter.schemas.values import ModelSource
-from openruntime_jupyter.worker.codec import dumps
 from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, Kind
 
@@ -47,6 +48,9 @@ log = logging.getLogger(__name__)
 
 LARGE = 512 << 20
 """Peak memory in bytes above which a task's slot is released only after its process has ended and freed the memory."""
+
+MAX_WORKERS = 10
+"""Maximum number of workers that a job is given, one after the other, if none of them begins it."""
 
 ACK_SECONDS = 1.0
 """Time after which workers are checked for jobs that they have not read, and interval of that check."""
@@ -82,7 +86,7 @@ class Attempt:
 
     def __init__(self, job: Job, observer: Observer, grace: float, check: bool = True) -> None:
         self.job = job
-        self._check = check and job.private
+        self._check = check
         self.worker: WorkerProcess | None = None
         self.arrays: dict[str, Any] | None = None
         """Array files and folders for the worker."""
@@ -91,9 +95,9 @@ class Attempt:
         """The peak that the kernel reports at the worker's end is that of this attempt."""
         self.keeps_model = False
         """The worker still has the model loaded."""
-        self.spent = False
+        self.retire = False
         """The worker must not be used again."""
-        self.never_begun = False
+        self.not_begun = False
         """The worker ended before it read the job, so another worker may run it."""
         self.declined = False
         """The worker rejected the task because files that it had imported have changed."""
@@ -116,6 +120,8 @@ class Attempt:
         if not worker.fresh:  # the earlier output of a new worker may explain its end
             worker.stdout.begin()
             worker.stderr.begin()
+        # A new worker that was started after another one declined has no old imports. A session keeps its imports.
+        check = self._check if worker.fresh else job.session is None
         worker.fresh, worker.burst = False, job.burst
         worker.listener = self
         worker.dead.add_done_callback(self._died)
@@ -124,12 +130,13 @@ class Attempt:
             "operation": job.operation,
             "device": {"type": job.device_type, "index": job.device_index},
             "memory_total": job.memory_total,
+            "memory_reserved": job.memory_reserved,
             "threads": job.threads,
             "payload_file": payload_file,
             "arrays": self.arrays,
             "private": job.private,
             "burst": job.burst is not None,
-            "check": self._check,
+            "check": check and job.private,
             "session": job.session is not None,
             "model": dataclasses.asdict(job.model.source) if job.model is not None else None,
         }
@@ -141,19 +148,16 @@ class Attempt:
         worker.send(Kind.RUN, encoded)
         self._given = time.monotonic()
 
-    def is_unacknowledged(self, seconds: float) -> bool:
-        """Return whether the job was sent at least `seconds` ago and the worker has not responded to it yet."""
-        if self.worker is None or self.outcome.done() or self._reason is not None or self._acknowledged:
-            return False
-        return time.monotonic() - self._given >= seconds
-
-    def look(self) -> None:
-        """Kill a worker that was stopped by a signal or debugger before it read the job; a worker that is only slow is not affected."""
+    def kill_if_suspended(self) -> None:
+        """Kill a worker that a signal or debugger stopped before it read the job, which was sent at least `ACK_SECONDS` ago."""
         worker = self.worker
-        assert worker is not None
+        if worker is None or self.outcome.done() or self._reason is not None or self._acknowledged:
+            return
+        if time.monotonic() - self._given < ACK_SECONDS:
+            return
         unread = worker.unread
         if unread is not False and worker.stopped:
-            self.never_begun = bool(unread)
+            self.not_begun = bool(unread)
             worker.killed_by_us = "it was suspended (SIGSTOP, or a debugger)"
             worker.signal_group(signal.SIGKILL)
         elif not unread:
@@ -169,7 +173,7 @@ class Attempt:
             self.worker.listener = None
             self.worker.dead.remove_done_callback(self._died)
 
-    def refuse(self, message: str) -> None:
+    def reject(self, message: str) -> None:
         """Fail the task with `message` if it has no worker yet."""
         if self.worker is None:
             self._resolve(Died(Failure(kind=FailureKind.NOT_STARTED, message=message), retry=False))
@@ -190,7 +194,7 @@ class Attempt:
             self._timer = self._loop.call_later(self._grace, self._escalate)
 
     def _escalate(self) -> None:
-        if self.outcome.done() or self.worker is None or self.worker.ended or self._stage not in NEXT_STAGE:
+        if self.outcome.done() or self.worker is None or not self.worker.alive or self._stage not in NEXT_STAGE:
             return
         self._stage, number = NEXT_STAGE[self._stage]
         self._signal(self.worker, number)
@@ -218,19 +222,21 @@ class Attempt:
         elif kind is Kind.DISPLAY:
             self._observer.displayed(body)
         elif kind is Kind.DECLINED:
-            self.declined = self.never_begun = self.spent = True
+            self.declined, self.not_begun, self.retire = body["changed"], True, True
             self._resolve(Died(Failure(kind=FailureKind.NOT_STARTED, message=body["reason"])))
         elif body["task_id"] == self.job.task_id:
             self._finish(kind, body, payload)
 
     def _finish(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
-        self.spent, self.keeps_model, self.imported = body["spent"], body["keeps"], body["imported"]
+        self.retire, self.keeps_model, self.imported = body["retire"], body["keeps"], body["imported"]
         measurements = Measurements(body["execution_time"], body["mlx_peak"], max(self.resident_peak, body["resident"] or 0) or None)
         if kind is Kind.RESULT:
             size = body["payload_size"]
             stored = body["payload_file"]
             inline = payload if size is not None and not stored else None
             self._resolve(Completed(body["output"], measurements, inline, stored, size or 0, body["encoding"], _stored(body["arrays"])))
+        elif kind is Kind.NEEDS_MEMORY:
+            self._resolve(NeedsMemory(body["needs"], measurements))
         elif body["interrupted"] and self._reason is not None:
             self._resolve(Stopped(self._reason, Stage.INTERRUPT, measurements))
         else:
@@ -268,6 +274,8 @@ class LocalOptions:
 
     payloads: Path
     temporary: Path
+    groups: Path | None = None
+    """Folder in which all runtimes of the user record the process groups of their workers; None: not recorded."""
     arrays: ArrayFiles | None = None
     blas: str = ""
     cancel_grace: float = 0.5
@@ -291,7 +299,8 @@ class LocalEngine:
     def __init__(self, options: LocalOptions) -> None:
         self._options = options
         self._loop = asyncio.get_running_loop()
-        self._watchdog = Watchdog(self._past_limit, oom_watch.look)
+        self._watchdog = Watchdog(self._past_limit, oom_watch.read)
+        self._groups = ProcessGroups(options.groups) if options.groups is not None else None
         self._payloads = str(options.payloads)
         self._pools: dict[tuple[str, str], Pool] = {}
         self._workers: set[WorkerProcess] = set()
@@ -301,16 +310,21 @@ class LocalEngine:
         self._warm = {"python", "call"}
         """Operations whose slow imports new workers run in advance."""
         self._sessions: dict[str, tuple[SessionUse, WorkerProcess]] = {}
-        self._model_pool = ModelPool(options.max_models, 4 * options.cancel_grace, resident_bytes)
+        self.models = ModelPool(options.max_models, 4 * options.cancel_grace, resident_bytes)
         self._stopping = False
         self._reaper: asyncio.TimerHandle | None = None
         self._ack_timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Start the watchdog, and the first worker without waiting for it."""
-        self._watchdog.start()
-        self._scout(self._options.interpreter)
+        self._watchdog.ensure_running()
+        self._discovery(self._options.interpreter)
         self._schedule_reaper()
+
+    async def end_left_processes(self) -> None:
+        """End processes that tasks of dead runtimes have left."""
+        if self._options.groups is not None:
+            await self._loop.run_in_executor(None, end_left_groups, self._options.groups)
 
     async def stop(self, deadline: float) -> None:
         """End every worker within `deadline` seconds.
@@ -324,23 +338,25 @@ class LocalEngine:
                 timer.cancel()
         for pool in self._pools.values():
             pool.close()
-        self._model_pool.close()
+        self.models.close()
         for attempt in tuple(self._attempts.values()):
             attempt.halt(StopReason.ENDED)
         for worker in tuple(self._workers):
             worker.leave()
-        await self._gone(deadline / 2)
+        await self._wait_for_exits(deadline / 2)
         for worker in tuple(self._workers):
             worker.killed_by_us = worker.killed_by_us or "the runtime stopped"
             worker.signal_group(signal.SIGKILL)
-        await self._gone(deadline / 2)
-        scouts = tuple(self._reports.values())
-        for scout in scouts:
-            scout.cancel()
-        await asyncio.gather(*scouts, return_exceptions=True)
+        await self._wait_for_exits(deadline / 2)
+        discoveries = tuple(self._reports.values())
+        for discovery in discoveries:
+            discovery.cancel()
+        await asyncio.gather(*discoveries, return_exceptions=True)
         self._watchdog.stop(1.0)
+        if self._groups is not None and not self._workers:
+            self._groups.close()
 
-    async def _gone(self, seconds: float) -> None:
+    async def _wait_for_exits(self, seconds: float) -> None:
         dead = [worker.dead for worker in self._workers]
         if dead:
             await asyncio.wait(dead, timeout=seconds)
@@ -349,9 +365,9 @@ class LocalEngine:
 
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
         """Return the devices of this interpreter's workers; raise `EngineError` or a subclass if none starts."""
-        return await asyncio.shield(self._scout(interpreter or self._options.interpreter))
+        return await asyncio.shield(self._discovery(interpreter or self._options.interpreter))
 
-    def _scout(self, interpreter: str) -> asyncio.Task[list[DeviceReport]]:
+    def _discovery(self, interpreter: str) -> asyncio.Task[list[DeviceReport]]:
         task = self._reports.get(interpreter)
         if task is None or (task.done() and not task.cancelled() and task.exception() is not None):
             task = self._loop.create_task(self._discover(interpreter))
@@ -360,8 +376,8 @@ class LocalEngine:
         return task
 
     async def _discover(self, interpreter: str) -> list[DeviceReport]:
-        worker = self._start_worker(interpreter, {}, describe=True)
-        hello = await worker.ready(self._options.start_timeout)
+        worker = await start_ready(partial(self._start_worker, interpreter, {}, describe=True), self._options.start_timeout)
+        hello = worker.hello.result()
         if hello["problem"] is not None:
             worker.leave()
             raise NoBackend(no_backend(interpreter, hello["problem"]))
@@ -388,19 +404,19 @@ class LocalEngine:
 
     async def run(self, job: Job, observer: Observer) -> Outcome:
         """Run the job and return its outcome; a worker that cannot be started is an outcome as well."""
-        outcome, check = None, True
-        while outcome is None:
-            # A worker that declines is replaced by a new one, which has no old imports to check.
-            outcome, check = await self._try(job, observer, check), False
+        outcome, begun = await self._try(job, observer, check=True)
+        for _ in range(MAX_WORKERS - 1):
+            if begun:
+                break
+            outcome, begun = await self._try(job, observer, check=False)
         return outcome
 
-    async def _try(self, job: Job, observer: Observer, check: bool) -> Outcome | None:
-        """Return the outcome of one attempt, or None if its worker ended before it started the job or declined it."""
+    async def _try(self, job: Job, observer: Observer, check: bool) -> tuple[Outcome, bool]:
+        """Return the outcome of one attempt, and False if its worker ended before it started the job or declined it."""
         if self._stopping:
-            return Stopped(StopReason.ENDED, Stage.QUEUE, Measurements())
+            return Stopped(StopReason.ENDED, Stage.QUEUE, Measurements()), True
         session = self._sessions.get(job.session.id) if job.session is not None else None
-        # A session keeps its imported modules, so its worker is checked only before its first task.
-        attempt = Attempt(job, observer, self._options.cancel_grace, check and session is None)
+        attempt = Attempt(job, observer, self._options.cancel_grace, check)
         self._attempts[job.task_id] = attempt
         if self._ack_timer is None:
             self._ack_timer = self._loop.call_later(ACK_SECONDS, self._check_attempts)
@@ -409,32 +425,32 @@ class LocalEngine:
             self._warm.add(job.operation)
         try:
             attempt.arrays = self._arrays(job)
-            kept = self._model_pool.take(job) if job.model is not None else None
+            kept = self.models.take(job) if job.model is not None else None
             if session is not None:
                 kept = session[1]
             worker = kept or pool.take_idle(job) or await self._next_worker(pool, attempt)
             if worker is None:
-                return await attempt.outcome
+                return await attempt.outcome, True
             if job.model is not None and kept is None:
-                self._model_pool.adopt(job, worker)
+                self.models.adopt(job, worker)
             if job.session is not None and kept is None:
                 self._open_session(job.session, worker)
             outcome = await self._run_on(worker, pool, attempt)
             if job.session is not None and not attempt.declined:  # another worker would not have its variables
-                return outcome
-            return None if attempt.never_begun and isinstance(outcome, Died) else outcome
-        except (EngineError, ArrayNotFound, OSError) as problem:
+                return outcome, True
+            return outcome, not (attempt.not_begun and isinstance(outcome, Died))
+        except (EngineError, ArrayNotFound, StorageUnavailable, OSError) as problem:
             kind = FailureKind.NOT_STARTED
-            return Died(Failure(kind=kind, message=str(problem), type=type(problem).__name__), retry=False)
+            return Died(Failure(kind=kind, message=str(problem), type=type(problem).__name__), retry=False), True
         finally:
             del self._attempts[job.task_id]
 
     def _check_attempts(self) -> None:
         # One timer for all attempts, because most end long before it fires.
         self._ack_timer = self._loop.call_later(ACK_SECONDS, self._check_attempts) if self._attempts else None
+        self._watchdog.ensure_running()
         for attempt in tuple(self._attempts.values()):
-            if attempt.is_unacknowledged(ACK_SECONDS):
-                attempt.look()
+            attempt.kill_if_suspended()
 
     async def _next_worker(self, pool: Pool, attempt: Attempt) -> WorkerProcess | None:
         """Return the next worker for this attempt, or None if the attempt was stopped before."""
@@ -455,9 +471,13 @@ class LocalEngine:
             parameters_file = self._options.temporary / f"{job.payload_name}.parameters"
             try:
                 await self._loop.run_in_executor(None, _write, parameters_file, job.parameters)
-            except OSError:
+            except OSError as problem:
+                parameters_file.unlink(missing_ok=True)
                 self._hand_back(worker, pool, attempt)
-                raise
+                raise StorageUnavailable(
+                    f"The parameters of {len(job.parameters):,} bytes can't be stored in {parameters_file.parent} ({problem.strerror}): "
+                    "free some space there, or choose another `data_dir`"
+                ) from problem
             if attempt.outcome.done():  # stopped in between, before the worker got the job
                 parameters_file.unlink(missing_ok=True)
                 self._hand_back(worker, pool, attempt)
@@ -468,7 +488,7 @@ class LocalEngine:
             attempt.begin(worker, str(parameters_file) if parameters_file else None, f"{self._payloads}/{job.payload_name}")
             outcome = await attempt.outcome
         finally:
-            attempt.resident_peak = max(attempt.resident_peak, self._watchdog.rest(worker.pid))
+            attempt.resident_peak = max(attempt.resident_peak, self._watchdog.unwatch(worker.pid))
             attempt.release()
             if parameters_file is not None:
                 parameters_file.unlink(missing_ok=True)
@@ -490,25 +510,25 @@ class LocalEngine:
             pool.forget_imports()
             self._forget_session(worker)
         elif job.private and job.environment.kernel is not None:  # callers without a kernel id cannot be distinguished
-            pool.learn(job.environment, attempt.imported)
+            pool.record_imports(job.environment, attempt.imported)
         if job.session is not None and not (self._stopping or attempt.declined):
             if worker.signalled and (use := self._forget_session(worker)) is not None:  # it may still receive a signal
                 self._options.session_ended(use, f"The worker was stopped: {worker.killed_by_us}")
                 worker.signal_group(signal.SIGKILL)
             pool.keep_spares_soon()
             return worker.signalled
-        if self._stopping or attempt.spent or (job.private and job.burst is None):
-            self._model_pool.lost(worker)
+        if self._stopping or attempt.retire or (job.private and job.burst is None):
+            self.models.mark_ending(worker)
             self._dismiss(worker)
             pool.keep_spares_soon()
             return True
         if worker.signalled:  # it may still receive a signal, so it is not reused
-            self._model_pool.lost(worker)
+            self.models.mark_ending(worker)
             worker.signal_group(signal.SIGKILL)
             pool.keep_spares_soon()
             return True
         if job.model is not None:
-            self._model_pool.rest(job, attempt.keeps_model)
+            self.models.release(job, attempt.keeps_model)
         else:
             pool.give_back(worker)
         return False
@@ -540,7 +560,7 @@ class LocalEngine:
         """End the worker of a session, and the task that it runs; `reason` completes "The worker was stopped: …"."""
         for attempt in tuple(self._attempts.values()):
             if attempt.job.session is not None and attempt.job.session.id == session_id:
-                attempt.refuse(f"The task did not start: {reason}")
+                attempt.reject(f"The task did not start: {reason}")
         if session_id not in self._sessions:
             return
         _, worker = self._sessions.pop(session_id)
@@ -578,7 +598,7 @@ class LocalEngine:
     def workers(self) -> list[WorkerReport]:
         """Return the running workers."""
         busy = {id(attempt.worker): attempt.job.task_id for attempt in self._attempts.values()}
-        models = {id(worker): name for worker, name in self._model_pool.workers()}
+        models = {id(worker): name for worker, name in self.models.workers()}
         sessions = {id(worker): use for use, worker in self._sessions.values()}
         return [
             WorkerReport(
@@ -595,22 +615,6 @@ class LocalEngine:
             for worker in self._workers
             if not worker.dead.done()
         ]
-
-    def models(self) -> list[ModelReport]:
-        """Return the models that workers keep, least recently used first."""
-        return self._model_pool.models()
-
-    def holds(self, lane: str, model: ModelSource) -> int:
-        """Return the bytes held by the worker that keeps this model; 0 if it is not loaded."""
-        return self._model_pool.holds(lane, model)
-
-    def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
-        """Start unloading the least recently used idle model of this lane except `keep`. Return its name, or None."""
-        return self._model_pool.make_room(lane, keep)
-
-    async def unload(self, name: str | None) -> list[str]:
-        """Unload the idle models of that name, or all; return their names once their workers have ended."""
-        return await self._model_pool.unload(name)
 
     def _pool(self, lane: str, interpreter: str) -> Pool:
         key = (lane, interpreter)
@@ -642,6 +646,8 @@ class LocalEngine:
         environment = worker_environment(self._options.environment, self._options.temporary, self._options.secret_variables, variables)
         arguments = [self._options.blas, "describe" if describe else "", ",".join(sorted(self._warm))]
         worker = WorkerProcess(interpreter, self._generation, environment, str(self._options.temporary), arguments)
+        if self._groups is not None:
+            self._groups.add(worker.pid)
         self._workers.add(worker)
         worker.dead.add_done_callback(lambda _: self._on_worker_ended(worker))
         return worker
@@ -650,7 +656,7 @@ class LocalEngine:
         self._workers.discard(worker)
         attempt = next((attempt for attempt in self._attempts.values() if attempt.worker is worker), None)
         if attempt is not None:
-            attempt.resident_peak = max(attempt.resident_peak, self._watchdog.rest(worker.pid))
+            attempt.resident_peak = max(attempt.resident_peak, self._watchdog.unwatch(worker.pid))
         self._watchdog.forget(worker.pid)
 
     def _past_limit(self, task_id: str) -> None:

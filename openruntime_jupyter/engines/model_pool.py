@@ -44,7 +44,7 @@ class ModelPool:
         found = self._find(job.lane, job.model.source)
         if found is None or found.task_id is not None:
             return None
-        self._wake(found)
+        self._cancel_timer(found)
         found.task_id, found.use = job.task_id, job.model
         return found.worker
 
@@ -53,10 +53,10 @@ class ModelPool:
         assert job.model is not None
         resident = ResidentModel(worker, job.lane, job.model, job.task_id)
         self._all.append(resident)
-        worker.dead.add_done_callback(lambda _: self._gone(resident))
-        self._keep_bound(1)
+        worker.dead.add_done_callback(lambda _: self._remove(resident))
+        self._enforce_limit(1)
 
-    def rest(self, job: Job, keeps: bool) -> None:
+    def release(self, job: Job, keeps: bool) -> None:
         """Mark the job's worker as idle, or end it unless it `keeps` the model."""
         resident = next((each for each in self._all if each.task_id == job.task_id), None)
         if resident is None:
@@ -66,15 +66,15 @@ class ModelPool:
             self._end(resident)
             return
         resident.timer = asyncio.get_running_loop().call_later(resident.use.keep_alive, self._end, resident)
-        self._keep_bound(0)
+        self._enforce_limit(0)
 
-    def lost(self, worker: WorkerProcess) -> None:
+    def mark_ending(self, worker: WorkerProcess) -> None:
         """Mark a worker as ending because other code ends it."""
         for resident in self._all:
             if resident.worker is worker:
                 resident.task_id, resident.ending = None, True
 
-    def models(self) -> list[ModelReport]:
+    def reports(self) -> list[ModelReport]:
         """Return the loaded models, least recently used first."""
         now = time.monotonic()
         return [
@@ -122,7 +122,7 @@ class ModelPool:
     def close(self) -> None:
         """Cancel all timers; the engine ends the workers."""
         for resident in self._all:
-            self._wake(resident)
+            self._cancel_timer(resident)
 
     def _living(self) -> list[ResidentModel]:
         return [each for each in self._all if not each.ending]
@@ -133,24 +133,24 @@ class ModelPool:
     def _find(self, lane: str, model: ModelSource) -> ResidentModel | None:
         return next((each for each in self._living() if each.lane == lane and each.use.source == model), None)
 
-    def _keep_bound(self, coming: int) -> None:
+    def _enforce_limit(self, coming: int) -> None:
         idle = self._idle()
         for resident in idle[: max(0, len(idle) + coming - max(self._most, coming))]:
             self._end(resident)
 
-    def _wake(self, resident: ResidentModel) -> None:
+    def _cancel_timer(self, resident: ResidentModel) -> None:
         if resident.timer is not None:
             resident.timer.cancel()
             resident.timer = None
 
     def _end(self, resident: ResidentModel) -> None:
-        self._wake(resident)
+        self._cancel_timer(resident)
         if resident.ending:
             return
         resident.ending = True
         resident.worker.leave()
         asyncio.get_running_loop().call_later(self._grace, resident.worker.signal_group, signal.SIGKILL)
 
-    def _gone(self, resident: ResidentModel) -> None:
-        self._wake(resident)
+    def _remove(self, resident: ResidentModel) -> None:
+        self._cancel_timer(resident)
         self._all.remove(resident)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, Job
-from openruntime_jupyter.engines.worker_process import WorkerProcess
+from openruntime_jupyter.engines.worker_process import WorkerProcess, start_ready
 from openruntime_jupyter.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ class Pool:
         self._starting: dict[asyncio.Task[None], Variables] = {}
         self._waiting: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._burst_timer: asyncio.TimerHandle | None = None
         self._latest = 0.0
         self._closed = False
 
@@ -196,20 +197,29 @@ class Pool:
                 self._dismiss(worker)
         elif worker.burst is not None:
             self._bursts.setdefault(worker.burst, []).append(worker)
-            worker.burst_timer = asyncio.get_running_loop().call_later(BURST_SECONDS, self._end_burst, worker)
+            self._end_bursts_in(BURST_SECONDS)
         else:
             self._shared.append(worker)
 
-    def _end_burst(self, worker: WorkerProcess) -> None:
-        self._forget_idle(worker)
-        self._dismiss(worker)
+    def _end_bursts_in(self, seconds: float) -> None:
+        if self._burst_timer is None:
+            self._burst_timer = asyncio.get_running_loop().call_later(seconds, self._end_bursts)
+
+    def _end_bursts(self) -> None:
+        """Dismiss the workers that waited too long for a call of their burst. One timer serves all, because most get one at once."""
+        self._burst_timer = None
+        now = time.monotonic()
+        for worker in [worker for burst in self._bursts.values() for worker in burst if now - worker.idle_since >= BURST_SECONDS]:
+            self._forget_idle(worker)
+            self._dismiss(worker)
+        if self._bursts:
+            oldest = min(worker.idle_since for burst in self._bursts.values() for worker in burst)
+            self._end_bursts_in(oldest + BURST_SECONDS - now)
 
     def _forget_idle(self, worker: WorkerProcess) -> None:
         if worker.fresh:
             self._idle.remove(worker)
         elif worker.burst is not None:
-            if worker.burst_timer is not None:
-                worker.burst_timer.cancel()
             burst = self._bursts[worker.burst]
             burst.remove(worker)
             if not burst:
@@ -274,7 +284,7 @@ class Pool:
                 self._starting[task] = variables
                 task.add_done_callback(lambda done: self._starting.pop(done, None))
 
-    def learn(self, environment: ExecutionEnvironment, modules: list[str]) -> None:
+    def record_imports(self, environment: ExecutionEnvironment, modules: list[str]) -> None:
         """Record the installed modules that a task in this environment imported, and keep a spare that has imported them."""
         known = self._known.get(environment)
         if known is None:
@@ -332,11 +342,13 @@ class Pool:
             self._drop_known(worker.environment)
 
     async def _start_one(self, variables: Variables) -> None:
-        try:
+        def start() -> WorkerProcess:
             worker = self._start(self.interpreter, dict(variables))
-            worker.variables = variables
-            worker.lane = self.lane
-            await worker.ready(self._start_timeout)
+            worker.variables, worker.lane = variables, self.lane
+            return worker
+
+        try:
+            worker = await start_ready(start, self._start_timeout)
         except EngineError as problem:
             self._failed(problem)
         except Exception as problem:  # a bug here must not leave tasks waiting
@@ -373,8 +385,9 @@ class Pool:
     def close(self) -> None:
         """Stop starting workers, and fail the waiting tasks."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._burst_timer):
+            if timer is not None:
+                timer.cancel()
         for waiter in self._waiting:
             if not waiter.future.done():
                 waiter.future.set_exception(EngineError("The runtime is stopping"))

@@ -117,6 +117,7 @@ class Job:
     array_name: str | None = None
     model: ModelUse | None = None
     session: SessionUse | None = None
+    memory_reserved: int = 0
 
 
 @dataclass(slots=True)
@@ -168,7 +169,15 @@ class Stopped:
     failure: Failure | None = None
 
 
-Outcome = Completed | RaisedError | Died | Stopped
+@dataclass(slots=True)
+class NeedsMemory:
+    """Outcome of a task that found, before it computed, that it needs more memory than was reserved for it: `needs` in bytes."""
+
+    needs: int
+    measurements: Measurements
+
+
+Outcome = Completed | RaisedError | Died | Stopped | NeedsMemory
 
 
 class Observer(Protocol):
@@ -211,7 +220,7 @@ class WorkerReport:
     session: SessionUse | None = None
 
 
-def held(workers: Sequence[WorkerReport]) -> int | None:
+def total_resident(workers: Sequence[WorkerReport]) -> int | None:
     """Return the resident bytes of the workers whose memory is readable; None if there are workers and none is readable."""
     known = [worker.resident for worker in workers if worker.resident is not None]
     return sum(known) if known or not workers else None
@@ -233,7 +242,7 @@ class ModelReport:
     task_id: str | None = None
 
 
-class Runs(Protocol):
+class JobRunner(Protocol):
     """Runner of jobs. Every method is called on the runtime's loop."""
 
     async def run(self, job: Job, observer: Observer) -> Outcome:
@@ -243,11 +252,34 @@ class Runs(Protocol):
         """Stop a running task in stages; its `run` returns `Stopped`, or its outcome if it has already ended."""
 
 
-class Engine(Runs, Protocol):
+class LoadedModels(Protocol):
+    """Models that workers keep in memory."""
+
+    def reports(self) -> list[ModelReport]:
+        """Return the models, least recently used first."""
+
+    def holds(self, lane: str, model: ModelSource) -> int:
+        """Return the bytes held by the worker that keeps this model; 0 if it is not loaded."""
+
+    def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
+        """Start unloading the least recently used idle model of this lane except `keep`. Return its name, or None."""
+
+    async def unload(self, name: str | None) -> list[str]:
+        """Unload the idle models of that name, or all; return their names once their workers have ended."""
+
+
+class Engine(JobRunner, Protocol):
     """Engine that owns workers."""
+
+    @property
+    def models(self) -> LoadedModels:
+        """Models that workers keep."""
 
     async def start(self) -> None:
         """Start the first workers without waiting for them."""
+
+    async def end_left_processes(self) -> None:
+        """End processes that tasks of dead runtimes have left."""
 
     async def stop(self, deadline: float) -> None:
         """End every worker within `deadline` seconds; never raises."""
@@ -261,20 +293,8 @@ class Engine(Runs, Protocol):
     def workers(self) -> list[WorkerReport]:
         """Return the running workers."""
 
-    def models(self) -> list[ModelReport]:
-        """Return the models that workers keep, least recently used first."""
-
-    def holds(self, lane: str, model: ModelSource) -> int:
-        """Return the bytes held by the worker that keeps this model; 0 if it is not loaded."""
-
-    def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
-        """Start unloading the least recently used idle model of this lane except `keep`. Return its name, or None."""
-
     def session_worker(self, session_id: str) -> tuple[str | None, int | None]:
         """Return the name of the session's worker and its resident bytes; None for unknown values."""
 
     def end_session(self, session_id: str, reason: str) -> None:
         """End the worker of a session, and the task that it runs; `reason` completes "The worker was stopped: …"."""
-
-    async def unload(self, name: str | None) -> list[str]:
-        """Unload the idle models of that name, or all; return their names once their workers have ended."""

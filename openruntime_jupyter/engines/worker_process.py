@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import select
@@ -26,17 +27,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import psutil
 
-from openruntime_jupyter.engines.exit_report import Death, died, install_command, missing_package, not_started
+from openruntime_jupyter.engines.failures import Death, install_command, missing_package, not_started, worker_died
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment
 from openruntime_jupyter.environment import is_secret
 from openruntime_jupyter.errors import EngineError, InterpreterError
+from openruntime_jupyter.schemas.base import dumps, loads
 from openruntime_jupyter.schemas.tasks import Failure
 from openruntime_jupyter.terminal import terminal_text
-from openruntime_jupyter.worker.codec import dumps, loads
 from openruntime_jupyter.worker.frames import HEADER, PROTOCOL, READ_BYTES, BrokenFrame, Kind, decode_header, display_marker, encode
 from openruntime_jupyter.worker.resident import max_resident, own_peak
 
@@ -44,6 +45,11 @@ REAP_POLL = 0.05
 """Seconds between checks of a child process on systems without pidfd."""
 
 TAIL_CHARACTERS = 2000
+
+START_ATTEMPTS = 3
+"""Maximum number of workers started, one after the other, if each is killed before it is ready."""
+
+log = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
@@ -119,6 +125,10 @@ class _Reader(asyncio.BufferedProtocol):
         self._worker.on_disconnect()
 
 
+class WorkerKilled(EngineError):
+    """Worker that another program, or a crash, killed before it was ready."""
+
+
 class WorkerProcess:
     """Worker process. `hello` is a future of its first message, `dead` one of its `Death`."""
 
@@ -146,25 +156,25 @@ class WorkerProcess:
         """Done when it has imported the modules of its last `PREPARE` frame; cancelled when it has ended."""
         self.burst: str | None = None
         """Burst of calls that it serves."""
-        self.burst_timer: asyncio.TimerHandle | None = None
-        """Timer that ends it if no further call of its burst arrives."""
         self.killed_by_us: str | None = None
         self.signalled = False
         # `wait4` counts more towards the worker's peak: the runtime's memory, which it shared at its vfork, and the processes that earlier
         # tasks started. A peak up to this value is not that of the running task.
         self._foreign_peak = own_peak()
-        spawned = _spawn(interpreter, generation, environment, folder, arguments)
-        self._process = spawned.process
-        self.pid = spawned.process.pid
-        self._control = spawned.control
-        self.stdout = OutputPipe(spawned.out, loop, spawned.marker, partial(self._printed, "stdout"))
-        self.stderr = OutputPipe(spawned.err, loop, spawned.marker, partial(self._printed, "stderr"))
+        secret = secrets.token_hex(8)
+        self._process, data, self._control = _spawn(interpreter, generation, environment, folder, arguments, secret)
+        self.pid = self._process.pid
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        marker = display_marker(secret)
+        self.stdout = OutputPipe(self._process.stdout, loop, marker, partial(self._printed, "stdout"))
+        self.stderr = OutputPipe(self._process.stderr, loop, marker, partial(self._printed, "stderr"))
         self._written = select.poll()
-        for descriptor in (spawned.out, spawned.err):
-            self._written.register(descriptor, select.POLLIN)
+        for pipe in (self._process.stdout, self._process.stderr):
+            self._written.register(pipe, select.POLLIN)
         self._loop = loop
         self._transport: asyncio.Transport | None = None
-        self._connecting = loop.create_task(self._connect(spawned.data))
+        self._connecting = loop.create_task(self._connect(data))
         self._reaped = False
         self._lost = asyncio.Event()
         self._ending = select.poll()
@@ -179,10 +189,10 @@ class WorkerProcess:
         transport, _ = await self._loop.create_unix_connection(lambda: _Reader(self), sock=ours)
         self._transport = transport
 
-    async def ready(self, seconds: float) -> dict[str, Any]:
-        """Return the first message; kill a worker that is not ready after `seconds`, and raise `EngineError` or a subclass."""
+    async def ready(self, seconds: float) -> None:
+        """Wait for the first message; kill a worker that is not ready after `seconds`, and raise `EngineError` or a subclass."""
         try:
-            return await asyncio.wait_for(asyncio.shield(self.hello), seconds)
+            await asyncio.wait_for(asyncio.shield(self.hello), seconds)
         except asyncio.TimeoutError:
             self.killed_by_us = f"it was not ready after {seconds:g} s"
             self.signal_group(signal.SIGKILL)
@@ -204,7 +214,7 @@ class WorkerProcess:
             if kind not in (Kind.PROGRESS, Kind.TOKEN) and self._written.poll(0):
                 self.stdout.drain()
                 self.stderr.drain()
-            if kind in (Kind.RESULT, Kind.RAISED):
+            if kind in (Kind.RESULT, Kind.RAISED, Kind.NEEDS_MEMORY):
                 self._foreign_peak = max(self._foreign_peak, body["children_peak"])
             self.listener.frame(kind, body, payload)
             if kind is Kind.DISPLAY:
@@ -276,11 +286,6 @@ class WorkerProcess:
         """True while the process is running, according to the operating system: the loop may not have processed its end yet."""
         return not self._reaped and not (self._pidfd is not None and self._ending.poll(0))
 
-    @property
-    def ended(self) -> bool:
-        """True if the process has ended; `dead` follows after its last output is read."""
-        return self._reaped
-
     def prepare(self, environment: ExecutionEnvironment, modules: list[str]) -> bool:
         """Import these modules in the worker, which from then on runs only tasks of that environment.
 
@@ -335,13 +340,13 @@ class WorkerProcess:
         if self._transport is not None:
             self._transport.close()
         if not self.hello.done():
-            self.hello.set_exception(self._why_no_hello())
+            self.hello.set_exception(self._why_no_hello(death))
             self.hello.exception()  # marks it as retrieved, in case nothing awaits it
         self.prepared.cancel()
         if not self.dead.done():
             self.dead.set_result(death)
 
-    def _why_no_hello(self) -> EngineError:
+    def _why_no_hello(self, death: Death) -> EngineError:
         text = self.last_output()
         if "No module named openruntime_jupyter" in text or "No module named 'openruntime_jupyter" in text:
             return InterpreterError(missing_package(self.interpreter))
@@ -350,11 +355,14 @@ class WorkerProcess:
                 f"The worker of {self.interpreter} was stopped: {self.killed_by_us}. "
                 f"Install the same openruntime-jupyter there: {install_command(self.interpreter)}"
             )
-        return EngineError(f"The worker of {self.interpreter} ended before it was ready. Its output: {text[-800:] or 'none'}")
+        output = f"Its output: {text[-800:] or 'none'}"
+        if death.signal is not None:
+            return WorkerKilled(f"The worker of {self.interpreter} was killed by signal {death.signal} before it was ready. {output}")
+        return EngineError(f"The worker of {self.interpreter} ended before it was ready. {output}")
 
     def failure(self, death: Death, peak: int | None = None) -> Failure:
         """Return the failure of a task that this worker ran when it died; `peak` is in bytes."""
-        return died(death, peak, self.killed_by_us, self.last_output())
+        return worker_died(death, peak, self.killed_by_us, self.last_output())
 
     def last_output(self) -> str:
         """Return the end of its output as a terminal shows it, with standard error last."""
@@ -362,34 +370,37 @@ class WorkerProcess:
         return "\n".join(part for part in parts if part)[-TAIL_CHARACTERS:]
 
 
-@dataclass(slots=True)
-class _Spawned:
-    """New process, and the runtime's ends of its channels."""
+async def start_ready(start: Callable[[], WorkerProcess], seconds: float) -> WorkerProcess:
+    """Call `start` and return the worker once it is ready, or another one if it is killed before. Raise `EngineError` or a subclass."""
+    for _ in range(START_ATTEMPTS - 1):
+        worker = start()
+        try:
+            await worker.ready(seconds)
+        except WorkerKilled as problem:
+            log.warning("%s. Starting another worker", problem)
+        else:
+            return worker
+    worker = start()
+    await worker.ready(seconds)
+    return worker
 
-    process: subprocess.Popen[bytes]
-    data: socket.socket
-    control: socket.socket
-    out: int
-    err: int
-    marker: bytes
 
-
-def _spawn(interpreter: str, generation: int, environment: dict[str, str], folder: str, arguments: list[str]) -> _Spawned:
-    """Start a worker; raise `EngineError` or a subclass."""
-    marker = secrets.token_hex(8)
+def _spawn(
+    interpreter: str, generation: int, environment: dict[str, str], folder: str, arguments: list[str], marker: str
+) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket]:
+    """Start a worker and return it with the runtime's ends of its data and control channels; raise `EngineError` or a subclass."""
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
         try:
             data, their_data = _connection(ours, theirs)
             control, their_control = _connection(ours, theirs)
-            out, their_out = _pipe(ours, theirs)
-            err, their_err = _pipe(ours, theirs)
             descriptors = (their_data.fileno(), their_control.fileno())
             command = [interpreter, "-m", "openruntime_jupyter.worker", *map(str, descriptors), str(generation), str(os.getpid()), marker]
             process = subprocess.Popen(
                 [*command, *arguments],
+                bufsize=0,
                 stdin=subprocess.DEVNULL,
-                stdout=their_out,
-                stderr=their_err,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 pass_fds=descriptors,
                 start_new_session=True,
                 cwd=folder,
@@ -400,7 +411,7 @@ def _spawn(interpreter: str, generation: int, environment: dict[str, str], folde
         ours.pop_all()
     data.setblocking(False)
     control.setblocking(False)
-    return _Spawned(process, data, control, out, err, display_marker(marker))
+    return process, data, control
 
 
 def _pidfd(pid: int) -> int | None:
@@ -415,14 +426,6 @@ def _connection(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tup
     """Return the parent's and the worker's end of a connection."""
     here, there = socket.socketpair()
     return ours.enter_context(here), theirs.enter_context(there)
-
-
-def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
-    """Return the reading end for the parent and the writing end for the worker."""
-    reading, writing = os.pipe()
-    ours.callback(os.close, reading)
-    theirs.callback(os.close, writing)
-    return reading, writing
 
 
 def worker_environment(
@@ -453,13 +456,14 @@ REFILL = 0.1
 class OutputPipe:
     """Reader of a pipe. It passes text to `on_text` and keeps its end in `tail`."""
 
-    def __init__(self, descriptor: int, loop: asyncio.AbstractEventLoop, marker: bytes, on_text: Callable[[str], None]) -> None:
+    def __init__(self, pipe: IO[bytes], loop: asyncio.AbstractEventLoop, marker: bytes, on_text: Callable[[str], None]) -> None:
         self.tail = ""
         self._on_text = on_text
         self._unfinished = False
         self._marker = marker
         self._raw = b""
-        self._descriptor = descriptor
+        self._pipe = pipe
+        self._descriptor = descriptor = pipe.fileno()
         self._loop = loop
         self._left = BUDGET
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -549,7 +553,7 @@ class OutputPipe:
         if self._open:
             self._open = False
             self._loop.remove_reader(self._descriptor)
-            os.close(self._descriptor)
+            self._pipe.close()
             if self._refill is not None:
                 self._refill.cancel()
 
@@ -562,10 +566,25 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 class _Watched:
     read: Callable[[], int]
     close: Callable[[], None]
+    peak_reset: int | None
+    """Descriptor of `/proc/PID/clear_refs`; opening it for each task would take 10 µs. None where the system has no such file."""
     task_id: str | None = None
     limit: int = 0
     resident: int = 0
     peak: int = 0
+
+    def reset_peak(self) -> bool:
+        """Set the kernel's peak of the process's resident memory to the present value. Return False if that is not possible."""
+        try:
+            return self.peak_reset is not None and os.write(self.peak_reset, b"5") > 0
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Close the descriptors."""
+        self.close()
+        if self.peak_reset is not None:
+            os.close(self.peak_reset)
 
 
 def _reader(pid: int) -> tuple[Callable[[], int], Callable[[], None]]:
@@ -578,18 +597,11 @@ def _reader(pid: int) -> tuple[Callable[[], int], Callable[[], None]]:
     return lambda: int(os.pread(descriptor, 200, 0).split()[1]) * PAGE, lambda: os.close(descriptor)
 
 
-def _reset_peak(pid: int) -> bool:
-    """Set the kernel's peak of a process's resident memory to the present value. Return False if that is not possible."""
+def _open_peak_reset(pid: int) -> int | None:
     try:
-        descriptor = os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+        return os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:  # only Linux has this file
-        return False
-    try:
-        return os.write(descriptor, b"5") > 0
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
+        return None
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -608,27 +620,33 @@ class Watchdog:
     """Thread that reads the resident memory of every busy worker ten times a second and reports those above their limit.
 
     Rlimits are not used, because MLX crashes with a segmentation fault when it reaches one. The thread calls `on_excess(task_id)` once per
-    task, and `on_look()` at every reading while tasks run.
+    task, and `on_reading()` at every reading while tasks run.
     """
 
-    def __init__(self, on_excess: Callable[[str], None], on_look: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_excess: Callable[[str], None], on_reading: Callable[[], None] = lambda: None) -> None:
         self._on_excess = on_excess
-        self._on_look = on_look
+        self._on_reading = on_reading
         self._watched: dict[int, _Watched] = {}
         self._lock = threading.Lock()
         self._work = threading.Event()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="openruntime-watchdog", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start the thread."""
+    def ensure_running(self) -> None:
+        """Start the thread, or another one if it has died."""
+        if self._thread is not None:
+            if self._thread.is_alive():
+                return
+            log.error("The watchdog of the workers' memory has ended and is started again. This is a bug in openruntime.")
+        self._thread = threading.Thread(target=self._run, name="openruntime-watchdog", daemon=True)
         self._thread.start()
 
     def stop(self, deadline: float) -> None:
         """Stop the thread within `deadline` seconds."""
         self._closed = True
         self._work.set()
-        self._thread.join(deadline)
+        if self._thread is not None:
+            self._thread.join(deadline)
         for pid in tuple(self._watched):
             self.forget(pid)
 
@@ -640,7 +658,7 @@ class Watchdog:
         watched = self._watched.get(pid)
         if watched is None:
             try:
-                watched = _Watched(*_reader(pid))
+                watched = _Watched(*_reader(pid), _open_peak_reset(pid))
             except (OSError, psutil.Error):  # it has ended, which its owner notices independently
                 return False
             with self._lock:
@@ -648,9 +666,9 @@ class Watchdog:
         watched.limit, watched.peak, watched.task_id = limit, 0, task_id
         if not self._work.is_set():
             self._work.set()
-        return _reset_peak(pid)
+        return watched.reset_peak()
 
-    def rest(self, pid: int) -> int:
+    def unwatch(self, pid: int) -> int:
         """Stop watching an idle process. Return its peak in bytes, 0 if it was never read."""
         watched = self._watched.get(pid)
         if watched is None:
@@ -663,7 +681,7 @@ class Watchdog:
         with self._lock:
             watched = self._watched.pop(pid, None)
             if watched is not None:
-                watched.close()
+                watched.release()
 
     def resident(self, pid: int) -> int | None:
         """Return the resident bytes at the last reading, or None."""
@@ -672,14 +690,14 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._closed:
-            if not self._look():
+            if not self._read_all():
                 self._work.clear()
                 # Check again, for tasks that started between the reading and the clearing.
                 if not any(watched.task_id for watched in tuple(self._watched.values())):
                     self._work.wait()
             time.sleep(INTERVAL)
 
-    def _look(self) -> bool:
+    def _read_all(self) -> bool:
         busy = False
         with self._lock:
             for watched in self._watched.values():
@@ -696,5 +714,5 @@ class Watchdog:
                     watched.limit = 0
                     self._on_excess(task_id)
         if busy:
-            self._on_look()
+            self._on_reading()
         return busy

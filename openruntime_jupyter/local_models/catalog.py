@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
+from openruntime_jupyter.errors import InvalidRequest, NotAllowed, OpenRuntimeError, Unavailable
 from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of
-from openruntime_jupyter.local_models.gguf.header import ENCODINGS
-from openruntime_jupyter.local_models.gguf.llama import shape_of_gguf
+from openruntime_jupyter.local_models.gguf_file import ENCODINGS, shape_of_gguf
 from openruntime_jupyter.schemas.values import ModelSource
 
 if TYPE_CHECKING:
@@ -42,15 +43,30 @@ def _plain(source: ModelSource) -> str:
 
 
 class ModelCatalog:
-    """Catalog that reads the folder of models and the settings on every request.
+    """Catalog of the folder of models and the settings, as they are at each request.
 
     A model is an MLX folder, a GGUF file, or a name on the Hugging Face hub. A model in the folder of models has the name of its folder
     or file, without `.gguf`. Names are compared, never joined to a path.
+
+    Call `refresh` on an event loop before any other method. Only the headers of new and changed models are read then, and in a thread.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._shapes: dict[Path, tuple[Stamp, Shape | str]] = {}
+        self._reading = asyncio.Lock()
+
+    async def refresh(self, name: str | None = None, caller: Caller | None = None) -> None:
+        """Read the headers of new and changed models in a thread, and that of the model at the path `name` if the caller may use it."""
+        async with self._reading:
+            await asyncio.to_thread(self._read, name, caller)
+
+    def _read(self, name: str | None, caller: Caller | None) -> None:
+        if name is None or caller is None:
+            self.known()
+        else:
+            with contextlib.suppress(OpenRuntimeError):
+                self.resolve(name, caller)
 
     def known(self) -> list[ModelSource]:
         """Return the models that every user with permission to submit tasks may use, the default one first."""
@@ -160,6 +176,9 @@ class ModelCatalog:
                 shape = shape_of(path) if kind == "mlx" else shape_of_gguf(path)
             except NotAModel as problem:
                 shape = str(problem)
+            except Exception as problem:  # one damaged model must not hide the others
+                log.exception("Unexpected error of the model %s", path)
+                shape = f"{path} can't be read: {type(problem).__name__}: {problem}"
             self._shapes[path] = stamp, shape
         if isinstance(shape, str):
             raise NotAModel(shape)

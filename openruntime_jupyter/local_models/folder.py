@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-LONGEST_HEADER = 100_000_000
-"""Maximum length in bytes of a header, as in safetensors."""
+LONGEST_JSON = 4_000_000
+"""Maximum length in bytes of a JSON text. Parsing it blocks all threads of the server, for up to 50 ms."""
+LONGEST_JSON_OF_FOLDER = 50_000_000
+"""Maximum length in bytes of the JSON headers of all weight files of a folder."""
+MOST_DIMENSIONS = 8
+LARGEST = 2**53
+"""Largest valid size. All JSON parsers represent it exactly."""
 GROUP_SIZE = 64
 """Default number of weights that share a scale."""
 
@@ -40,20 +48,37 @@ def shape_of(folder: Path) -> Shape:
         inner = config.get("text_config")
         sizes = {**config, **inner} if isinstance(inner, dict) else config
         return Shape(size, _whole(sizes, "max_position_embeddings"), _float32_bytes(files, config), cache_numbers(sizes))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:  # a damaged header may be any JSON
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:  # a damaged header may be any JSON
         raise NotAModel(f"{folder} can't be read: {problem}") from None
+
+
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file and return it with its size; raise OSError, or `NotAModel` for a pipe or device, which may block its reader."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotAModel(f"{path} is not a regular file")
+        yield file, status.st_size
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the contents of config.json; raise `NotAModel`."""
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        with open_file(path) as (file, size):
+            if size > LONGEST_JSON:
+                raise NotAModel(f"{path} has {size:,} bytes, and at most {LONGEST_JSON:,} are allowed")
+            config = json.loads(file.read(LONGEST_JSON))
     except FileNotFoundError:
         raise NotAModel(
             f"{folder} has no config.json: an MLX model is a folder with that file, model*.safetensors and a tokenizer"
         ) from None
-    except (OSError, ValueError) as problem:
-        raise NotAModel(f"{folder / 'config.json'} can't be read: {problem}") from None
+    except NotAModel:
+        raise
+    except (OSError, ValueError, RecursionError) as problem:
+        raise NotAModel(f"{path} can't be read: {problem}") from None
     if not isinstance(config, dict):
         raise NotAModel(f"{folder / 'config.json'} is not a JSON object")
     return config
@@ -85,7 +110,7 @@ def cache_numbers(config: dict[str, Any]) -> int | None:
 
 def _whole(config: dict[str, Any], name: str) -> int | None:
     value = config.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST else None
 
 
 def _float32_bytes(files: list[Path], config: dict[str, Any]) -> int:
@@ -93,31 +118,40 @@ def _float32_bytes(files: list[Path], config: dict[str, Any]) -> int:
     quantization = config.get("quantization")
     settings: dict[str, Any] = quantization if isinstance(quantization, dict) else {}
     usual = _whole(settings, "group_size") or GROUP_SIZE
-    count = 0
-    for name, elements, packed in _tensors(files):
-        base, _, part = name.rpartition(".")
-        if part == "scales":
-            own = settings.get(base)
-            count += elements * ((_whole(own, "group_size") if isinstance(own, dict) else None) or usual)
-        elif not packed and part != "biases":
-            count += elements
+    count, left = 0, LONGEST_JSON_OF_FOLDER
+    for file in files:
+        tensors, start = read_tensors(file)
+        left -= start
+        if left < 0:
+            raise ValueError(f"the headers of its weight files have more than {LONGEST_JSON_OF_FOLDER:,} bytes")
+        for name, tensor in tensors.items():
+            base, _, part = name.rpartition(".")
+            if part == "scales":
+                own = settings.get(base)
+                count += _elements(tensor) * ((_whole(own, "group_size") if isinstance(own, dict) else None) or usual)
+            elif tensor["dtype"] != "U32" and part != "biases":  # U32 is packed
+                count += _elements(tensor)
     return 4 * count
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[str, int, bool]]:
-    """Yield name, number of elements, and True for packed elements."""
-    for file in files:
-        tensors, _ = read_tensors(file)
-        for name, tensor in tensors.items():
-            yield name, math.prod(tensor["shape"]), tensor["dtype"] == "U32"
+def _elements(tensor: dict[str, Any]) -> int:
+    shape = tensor["shape"]
+    if len(shape) > MOST_DIMENSIONS or not all(isinstance(side, int) and 0 <= side <= LARGEST for side in shape):
+        raise ValueError(f"invalid shape of a tensor: {str(shape)[:100]}")
+    return math.prod(shape)
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Any], int]:
-    """Return the descriptions of the tensors in a safetensors file, and the position of their data; raise OSError or ValueError."""
-    with file.open("rb") as stream:
+    """Return the descriptions of the tensors in a safetensors file, and the position of their data.
+
+    Raises OSError, ValueError or RecursionError.
+    """
+    with open_file(file) as (stream, size):
         length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= LONGEST_HEADER:
-            raise ValueError(f"{file.name} is not a safetensors file")
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"{file.name} is not a safetensors file, or is truncated")
+        if length > LONGEST_JSON:
+            raise ValueError(f"the header of {file.name} has {length:,} bytes, and at most {LONGEST_JSON:,} are allowed")
         tensors = json.loads(stream.read(length))
     tensors.pop("__metadata__", None)
     return tensors, 8 + length

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -135,7 +135,11 @@ class LanguageModel:
                 context.token(piece)
 
         reason = None
-        with _quiet(), contextlib.closing(self._responses(tokens, room, options, timing, context)) as responses:
+        # The stdout of a task is only the generated text.
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            contextlib.closing(self._responses(tokens, room, options, timing, context)) as responses,
+        ):
             for response in responses:
                 timing.token(response.generation_tokens)
                 pass_on(stops.feed(response.text))
@@ -226,13 +230,6 @@ def weights_of(model: Any) -> dict[str, Any]:
 def _item_size(model: Any) -> int:
     """Return the size in bytes of the model's activations: that of its widest weights or scales."""
     return max((weight.dtype.size for weight in weights_of(model).values() if mx.issubdtype(weight.dtype, mx.floating)), default=4)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Redirect stdout to stderr: the stdout of a task is only the generated text."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 STEP_SECONDS = 0.2

@@ -18,8 +18,8 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from openruntime_jupyter.errors import EngineError, InvalidRequest, MemoryRefused, OpenRuntimeError
+from openruntime_jupyter.local_models.conversions import Conversions
 from openruntime_jupyter.local_models.folder import NotAModel, read_config, shape_of, weight_files
-from openruntime_jupyter.local_models.gguf.conversions import Conversions
 from openruntime_jupyter.local_models.language_model import LanguageModel, weights_of
 from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions, ModelSource
@@ -88,7 +88,7 @@ def _choose(source: ModelSource, context: TaskContext) -> bool:
 def _load(source: ModelSource, wide: bool) -> tuple[Any, Any]:
     path, kept = Path(source.path), Path(source.converted) if source.converted is not None else None
     if source.kind == "gguf":
-        from openruntime_jupyter.local_models.gguf.loading import load_gguf
+        from openruntime_jupyter.local_models.gguf_model import load_gguf
 
         return load_gguf(path, "float32" if wide else "stored", kept)
     from mlx_lm import utils

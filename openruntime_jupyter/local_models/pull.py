@@ -33,7 +33,7 @@ CUT_SHORT = ("incomplete-download", "DO NOT MATCH THE HASHES")
 
 LOAD = """
 import sys
-from openruntime_jupyter.local_models.gguf.loading import load_gguf
+from openruntime_jupyter.local_models.gguf_model import load_gguf
 from openruntime_jupyter.local_models.folder import NotAModel
 try:
     load_gguf(sys.argv[1])

@@ -99,7 +99,7 @@ class OpenRuntimeMagics(Magics):
 
     def follow(self, handle: TaskHandle) -> None:
         """Display a handle as a card that follows its task. Raises `NotImplementedError` if there is nothing to follow."""
-        from openruntime_jupyter.notebook.run.follow import in_kernel
+        from openruntime_jupyter.client.interruption import in_kernel
 
         session = self.session
         devices: Mapping[str, str] = {}
@@ -118,7 +118,7 @@ class OpenRuntimeMagics(Magics):
 
     def report_unseen(self) -> None:
         """Report the tasks of this notebook that its earlier kernels left behind."""
-        from openruntime_jupyter.notebook.run.unseen import UnseenTasks
+        from openruntime_jupyter.client.unseen import UnseenTasks
 
         if UnseenTasks().of_earlier_kernels():
             session = self.session

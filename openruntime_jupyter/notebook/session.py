@@ -14,10 +14,10 @@ from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.discovery import EMBEDDED, connect
 from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.unseen import UnseenTasks
 from openruntime_jupyter.errors import NotConnected
 from openruntime_jupyter.notebook.arguments import LAST
 from openruntime_jupyter.notebook.run.background import BackgroundTasks
-from openruntime_jupyter.notebook.run.unseen import UnseenTasks
 
 
 class Session:

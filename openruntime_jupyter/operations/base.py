@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any
+from itertools import islice
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -205,9 +206,7 @@ class Operation:
     def validate(self, parameters: dict[str, Any]) -> Parameters:
         """Validate `parameters`; raise `InvalidRequest` that names each invalid field."""
         try:
-            return self.params.model_validate(parameters)
-        except ValidationError as problem:
-            raise invalid(problem, "parameters", self.params.model_fields) from None
+            return validated(self.params, parameters, "parameters")
         except OpenRuntimeError:
             raise
         except (Exception, SystemExit) as problem:  # validators of other packages may raise anything
@@ -241,19 +240,63 @@ def wrong(problem: str) -> PydanticCustomError:
     return PydanticCustomError("wrong", "{problem}", {"problem": problem})  # as context, because the template would interpret braces
 
 
-def invalid(problem: ValidationError, prefix: str = "", known: Iterable[str] = ()) -> InvalidRequest:
-    """Convert pydantic's errors to one `InvalidRequest`; fields are dotted names below `prefix`, and unknown ones list the `known` ones."""
+MOST_ERRORS = 20
+"""Maximum number of invalid fields that an error lists."""
+MOST_HINTS = 5
+"""Number of them with suggestions, and in the message."""
+MANY_ERRORS = 1_000
+"""Number of errors from which they are taken from a part of the value: pydantic creates all of them at once, at 2 µs each."""
+LONGEST_FIELD, LONGEST_PROBLEM = 200, 1_000
+"""Maximum lengths in characters of a field's name and of its problem in an error."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], value: Any, prefix: str = "") -> Model:
+    """Return `value` as a `model`; raise `InvalidRequest` with fields as dotted names below `prefix`."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as problem:
+        some, count = problem, problem.error_count()
+    if count > MANY_ERRORS:
+        try:
+            model.model_validate(_shortened(value, iter(range(MANY_ERRORS))))
+        except ValidationError as problem:
+            some = problem
+        else:
+            raise InvalidRequest.of(prefix or "body", f"{count:,} values are invalid")
+    raise invalid(some, prefix, model.model_fields, count)
+
+
+def _shortened(value: Any, room: Iterator[int]) -> Any:
+    """Return a JSON value with the first entries of its lists and objects, as many as there is `room` for."""
+    if isinstance(value, dict):
+        return {name: _shortened(item, room) for name, item in islice(value.items(), 2 * MOST_ERRORS) if next(room, None) is not None}
+    if isinstance(value, list):
+        return [_shortened(item, room) for item in islice(value, 2 * MOST_ERRORS) if next(room, None) is not None]
+    return value
+
+
+def invalid(problem: ValidationError, prefix: str = "", known: Iterable[str] = (), count: int = 0) -> InvalidRequest:
+    """Convert pydantic's errors to one `InvalidRequest`.
+
+    Fields are dotted names below `prefix`. Suggestions for unknown fields are from `known`. `count` is the number of errors if `problem`
+    does not have all of them.
+    """
+    names, more = list(known), count > problem.error_count()
+    errors = problem.errors(include_url=False, include_context=False, include_input=False)
+    # A part of the value may lack fields that the whole one has.
+    errors = [error for error in errors if not (more and error["type"] == "missing")] or errors
     details = [
         {
-            "field": ".".join(str(part) for part in ((prefix,) if prefix else ()) + error["loc"]) or "body",
-            "problem": describe_error(error, list(known)),
+            "field": ".".join([*([prefix] if prefix else []), *(str(part)[:LONGEST_FIELD] for part in error["loc"])]) or "body",
+            "problem": describe_error(error, names if number < MOST_HINTS else [])[:LONGEST_PROBLEM],
         }
-        for error in problem.errors(include_url=False, include_context=False, include_input=False)
+        for number, error in enumerate(errors[:MOST_ERRORS])
     ]
-    message = "; ".join(f"{detail['field']}: {detail['problem']}" for detail in details[:5])
-    if len(details) > 5:
-        message += f"; and {len(details) - 5} more"
-    return InvalidRequest(message, details)
+    message = "; ".join(f"{detail['field']}: {detail['problem']}" for detail in details[:MOST_HINTS])
+    left = max(count, len(errors)) - MOST_HINTS
+    return InvalidRequest(f"{message}; and {left:,} more" if left > 0 else message, details)
 
 
 def describe_error(error: ErrorDetails, known: list[str]) -> str:
@@ -262,5 +305,5 @@ def describe_error(error: ErrorDetails, known: list[str]) -> str:
         return error["msg"].replace("Input should be", "must be", 1)
     if len(error["loc"]) > 1 or not known:
         return "unknown field"
-    close = get_close_matches(str(error["loc"][0]), known, n=1)
+    close = get_close_matches(str(error["loc"][0])[:LONGEST_FIELD], known, n=1)
     return f"unknown field: did you mean {close[0]}?" if close else f"unknown field; known fields: {', '.join(known)}"

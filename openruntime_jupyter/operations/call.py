@@ -64,6 +64,7 @@ def _call(params: Params, context: TaskContext) -> Any:
     if context.session:
         for each in (function, *arguments):  # an executor's `map` passes the caller's function as an argument
             offer_variables(each)
+    context.code_began = True
     return function(*arguments, **keywords)
 
 

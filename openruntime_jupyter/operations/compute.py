@@ -19,7 +19,6 @@ from openruntime_jupyter.operations.mlx import calls as _calls
 from openruntime_jupyter.operations.mlx import expressions
 from openruntime_jupyter.operations.mlx import graph as _graph
 from openruntime_jupyter.operations.mlx.expressions import Expression
-from openruntime_jupyter.operations.mlx.summaries import LOOKING, summary
 
 SECONDS_PER_ELEMENT = 1e-9
 """Measured time per element of an operation such as `+` on two x86-64 cores, rounded up; functions such as exp take ten times longer."""
@@ -113,7 +112,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
 
     planned = _Evaluation(mx, parsed, inputs, measure=True)
     value = planned.value()
-    needed = max(inputs_size + planned.needed + LOOKING, memory(params))
+    needed = max(inputs_size + planned.needed + numerics.SUMMARY_BYTES, memory(params))
     context.require_memory(needed, "This expression")
     del value
     watch = numerics.Watch(context, params.iterations)
@@ -126,7 +125,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
         "iterations": params.iterations,
         "seconds_per_iteration": numerics.spread(times),
         "memory_estimate": needed,
-        **summary(result),
+        **numerics.summary(result),
     }
 
 

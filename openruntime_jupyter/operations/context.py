@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from openruntime_jupyter.arrays import array_file
 from openruntime_jupyter.arrays.array_file import Layout
 from openruntime_jupyter.arrays.blocks import UNFINISHED
-from openruntime_jupyter.errors import ArrayNotFound, MemoryRefused, StorageUnavailable, gigabytes
+from openruntime_jupyter.errors import ArrayNotFound, MemoryRefused, OpenRuntimeError, StorageUnavailable, gigabytes
 from openruntime_jupyter.schemas.values import ModelSource
 
 if TYPE_CHECKING:
@@ -33,7 +33,18 @@ LARGEST_EXACT = 2**53
 LONGEST_MESSAGE = 1000
 """Maximum characters of a progress message."""
 
+UNRESERVED_SHARE = 1 / 32
+"""Share of the device's memory that a task may use beyond its reservation, so that small tasks need none."""
+
 Send = Callable[[str, dict[str, Any]], None]
+
+
+class MemoryNotReserved(OpenRuntimeError):
+    """Task that needs more memory than the runtime has reserved for it, in bytes. The runtime lets it wait until that is free."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(f"{gigabytes(needed)} of memory are not reserved")
+        self.needed = needed
 
 
 class ArrayIO:
@@ -122,6 +133,7 @@ class TaskContext:
     ----------
     device_type : `"gpu"` or `"cpu"`, which is already MLX's default device
     memory_total : memory of the device in bytes; None if unknown
+    memory_reserved : bytes that the runtime has reserved for the task; None without a runtime
     send : called as `send(kind, body)` to report to the runtime; without it nothing is reported, for operations called directly
     model : entry of the model catalog, for an operation with a model
     resident : state that such an operation keeps in its worker between tasks; a worker has one model
@@ -140,10 +152,12 @@ class TaskContext:
         resident: dict[str, Any] | None = None,
         fast_float32: bool = False,
         session: bool = False,
+        memory_reserved: int | None = None,
     ) -> None:
         self.task_id = task_id
         self.device_type = device_type
         self.memory_total = memory_total
+        self.memory_reserved = memory_reserved
         self.array_io = array_io or ArrayIO()
         self.model = model
         self.resident: dict[str, Any] = {} if resident is None else resident
@@ -151,6 +165,8 @@ class TaskContext:
         self.session = session
         self.modules = len(sys.modules)
         """Number of modules imported when the task began or its model was loaded; an interrupt may leave later ones incomplete."""
+        self.code_began = False
+        """True once code of the caller runs, or text was sent; a task that fails before can run in another process."""
         self.imported: list[str] = []
         """Installed modules that the task imported and that can be imported ahead of other tasks."""
         self._send = send
@@ -226,6 +242,7 @@ class TaskContext:
         """Send a piece of generated text immediately."""
         with self._send_lock:
             if text:
+                self.code_began = True
                 self._emit("token", {"text": text})
 
     def display(
@@ -313,10 +330,15 @@ class TaskContext:
     def require_memory(self, needed: int, what: str = "This task") -> None:
         """Raise `MemoryRefused` with both sizes if `needed` bytes are more than the device has.
 
-        Call it before the evaluation, because a failed allocation in MLX is a segmentation fault.
+        Call it before the evaluation, because a failed allocation in MLX is a segmentation fault. Raises `MemoryNotReserved`, which an
+        operation must not catch, if the task has to wait for the memory.
         """
-        if self.memory_total is not None and needed > self.memory_total:
+        if self.memory_total is None:
+            return
+        if needed > self.memory_total:
             raise MemoryRefused(needed, self.memory_total, what)
+        if self.memory_reserved is not None and needed - self.memory_reserved > self.memory_total * UNRESERVED_SHARE:
+            raise MemoryNotReserved(needed)
 
 
 def _finite(value: Any) -> float | None:

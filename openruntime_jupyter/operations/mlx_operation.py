@@ -15,7 +15,6 @@ from openruntime_jupyter.operations.inputs import Generator, Value
 from openruntime_jupyter.operations.mlx import calls as _calls
 from openruntime_jupyter.operations.mlx import functions as _functions
 from openruntime_jupyter.operations.mlx import graph
-from openruntime_jupyter.operations.mlx.summaries import LOOKING, summary
 
 SECONDS_PER_ELEMENT = 10e-9
 """Measured time per element of exp, one of the slower functions, on two x86-64 cores."""
@@ -121,7 +120,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
         args, kwargs = _built(mx, params, context)
         args, kwargs = _calls.prepared(mx, params.function, args, kwargs)
         inputs = graph.arrays([args, list(kwargs.values())])
-        needed = sum(array.nbytes for array in inputs) + graph.needed(mx, call, args, kwargs) + LOOKING
+        needed = sum(array.nbytes for array in inputs) + graph.needed(mx, call, args, kwargs) + numerics.SUMMARY_BYTES
         needed = max(needed, memory(params))
         context.require_memory(needed, params.function)
         watch = numerics.Watch(context, params.iterations)
@@ -131,7 +130,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     if params.return_arrays:
         for array in result:
             context.give(array)
-    results = [summary(array) for array in result]
+    results = [numerics.summary(array) for array in result]
     return {
         "function": params.function,
         "arguments": _calls.described(args, kwargs),

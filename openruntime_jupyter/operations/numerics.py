@@ -1,7 +1,8 @@
-"""Random arrays, and measurement of duration, rate and numerical error, for operations that compute with MLX."""
+"""Random arrays, measurement of duration, rate and numerical error, and summaries of results, for operations that compute with MLX."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,12 @@ SMALL_CHANGE = 100_000
 """Bytes of indices, keys and samples of that size, in addition to the operands."""
 DRAWING_SECONDS = 7e-9
 """Measured time to draw a random float32 on two x86-64 cores."""
-
+INLINE_VALUES = 1000
+"""Maximum number of elements for which a summary has the values."""
+SUMMARY_CHUNK = 250_000
+"""Elements that a summary processes at once; interrupts are handled between chunks."""
+SUMMARY_BYTES = 5 * SUMMARY_CHUNK
+"""Bytes that a summary needs in MLX: a chunk of bfloat16 as float32, and overhead."""
 
 FloatDtype = Literal["float32", "float16", "bfloat16", "float64"]
 FLOATING = get_args(FloatDtype)
@@ -180,3 +186,59 @@ def refuse_float64_on_gpu(context: TaskContext, dtypes: list[str]) -> None:
     """Raise `InvalidRequest` for float64 on a GPU, which MLX does not support."""
     if context.device_type == "gpu" and "float64" in dtypes:
         raise InvalidRequest.of("dtype", "MLX supports float64 only on the CPU: set device_preference to 'cpu', or use float32")
+
+
+def summary(array: Any) -> dict[str, Any]:
+    """Summarise an evaluated MLX array as JSON.
+
+    Returns
+    -------
+    `shape`, `dtype`, `size` (elements), `nbytes`;
+    `min`, `max`, `mean` of the finite elements, or of their magnitudes for complex arrays; None without finite elements;
+    `non_finite`: number of infinite and NaN elements;
+    `value`: nested lists, or None for more than 1,000 elements. Non-finite elements are None, complex ones `{"real": …, "imag": …}`.
+    """
+    return {
+        "shape": list(array.shape),
+        "dtype": str(array.dtype).rpartition(".")[2].removesuffix("_"),
+        "size": math.prod(array.shape),
+        "nbytes": array.nbytes,
+        **_statistics(array),
+        # An empty array can have any number of empty rows.
+        "value": plain(array.tolist()) if math.prod(side for side in array.shape if side) <= INLINE_VALUES else None,
+    }
+
+
+def plain(value: Any) -> Any:
+    """Replace numbers in nested lists that JSON does not support."""
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    if isinstance(value, complex):
+        return {"real": plain(value.real), "imag": plain(value.imag)}
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def _statistics(array: Any) -> dict[str, Any]:
+    import mlx.core as mx
+    import numpy as np
+
+    least = most = None
+    total, finite, size = 0.0, 0, math.prod(array.shape)
+    flat: Any = mx.reshape(array, (-1,)) if size else None
+    for start in range(0, size, SUMMARY_CHUNK):
+        piece = flat[start : start + SUMMARY_CHUNK]
+        if array.dtype == mx.bfloat16:
+            piece = piece.astype(mx.float32)  # NumPy has no bfloat16
+        values = np.array(piece)
+        if values.dtype.kind == "c":
+            with np.errstate(all="ignore"):
+                values = np.abs(values)
+        if values.dtype.kind == "f":
+            values = values[np.isfinite(values)]
+        if values.size:
+            low, high = values.min().item(), values.max().item()
+            least = low if least is None else min(least, low)
+            most = high if most is None else max(most, high)
+            finite += values.size
+            total += float(values.sum(dtype=np.float64))
+    return {"min": least, "max": most, "mean": total / finite if finite else None, "non_finite": size - finite}

@@ -132,7 +132,7 @@ def lock_within(lock: LockFile, seconds: float) -> bool:
 class RuntimeLock:
     """Lock that a runtime holds while it runs; `facts` is information for users and other runtimes."""
 
-    PATIENCE = 5.0
+    TIMEOUT = 5.0
 
     def __init__(self, folder: Path, runtime: str, facts: dict[str, Any]) -> None:
         self._folder = folder
@@ -145,7 +145,7 @@ class RuntimeLock:
             return
         private_folder(self._folder)
         # A process that checks whether this runtime is alive holds the lock for microseconds, so retry.
-        if not lock_within(self._lock, self.PATIENCE):
+        if not lock_within(self._lock, self.TIMEOUT):
             raise OSError(f"another process holds {self._lock.path}")
         self._lock.write(json.dumps(self._facts).encode())
 
@@ -162,8 +162,8 @@ def is_alive(folder: Path, runtime: str) -> bool:
         descriptor = os.open(folder / f"{runtime}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
-    except OSError:
-        # No permission: leaving a task pending is better than running it twice.
+    except (OSError, ValueError):
+        # No permission, or a damaged name: leaving a task pending is better than running it twice.
         return True
     try:
         # Shared, so that two concurrent checks do not mistake each other for the runtime.
@@ -173,6 +173,11 @@ def is_alive(folder: Path, runtime: str) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def living(folder: Path) -> set[str]:
+    """Return the ids of the runtimes that are alive."""
+    return {path.stem for path in folder.glob("*.lock") if is_alive(folder, path.stem)}
 
 
 def remove_dead_locks(folder: Path) -> None:
@@ -226,7 +231,7 @@ class DeviceSlotLock:
         finally:
             self._turnstile.unlock()
 
-    def retell(self, holder: dict[str, Any]) -> None:
+    def update_holder(self, holder: dict[str, Any]) -> None:
         """Update the holder shown to other runtimes, if the slot is held."""
         if self._slot.held:
             self._own = holder

@@ -19,10 +19,11 @@ from openruntime_jupyter.errors import InvalidRequest, ModelNotFound, StorageUna
 from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.memory import Machine, Memory
 from openruntime_jupyter.operations.registry import left_out
+from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
-from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.ids import make_id
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING
+from openruntime_jupyter.runtime.metrics.gpu import NOTHING
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.metrics.service import MetricsService
 from openruntime_jupyter.runtime.permissions import private_folder
@@ -31,7 +32,6 @@ from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
 from openruntime_jupyter.runtime.queue.scheduler import DeviceDiscovery, Scheduler, WorkerStats
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tasks import failures
 from openruntime_jupyter.runtime.tasks.batch import BatchResults, BatchSubmission
 from openruntime_jupyter.runtime.tasks.entry import Entry
 from openruntime_jupyter.runtime.tasks.recovery import Recovery
@@ -39,8 +39,9 @@ from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.tasks.submission import Caller, TaskSubmission
 from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, SystemMetrics
-from openruntime_jupyter.schemas.tasks import Task, TaskOrder, TaskPage, TaskRequest, TaskState
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskPage, TaskRequest, TaskState
 
 __all__ = ["Caller", "Runtime"]
 
@@ -48,7 +49,22 @@ log = logging.getLogger(__name__)
 
 FIRST_SWEEP_SECONDS = 60.0
 SWEEP_SECONDS = 600.0
-"""Seconds between deletions of expired tasks and recoveries of dead runtimes' tasks."""
+"""Seconds between deletions of expired tasks."""
+RECOVERY_SECONDS = 10.0
+"""Seconds between checks of the other runtimes' locks, each of which takes a fraction of a millisecond."""
+
+
+def make_folders(settings: Settings) -> None:
+    """Create the data folders with mode 0700; raise `StorageUnavailable` if they cannot be used or are not safe from other users."""
+    try:
+        for folder in (settings.data_dir, settings.payloads, settings.temporary):
+            private_folder(folder)
+    except OSError as problem:
+        raise StorageUnavailable(
+            f"The data folder {settings.data_dir} can't be used ({problem.strerror}): make it writable for this user and no other, "
+            "or choose another by OPENRUNTIME_DATA_DIR",
+            retry_after=60.0,
+        ) from problem
 
 
 class Runtime:
@@ -82,7 +98,7 @@ class Runtime:
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
         self.metrics_service = MetricsService(self.settings, self._machine, self.history, self.bus, self.metrics, self.engine.workers)
         self.lanes = Lanes()
-        self._admission = Admission(self._machine, self.engine, self.metrics_service.fresh, self.arrays.give_up)
+        self._admission = Admission(self._machine, self.engine, self.metrics_service.fresh, self.arrays.release_memory)
         self.worker_stats = WorkerStats(self.engine)
         self.tasks = TaskRegistry(self.settings, self.history, self.bus, self.metrics_service.counters, self.lanes)
         self._device_lock = DeviceLock(self.settings, self.id)
@@ -109,9 +125,10 @@ class Runtime:
             self._devices.need,
             self.arrays,
             self.sessions,
-            self.catalog.resolve,
+            self.catalog,
         )
         self._recovery = Recovery(self.history, self.tasks, self.submission)
+        self.history.on_replaced = self._write_again
         self.batches = BatchSubmission(self.submission, self.history, self.tasks)
         self.results = BatchResults(self.history, self.tasks)
         self.notices: list[str] = []
@@ -126,6 +143,7 @@ class Runtime:
             LocalOptions(
                 payloads=settings.payloads,
                 temporary=settings.temporary,
+                groups=settings.data_dir / "workers",
                 arrays=self.arrays,
                 blas=settings.blas,
                 cancel_grace=settings.cancel_grace,
@@ -149,13 +167,14 @@ class Runtime:
         Raises `StorageUnavailable` where the data folder can't be used.
         """
         loop = asyncio.get_running_loop()
-        self._make_folders()
+        make_folders(self.settings)
         self._started = True
         if self._inline is not None:
             lane = Lane(LANE, REPORT, self.settings.remote_slots, self.settings.aging_seconds, self._inline)
             self.lanes.add_remote(lane)
             self.scheduler.open(lane)
         self.metrics_service.start()
+        await self.engine.end_left_processes()  # before their tasks are queued again
         await self.engine.start()
         await loop.run_in_executor(None, self.arrays.open)
         try:
@@ -165,21 +184,9 @@ class Runtime:
             taken_over = []
         self._devices.begin()
         self._keep(self._recovery.take(taken_over))
+        self._keep(self._recover(await loop.run_in_executor(None, locks.living, self.settings.runtimes)))
         self._keep(self._sweep())
         self._keep(self.arrays.run_sweeper(self._knows))
-
-    def _make_folders(self) -> None:
-        """Create the data folders with mode 0700; raise `StorageUnavailable`."""
-        settings = self.settings
-        try:
-            for folder in (settings.data_dir, settings.payloads, settings.temporary):
-                private_folder(folder)
-        except OSError as problem:
-            raise StorageUnavailable(
-                f"The data folder {settings.data_dir} can't be used ({problem.strerror}): make it writable for this user, "
-                "or choose another by OPENRUNTIME_DATA_DIR",
-                retry_after=60.0,
-            ) from problem
 
     async def stop(self, deadline: float = 5.0) -> None:
         """Stop within `deadline` seconds, without raising.
@@ -221,7 +228,7 @@ class Runtime:
     async def _leave_waiting(self, waiting: list[Entry]) -> None:
         for entry in waiting:
             if entry.wait or self.settings.embedded:
-                entry.failure = failures.interrupted("The runtime was stopped before it started.")
+                entry.failure = Failure(kind=FailureKind.INTERRUPTED, message="The runtime was stopped before it started.")
                 entry.finished = time.time()
                 entry.transition(TaskState.INTERRUPTED)
                 await self.tasks.record(entry)
@@ -233,7 +240,7 @@ class Runtime:
         await asyncio.gather(self.engine.stop(deadline), *inline)
 
     async def _end_background(self) -> None:
-        tasks = [*self._devices.coming, *self._background]
+        tasks = [*self._devices.tasks, *self._background]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -243,16 +250,35 @@ class Runtime:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
+    async def _recover(self, alive: set[str]) -> None:
+        """Take over the tasks of runtimes that end from now on; `alive` are those that live now."""
+        while True:
+            await asyncio.sleep(RECOVERY_SECONDS)
+            earlier, alive = alive, await asyncio.get_running_loop().run_in_executor(None, locks.living, self.settings.runtimes)
+            if earlier - alive:
+                try:
+                    await self._take_over()
+                except StorageUnavailable as problem:  # /health reports it already, and the sweep tries again
+                    log.warning("Tasks of a dead runtime could not be taken over: %s", problem)
+
+    async def _take_over(self) -> None:
+        await self.engine.end_left_processes()
+        self._keep(self._recovery.take(await self.history.take_over()))
+
     async def _sweep(self) -> None:
         pause = FIRST_SWEEP_SECONDS
         while True:
             await asyncio.sleep(pause)
             pause = SWEEP_SECONDS
             try:
-                self._keep(self._recovery.take(await self.history.take_over()))
+                await self._take_over()
                 await self.history.sweep()
             except StorageUnavailable as problem:  # /health reports it already
                 log.warning("The history could not be swept: %s", problem)
+
+    def _write_again(self) -> None:
+        self.tasks.write_again()
+        self._recovery.write_again()
 
     async def _knows(self, task_id: str) -> bool:
         return self.tasks.find(task_id) is not None or await self.history.get(task_id) is not None
@@ -263,28 +289,18 @@ class Runtime:
         """Queue a task and return its record; see `TaskSubmission.submit`."""
         return await self.tasks.get(await self.submission.submit(request, caller, idempotency_key))
 
-    async def list_tasks(
-        self,
-        limit: int = 100,
-        before: str | None = None,
-        offset: int = 0,
-        states: list[TaskState] | None = None,
-        operation: str | None = None,
-        owner: str | None = None,
-        order: TaskOrder = "newest",
-        notebook: str | None = None,
-        name: str | None = None,
-    ) -> TaskPage:
+    async def list_tasks(self, query: TasksQuery) -> TaskPage:
         """Return a page of the tasks of all this user's runtimes, newest first, or with `order="next"` the pending tasks in queue order.
 
         Raises `InvalidRequest` where `before` is unknown, and for other filters than `notebook` and `name` together with that order.
         """
-        if order == "newest":
-            return await self.tasks.page(limit, before, offset, states, operation, owner, notebook, name)
-        if before is not None or operation is not None or owner is not None or states not in (None, [TaskState.PENDING]):
+        if query.order == "newest":
+            return await self.tasks.page(query)
+        if query.before or query.operation or query.owner or query.state not in (None, [TaskState.PENDING]):
             raise InvalidRequest.of("order", "`next` lists pending tasks: only `limit`, `offset`, `notebook` and `name` go with it")
         # Pending tasks of the user's other runtimes follow, the oldest first.
         pending = here = self.lanes.pending
+        limit, offset, notebook, name = query.limit, query.offset, query.notebook, query.name
         if notebook is None and name is None:
             entries = self.lanes.next_up(limit, offset)
         else:
@@ -383,13 +399,14 @@ class Runtime:
 
         Raises `TaskConflict` where that model answers a prompt now, and `ModelNotFound` where it is not in memory.
         """
+        await self.catalog.refresh()
         source = self.catalog.named(name) if name is not None else None
         if source is not None:
             name = source.name
-        unloaded = await self.engine.unload(name)
+        unloaded = await self.engine.models.unload(name)
         if name is None or unloaded:
             return unloaded
-        loaded = self.engine.models()
+        loaded = self.engine.models.reports()
         busy = next((each.task_id for each in loaded if each.name == name and each.task_id is not None), None)
         if busy is not None:
             raise TaskConflict(f"The model {name!r} is answering {busy}: cancel that task or wait for it")

@@ -114,6 +114,11 @@ class Settings:
         return self.device_lock_dir or self.data_dir / "locks"
 
     @property
+    def runtimes(self) -> Path:
+        """Folder of the lock files that show which runtimes are alive."""
+        return self.data_dir / "runtimes"
+
+    @property
     def payloads(self) -> Path:
         """Folder of opaque results that are too large for the history's file."""
         return self.data_dir / "payloads"

@@ -91,7 +91,7 @@ class AiTask(Wire):
     agent: str | None = Field(None, description="Role of the agent whose instructions the model got.")
     conversation: str | None = Field(None, description="Name of the conversation that contains the prompt.")
     left_out: int = Field(0, description="Number of oldest turns that were omitted because they exceed the model's context.")
-    untold: list[str] = Field(
+    unverified_numbers: list[str] = Field(
         default_factory=list,
         description="For `system_analysis`: numbers in `result` that are not in the model's input. The model computed or invented them.",
     )

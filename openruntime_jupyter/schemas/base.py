@@ -1,12 +1,14 @@
-"""Base of the wire types, and timestamps."""
+"""Base of the wire types, JSON, and timestamps."""
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 from functools import cache, lru_cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import from_json, to_json
 
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 """UTC, ISO 8601, ending in `Z`."""
@@ -36,6 +38,22 @@ def iso(seconds: float | None) -> str | None:
 def epoch(timestamp: str | None) -> float | None:
     """Convert a `Timestamp` to seconds since the epoch: the inverse of `iso`."""
     return None if timestamp is None else datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
+
+
+def dumps(body: dict[str, Any]) -> bytes:
+    """Encode as JSON, several times faster than `json`."""
+    try:
+        return to_json(body)
+    except ValueError:  # folder names may be invalid UTF-8
+        return json.dumps(body).encode()
+
+
+def loads(body: bytes | bytearray) -> Any:
+    """Decode JSON."""
+    try:
+        return from_json(body)
+    except ValueError:  # it rejects more than 200 levels of nesting
+        return json.loads(body)
 
 
 class Wire(BaseModel):

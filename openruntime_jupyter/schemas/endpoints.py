@@ -13,9 +13,10 @@ from pydantic import BaseModel
 from openruntime_jupyter.schemas import ai
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayPage, ArrayRequest
 from openruntime_jupyter.schemas.batch import BatchAnswer, BatchRequest, ResultsAnswer, ResultsRequest, ended_tasks, outcomes
-from openruntime_jupyter.schemas.events import SERVER_MESSAGES, ClientMessage
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.schemas.queries import (
+    SERVER_MESSAGES,
+    ClientMessage,
     ConversationsQuery,
     DeleteQuery,
     HistoryQuery,
@@ -28,8 +29,17 @@ from openruntime_jupyter.schemas.queries import (
     TokensQuery,
     WaitQuery,
 )
-from openruntime_jupyter.schemas.sessions import Session, SessionList
-from openruntime_jupyter.schemas.system import DeviceList, Health, MetricsHistory, OperationList, ServiceInfo, SystemMetrics, WorkerList
+from openruntime_jupyter.schemas.system import (
+    DeviceList,
+    Health,
+    MetricsHistory,
+    OperationList,
+    ServiceInfo,
+    Session,
+    SessionList,
+    SystemMetrics,
+    WorkerList,
+)
 from openruntime_jupyter.schemas.tasks import Task, TaskChange, TaskOutput, TaskPage, TaskRequest
 from openruntime_jupyter.schemas.values import LEASE_HEADER, LEASED
 

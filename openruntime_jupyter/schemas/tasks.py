@@ -245,6 +245,14 @@ class TaskPage(Wire):
     timestamp: Timestamp
 
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+"""MIME type by which Jupyter's pages show a widget of a kernel."""
+LIVE_WIDGET = "application/vnd.openruntime.widget+json"
+"""MIME type of a task's widget: JSON text with the state of its models, from which a kernel makes a widget of its own."""
+MARK = {"openruntime": "live widget"}
+"""Metadata of a display whose widget has an end. Jupyter Server saves it without the widget."""
+
+
 class OutputItem(Wire):
     """Output of a task in nbformat's format, or a change of earlier output.
 

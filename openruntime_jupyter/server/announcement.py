@@ -11,7 +11,7 @@ from jupyter_server.serverapp import ServerApp
 
 from openruntime_jupyter.runtime.permissions import private_folder
 
-ANY = ("", "0.0.0.0", "*")  # noqa: S104
+ANY = ("", "0.0.0.0", "*")  # noqa: S104 - compared, not bound
 HERE = ("localhost", "ip6-localhost")
 
 
@@ -30,11 +30,19 @@ class Announcement:
 
     Kernels inherit the address in their environment, with a secret that only the extension's handlers accept. Other programs find
     a stand-alone server by a file that only the same user can read.
+
+    Parameters
+    ----------
+    url : the server's URL
+    secret : token for its kernels
+    live_widgets : pages of the server can show live widgets of tasks
     """
 
-    def __init__(self, url: str, secret: str) -> None:
+    def __init__(self, url: str, secret: str, live_widgets: bool = False) -> None:
         self.url = url
         self._variables = {"OPENRUNTIME_URL": url, "OPENRUNTIME_TOKEN": secret, "OPENRUNTIME_SERVER_PID": str(os.getpid())}
+        if live_widgets:
+            self._variables["OPENRUNTIME_LIVE_WIDGETS"] = "1"
         self._file: Path | None = None
 
     def to_kernels(self) -> None:

@@ -18,10 +18,10 @@ from openruntime_jupyter import __version__
 from openruntime_jupyter.server.announcement import Announcement, local_url
 from openruntime_jupyter.server.auth.identity import NotebookIdentity
 from openruntime_jupyter.server.auth.rate_limit import LimitsTraits
-from openruntime_jupyter.server.config.ai_traits import AiTraits
-from openruntime_jupyter.server.config.traits import SettingsTraits
 from openruntime_jupyter.server.jupyter_events import TaskEvents
+from openruntime_jupyter.server.saved_widgets import save_static_forms
 from openruntime_jupyter.server.services import SERVICES, ServerOptions, Services
+from openruntime_jupyter.server.traits import AiTraits, SettingsTraits
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime
@@ -113,7 +113,8 @@ class OpenRuntimeApp(SettingsTraits, AiTraits, LimitsTraits, ExtensionApp):
         settings.label = settings.label or url or f"server {os.getpid()}"
         self.services.start(settings, self.ai_config(), not self.standalone, self._follow_events)
         if url is not None:
-            self._announcement = Announcement(url, self.services.notebooks.token)
+            live_widgets = not self.standalone and save_static_forms(serverapp)
+            self._announcement = Announcement(url, self.services.notebooks.token, live_widgets)
             self._announcement.to_kernels()
             if self.standalone:
                 try:

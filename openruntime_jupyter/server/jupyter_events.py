@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_events import EventLogger
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.runtime.events.bus import EventBus
+    from openruntime_jupyter.runtime.events import EventBus
 
 SCHEMA = Path(__file__).with_name("events") / "task.v1.json"
 BOUND = 100_000

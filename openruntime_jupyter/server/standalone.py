@@ -21,8 +21,7 @@ from openruntime_jupyter.environment import is_loopback
 from openruntime_jupyter.server.app import OpenRuntimeApp
 from openruntime_jupyter.server.auth.identity import StandaloneIdentity
 from openruntime_jupyter.server.auth.rate_limit import LimitsTraits
-from openruntime_jupyter.server.config.ai_traits import AiTraits
-from openruntime_jupyter.server.config.traits import SettingsTraits
+from openruntime_jupyter.server.traits import AiTraits, SettingsTraits
 
 PROGRAM = "jupyter openruntime"
 

@@ -12,11 +12,10 @@ from tornado import web, websocket
 
 from openruntime_jupyter.errors import MalformedRequest, NotAllowed, RateLimited
 from openruntime_jupyter.operations.base import invalid
-from openruntime_jupyter.runtime.events.bus import Event, Subscription
+from openruntime_jupyter.runtime.events import Event, Subscription
 from openruntime_jupyter.schemas.base import iso
 from openruntime_jupyter.schemas.endpoints import CONNECT_EVENTS
-from openruntime_jupyter.schemas.events import ClientMessage
-from openruntime_jupyter.schemas.queries import SinceQuery
+from openruntime_jupyter.schemas.queries import ClientMessage, SinceQuery
 from openruntime_jupyter.server.http.base import OTHER_PAGE, BaseHandler, serves
 
 if TYPE_CHECKING:

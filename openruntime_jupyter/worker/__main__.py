@@ -18,7 +18,7 @@ from typing import Any
 
 from openruntime_jupyter.worker.blas import Blas, choose
 from openruntime_jupyter.worker.channel import Channel, as_json, flush_output, write_whole_lines
-from openruntime_jupyter.worker.control import InterruptGuard, watch
+from openruntime_jupyter.worker.control import InterruptGuard, end_group, watch
 from openruntime_jupyter.worker.frames import PROTOCOL, Kind, display_marker
 from openruntime_jupyter.worker.imports import Imports, installed_folders, read_fresh_sources
 from openruntime_jupyter.worker.progress_bars import watch_progress_bars
@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> None:
     hello_body = hello(blas, devices == "describe")
     channel.send(Kind.HELLO, as_json(hello_body))
     warm(names, stop=lambda: channel.waiting)
-    from openruntime_jupyter.worker.codec import loads
+    from openruntime_jupyter.schemas.base import loads
     from openruntime_jupyter.worker.runner import Runner
 
     runner = Runner(channel, guard, blas, display_marker(marker), imports, hello_body["problem"])
@@ -125,8 +125,8 @@ def main(arguments: list[str]) -> None:
     while True:
         try:
             kind, body = channel.receive()
-        except EOFError:
-            return
+        except (EOFError, OSError):  # the runtime has ended
+            end_group()
         if kind is Kind.LEAVE:
             return
         try:

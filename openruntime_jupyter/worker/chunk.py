@@ -29,6 +29,7 @@ def apply(function: str | dict[str, str], arrays: Sequence[str], items: Sequence
     """
     context = current()
     assert context is not None
+    context.code_began = False  # not before the function is loaded
     source = function if isinstance(function, str) else ArrayRef(**function)
     call, *_ = load(source, [ArrayRef(array=each) for each in arrays], "The function", context)
     if context.session:
@@ -37,6 +38,7 @@ def apply(function: str | dict[str, str], arrays: Sequence[str], items: Sequence
         offer_variables(call)
     if len(items) > 1:
         context.claim_progress()  # not that of a progress bar within an item
+    context.code_began = True
     values: list[Any] = []
     failures: dict[int, Any] = {}
     shown = time.monotonic()

@@ -15,6 +15,7 @@ import socket
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
+from typing import NoReturn
 
 PARENT_POLL_MS = 1000
 
@@ -93,13 +94,21 @@ def watch(control: socket.socket, guard: InterruptGuard, parent: int) -> None:
 
 
 def _watch(control: socket.socket, guard: InterruptGuard, parent: int) -> None:
+    try:
+        _receive(control, guard, parent)
+    finally:  # also if a task has broken a module: without this thread the worker would outlive its runtime
+        end_group()
+
+
+def _receive(control: socket.socket, guard: InterruptGuard, parent: int) -> None:
+    """Receive messages until the runtime ends."""
     poller = select.poll()
     poller.register(control, select.POLLIN)
     pending = b""
     while True:
         events = poller.poll(PARENT_POLL_MS)
         if os.getppid() != parent:
-            _end()
+            return
         if not events:
             continue
         try:
@@ -107,13 +116,13 @@ def _watch(control: socket.socket, guard: InterruptGuard, parent: int) -> None:
         except OSError:
             data = b""
         if not data:
-            _end()
+            return
         *lines, pending = (pending + data).split(b"\n")
         for line in lines:
             guard.request(json.loads(line)["interrupt"])
 
 
-def _end() -> None:
+def end_group() -> NoReturn:
     """Kill this process and all processes that its tasks started."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)

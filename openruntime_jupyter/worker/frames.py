@@ -10,7 +10,7 @@ import socket
 import struct
 from enum import IntEnum
 
-PROTOCOL = 3
+PROTOCOL = 4
 HEADER = struct.Struct("!BIIQ")
 
 INLINE_PAYLOAD = 1 << 20
@@ -42,6 +42,7 @@ class Kind(IntEnum):
     TOKEN = 15
     PREPARED = 16
     DECLINED = 17
+    NEEDS_MEMORY = 18
 
 
 _KINDS = {int(kind): kind for kind in Kind}

@@ -132,6 +132,8 @@ class Imports:
     def end_task(self, begun: int) -> bool:
         """Record the imports of a task that began at `begun` (ns since the epoch); return False if the process can't be reused."""
         if len(sys.modules) != len(self._seen):
+            if not self._seen <= sys.modules.keys():  # the task has removed modules, which the worker may need
+                return False
             self._note(begun)
         return self._unsure is None
 

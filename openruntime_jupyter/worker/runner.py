@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import math
 import os
+import resource
 import sys
 import threading
 import time
@@ -15,15 +17,15 @@ from types import TracebackType
 from typing import Any
 
 from openruntime_jupyter.current_task import set_current
-from openruntime_jupyter.errors import NoBackend, UnknownOperation
+from openruntime_jupyter.errors import NoBackend, OpenRuntimeError, UnknownOperation
 from openruntime_jupyter.operations.base import ModelParameters, Result, World, references
 from openruntime_jupyter.operations.code.values import enter
-from openruntime_jupyter.operations.context import ArrayIO, TaskContext
+from openruntime_jupyter.operations.context import ArrayIO, MemoryNotReserved, TaskContext
 from openruntime_jupyter.operations.registry import operation
+from openruntime_jupyter.schemas.base import dumps
 from openruntime_jupyter.schemas.values import ModelSource
 from openruntime_jupyter.worker.blas import Blas
 from openruntime_jupyter.worker.channel import Channel, as_json, flush_output
-from openruntime_jupyter.worker.codec import dumps
 from openruntime_jupyter.worker.control import InterruptGuard
 from openruntime_jupyter.worker.devices import no_backend, select
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
@@ -60,6 +62,7 @@ class Runner:
         self._device: tuple[str, int] | None = None
         self._kept: dict[str, Any] = {}
         self._used = False
+        self._limits = _soft_limits()
 
     def prepare(self, body: dict[str, Any]) -> None:
         """Import the modules of a `PREPARE` frame with the caller's folder and import path."""
@@ -73,18 +76,30 @@ class Runner:
         """Run the task of a `RUN` frame, send its result, and clean up."""
         task_id = body["task_id"]
         if body["check"] and (changed := self._imports.changed(self._used)) is not None:
-            declined = {"task_id": task_id, "reason": f"{changed} has changed since this worker imported it"}
-            self._channel.send(Kind.DECLINED, as_json(declined))
+            self._decline(task_id, f"{changed} has changed since this worker imported it", changed=True)
             return
-        self._prepare(body)
+        try:
+            self._prepare(body)
+        except Exception as problem:
+            if body["session"]:
+                raise
+            self._decline(task_id, f"The worker can't run tasks: {problem!r}")
+            return
         context = self._context(body)
         set_current(context)
+        self._execute(body, context)
+        set_current(None)
+        self._guard.install()
+        self._used = True
+        _drop_caches()
+
+    def _execute(self, body: dict[str, Any], context: TaskContext) -> None:
         begun, started = time.time_ns(), time.perf_counter()
         result: Result | None = None
         error: BaseException | None = None
         try:
             try:
-                self._guard.enter(task_id)
+                self._guard.enter(context.task_id)
                 result = self._operate(body, context)
             finally:
                 self._guard.leave()
@@ -94,15 +109,21 @@ class Runner:
             if self._guard.delivered:
                 _finish_computing()
         # An interrupted import leaves an incomplete package, so no other task may run in this process.
-        spent = self._guard.delivered and len(sys.modules) != context.modules
+        retire = self._guard.delivered and len(sys.modules) != context.modules
         context.flush_progress()
         context.end()
+        if error is not None and self._is_fault(error, body, context):
+            if self._used and not context.code_began:
+                context.array_io.clear()
+                self._decline(context.task_id, f"The worker can't run tasks any more: {error!r}")
+                return
+            retire = True
         report = {
-            "task_id": task_id,
+            "task_id": context.task_id,
             "execution_time": time.perf_counter() - started,
             "keeps": bool(self._kept),
             "imported": context.imported,
-            "spent": spent or (body["burst"] and not self._imports.end_task(begun)),
+            "retire": retire or (body["burst"] and not self._is_intact(begun)),
             **self._memory(),
         }
         if body["private"] and not (body["burst"] or body["session"]):
@@ -110,17 +131,33 @@ class Runner:
         flush_output()
         if error is None and result is not None:
             error = self._send_result(result, {**report, "arrays": context.array_io.stored}, body)
-        if error is not None:
+        if isinstance(error, MemoryNotReserved):
+            context.array_io.clear()
+            self._channel.send(Kind.NEEDS_MEMORY, as_json({**report, "needs": error.needed}))
+        elif error is not None:
             context.array_io.clear()
             described = describe(error, only_own=body["operation"] in CALLERS_CODE)
             self._channel.send(Kind.RAISED, as_json({**report, **described, "interrupted": self._guard.delivered}))
+        if error is not None:
             error.__traceback__ = None
             _release_exception()
-        del result, error
-        set_current(None)
-        self._guard.install()
-        self._used = True
-        _drop_caches()
+
+    def _is_fault(self, error: BaseException, body: dict[str, Any], context: TaskContext) -> bool:
+        """Return whether an error comes from the worker rather than from the task."""
+        if self._guard.delivered or body["session"]:  # a session is not moved, because its variables would be lost
+            return False
+        expected = context.code_began or isinstance(error, OpenRuntimeError) or body["model"]
+        return not expected or not _computes()
+
+    def _decline(self, task_id: str, reason: str, *, changed: bool = False) -> None:
+        """Report that the task must run in another process. With `changed`, files that this one has imported have changed."""
+        self._channel.send(Kind.DECLINED, as_json({"task_id": task_id, "reason": reason, "changed": changed}))
+
+    def _is_intact(self, begun: int) -> bool:
+        """Return whether another task can run in this process after one that began at `begun`, in ns since the epoch."""
+        if (mx := sys.modules.get("mlx.core")) is not None and not isinstance(mx.array, type):
+            return False
+        return self._imports.end_task(begun) and all(now >= then for now, then in zip(_soft_limits(), self._limits, strict=True))
 
     def _prepare(self, body: dict[str, Any]) -> None:
         _find_directory()
@@ -145,6 +182,7 @@ class Runner:
             self._kept,
             fast_float32=self._blas is None or self._blas.fast,
             session=body["session"],
+            memory_reserved=body["memory_reserved"],
         )
 
     def _operate(self, body: dict[str, Any], context: TaskContext) -> Result:
@@ -275,6 +313,23 @@ def _release_exception() -> None:
         if hasattr(sys, name):
             delattr(sys, name)
     gc.collect()
+
+
+def _soft_limits() -> list[float]:
+    """Return the resource limits of this process; a task may lower them so far that nothing works any more."""
+    limits = [resource.getrlimit(number)[0] for number in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_FSIZE)]
+    return [math.inf if limit == resource.RLIM_INFINITY else limit for limit in limits]
+
+
+def _computes() -> bool:
+    """Return whether MLX still computes. An error of a GPU's driver lasts as long as the process."""
+    mx = sys.modules.get("mlx.core")
+    try:
+        if mx is not None:
+            mx.eval(mx.array(1) + 1)
+    except Exception:
+        return False
+    return True
 
 
 def _finish_computing() -> None:

@@ -80,7 +80,7 @@ def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     problems = Agents(tmp_path).all().problems
     assert [problem.partition(": ")[2][:20] for problem in problems] == [
         "not UTF-8 text: save",
-        "can't be read (Is a ",
+        "not a regular file: ",
         "has 100,074 bytes, b",
     ]
 

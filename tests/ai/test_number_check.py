@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from openruntime_jupyter.ai.number_check import faithful, figures_of, untold
+from openruntime_jupyter.ai.number_check import faithful, figures_of, unverified_numbers
 from tests.ai.insights.test_rewriting import COMPUTED, WORDED
 
 TOLD = """Recorded figures, 2026-01-01T14:31:07.250Z, up for 3m 58s:
@@ -48,8 +48,12 @@ def test_changed_lost_or_added_figure_is_not_faithful(old: str, new: str) -> Non
     ],
 )
 def test_rounded_and_reformatted_figures_are_known(answer: str) -> None:
-    assert untold(answer, TOLD) == []
+    assert unverified_numbers(answer, TOLD) == []
 
 
 def test_unknown_figures_are_listed_in_order() -> None:
-    assert untold("The CPU is at 62 %, at most 100.0 %, 16.1 % of it since 14:32; 62 % is a lot.", TOLD) == ["62", "16.1", "14:32"]
+    assert unverified_numbers("The CPU is at 62 %, at most 100.0 %, 16.1 % of it since 14:32; 62 % is a lot.", TOLD) == [
+        "62",
+        "16.1",
+        "14:32",
+    ]

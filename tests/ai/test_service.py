@@ -18,7 +18,8 @@ from openruntime_jupyter.errors import InvalidRequest, NotAllowed, TaskConflict
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.ai import AiRequest
-from openruntime_jupyter.server.http.sse import with_pauses
+from openruntime_jupyter.schemas.queries import TasksQuery
+from openruntime_jupyter.server.handlers.ai import with_pauses
 from tests.ai.conftest import Provide
 from tests.ai.provider_server import ProviderServer
 from tests.runtimes import ended, submit, until
@@ -78,7 +79,7 @@ async def test_cancelled_wait_for_conversation_leaves_no_task_and_no_lock(tmp_pa
         await service.runtime.cancel(first)
         third = await service.submit(prompt("third", conversation="x"), ME)
         assert (await service.get(third, None)).status == "completed"
-        assert (await service.runtime.list_tasks()).total_count == 2
+        assert (await service.runtime.list_tasks(TasksQuery())).total_count == 2
 
 
 async def test_rejected_prompt_does_not_block_its_conversation(tmp_path: Path, provider: ProviderServer) -> None:
@@ -102,11 +103,11 @@ async def test_remote_model_needs_permission_to_spend_and_to_rewrite_insights(tm
     async with serving(tmp_path, provider.url) as service:
         with pytest.raises(NotAllowed, match="costs its owner money"):
             await service.submit(prompt("x"), STRANGER)
-        assert [service.rewriters(ME)(kind) for kind in KINDS] == [None, None, None]
+        assert [(await service.rewriters(ME))(kind) for kind in KINDS] == [None, None, None]
     assert provider.requests == []
     async with serving(tmp_path, provider.url, insights_wording="remote") as service:
-        assert service.rewriters(STRANGER)("remote") is None
-        rewriter = service.rewriters(ME)("remote")
+        assert (await service.rewriters(STRANGER))("remote") is None
+        rewriter = (await service.rewriters(ME))("remote")
         assert rewriter is not None
         assert await rewriter.ask("word it") == "You said: word it"
         asking = asyncio.ensure_future(rewriter.ask("hold it"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import gc
 import itertools
 import json
 import os
@@ -123,30 +121,6 @@ def test_changes_to_view_are_private(tmp_path: Path) -> None:
     assert conversion.view(tmp_path / "a", "a").sum() == 0
 
 
-def test_last_slice_of_view_keeps_the_lease(tmp_path: Path) -> None:
-    conversion.store(np.arange(4096, dtype=np.float32), tmp_path / "a")
-
-    def free() -> bool:
-        with (tmp_path / "a").open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            return True
-
-    assert free()
-    part = conversion.view(tmp_path / "a", "a")[10:20]
-    gc.collect()
-    assert not free()
-    (tmp_path / "a").rename(tmp_path / "b")
-    (tmp_path / "b").unlink()
-    assert part.tolist() == list(range(10, 20)), "a removed file stays for those who have it mapped"
-    conversion.store(np.zeros(8), tmp_path / "a")
-    del part
-    gc.collect()
-    assert free()
-
-
 def test_missing_or_damaged_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with pytest.raises(ArrayNotFound, match="no longer exists"):
@@ -168,11 +142,8 @@ def test_missing_or_damaged_file_is_an_error(tmp_path: Path) -> None:
         ({"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}, "bytes 8 to 16"),
         ({"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}, "F8_E4M3"),
         ({"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}, "shape"),
-        ({"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}, "shape"),
-        ({"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}, "shape"),
         ({"dtype": "F32", "shape": [1] * 40, "data_offsets": [0, 4]}, "dimensions"),
         ({"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}, "exceed the maximum"),
-        ({"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}, "F32"),
         ({"shape": [1]}, "unreadable safetensors header"),
         (None, "unreadable safetensors header"),
     ],

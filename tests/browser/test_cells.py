@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.chromium import run
+from openruntime_jupyter.notebook.display.tasks import TaskLine
+from tests.browser.chromium import new_page, run
 from tests.browser.lab import LAB, App, new_notebook, opened, until
 from tests.browser.test_quickstart import named
+from tests.notebook.test_views import task
 from tests.support import Home, Server, running_server, slowness
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -152,6 +154,30 @@ def test_card_of_background_task_is_live_and_restart_keeps_running_task(server: 
             await page.locator(".jp-CodeCell").nth(0).locator(".cm-content").click()
             await page.keyboard.press("Control+Enter")
             await expect(first).to_contain_text("1 task of this notebook finished while you were away: kept")
+
+    run(story())
+
+
+STATUS_LINE = """() => {
+  const cut = (part) => part.scrollWidth > part.clientWidth;
+  const line = document.querySelector('.ort-l'), [name, facts, id] = ['.t', '.s', '.r'].map((part) => line.querySelector(part));
+  return [cut(name), cut(facts), Math.round(id.getBoundingClientRect().left - facts.getBoundingClientRect().right)];
+}"""
+"""Script that returns whether the name and the facts are cut, and the room between facts and id."""
+
+
+@pytest.mark.parametrize(("letters", "width", "cut"), [(60, 1400, False), (8, 1100, False), (60, 1000, True), (300, 1400, True)])
+def test_status_line_cuts_only_the_name_and_only_without_room(letters: int, width: int, cut: bool) -> None:
+    measured = {"memory_used_mb": 1234.5, "peak_memory_mb": 1234.5}
+    fields = {"status": "completed", "execution_time": 4.2, "device_used": "d", "performance_metrics": measured}
+    view = TaskLine(task(name="n" * letters, **fields), {"d": "A Processor With a Name, 64 Cores"})
+
+    async def story() -> None:
+        async with new_page(width, 200) as page:
+            await page.set_content(str(view.html()))
+            name_cut, facts_cut, room = await page.evaluate(STATUS_LINE)
+            assert (name_cut, facts_cut) == (cut, False)
+            assert not cut or room < 20
 
     run(story())
 

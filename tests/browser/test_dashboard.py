@@ -249,6 +249,13 @@ async def test_buttons_work_through_kernel_and_lost_runtime_is_reported(server: 
         await notebook.menu("Run", "Run Selected Cell")
         await expect(page.locator(".or-header")).to_contain_text("reconnecting")
         await expect(alert(page)).to_contain_text("from the runtime")
+        # The kernel has nothing to send any more, which is not the kernel's fault.
+        await page.evaluate("() => { const now = Date.now; Date.now = () => now() + 60_000; }")
+        for _ in range(3):
+            async with page.expect_response(lambda answer: "/api/status" in answer.url):
+                pass
+        await expect(page.locator(".or-header")).to_contain_text("reconnecting")
+        await expect(alert(page)).to_contain_text("from the runtime")
 
 
 async def test_empty_dashboard_explains_first_steps_and_long_queue_can_be_paged(tmp_path_factory: pytest.TempPathFactory) -> None:

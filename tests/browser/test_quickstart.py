@@ -37,7 +37,7 @@ async def test_interrupt_cancels_task_and_keeps_kernel(server: Server) -> None:
     async with opened(server, "stop.ipynb") as notebook:
         await notebook.start_all()
         await until(lambda: bool(named(server, "endless", "running")), "the task runs")
-        line = notebook.page.locator(".ort").filter(has_text="endless")
+        line = notebook.page.locator(".jp-OpenRuntime-task").filter(has_text="endless")
         await expect(line).to_contain_text(re.compile("running.*s"))
         before = await place(line)
         await notebook.page.click("[data-command='notebook:interrupt-kernel']")

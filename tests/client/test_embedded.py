@@ -153,7 +153,8 @@ def test_stopping_takes_no_longer_than_its_deadline(tmp_path: Path) -> None:
     assert time.monotonic() - started < soon
 
 
-def test_a_data_folder_that_cannot_be_written_is_an_error_and_no_hang(tmp_path: Path) -> None:
+def test_no_writable_folder_at_all_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
     backend = EmbeddedBackend(Settings(data_dir=tmp_path / "file", embedded=True))
     before = set(threading.enumerate())

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from openruntime_jupyter.client.transport.errors import BAD_URL, MESSAGES, TRANSLATED, from_answer, translate
-from openruntime_jupyter.client.transport.http import HttpBackend
+from openruntime_jupyter.client.transport.http import BAD_URL, MESSAGES, TRANSLATED, HttpBackend, from_answer, translate
 from openruntime_jupyter.errors import (
     InvalidRequest,
     NotAllowed,

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
-from openruntime_jupyter.client.transport.events import Listening
+from openruntime_jupyter.client.transport.embedded import EmbeddedBackend, Listening
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.watch import Watch
-from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.settings import Settings
 from tests.support import STANDALONE, free_port, running_server, wait_until
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import cloudpickle
 import psutil
+import pytest
 
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
-from openruntime_jupyter.engines.protocol import Completed, Died, Job, ModelUse, RaisedError, Stopped, StopReason
+from openruntime_jupyter.engines.protocol import Completed, Job, ModelUse, Stopped, StopReason
 from openruntime_jupyter.schemas.values import ModelSource
 from tests.runtimes import pickled, until
 
@@ -53,8 +52,6 @@ def answer(how: str) -> tuple[int, int]:
     context = current()
     assert context is not None
     assert context.model is not None
-    if how == "does not load":
-        raise ValueError("not a model")
     context.resident["answers"] = context.resident.get("answers", 0) + 1
     context.token(context.model.name)
     if how == "for long":
@@ -67,15 +64,27 @@ def source(name: str) -> ModelSource:
     return ModelSource(name, f"/models/{name}", "mlx")
 
 
-@asynccontextmanager
-async def engine_in(folder: Path, most: int = 2) -> AsyncIterator[LocalEngine]:
-    engine = LocalEngine(LocalOptions(folder, folder, max_models=most))
-    await engine.start()
-    await engine.devices()
-    try:
-        yield engine
-    finally:
-        await engine.stop(5.0)
+@pytest.fixture(scope="module")
+def shared(jp_asyncio_loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEngine]:
+    """Engine that keeps up to two models, which all tests share."""
+    folder = tmp_path_factory.mktemp("engine")
+
+    async def started() -> LocalEngine:
+        engine = LocalEngine(LocalOptions(folder, folder, max_models=2))
+        await engine.start()
+        await engine.devices()
+        return engine
+
+    engine = jp_asyncio_loop.run_until_complete(started())
+    yield engine
+    jp_asyncio_loop.run_until_complete(engine.stop(5.0))
+
+
+@pytest.fixture
+def engine(shared: LocalEngine, jp_asyncio_loop: asyncio.AbstractEventLoop) -> Iterator[LocalEngine]:
+    """The shared engine, without models of other tests."""
+    yield shared
+    jp_asyncio_loop.run_until_complete(shared.models.unload(None))
 
 
 _numbers = iter(range(1000))
@@ -96,96 +105,64 @@ async def answered(engine: LocalEngine, model: str, **how: Any) -> tuple[int, in
 
 
 def names(engine: LocalEngine) -> list[str]:
-    return [model.name for model in engine.models()]
+    return [model.name for model in engine.models.reports()]
 
 
-async def test_model_stays_loaded_between_tasks(tmp_path: Path) -> None:
-    async with engine_in(tmp_path) as engine:
-        first, worker = await answered(engine, "a")
-        again, same = await answered(engine, "a")
-        assert (first, again) == (1, 2)
-        assert worker == same
-        (report,) = engine.models()
-        assert (report.name, report.state, report.lane) == ("a", "idle", LANE)
-        assert report.resident
-        assert report.idle_seconds is not None
-        assert engine.holds(LANE, source("a")) == report.resident
-        assert engine.holds(LANE, source("b")) == 0
+async def test_model_stays_loaded_between_tasks(engine: LocalEngine) -> None:
+    first, worker = await answered(engine, "a")
+    again, same = await answered(engine, "a")
+    assert (first, again) == (1, 2)
+    assert worker == same
+    plain = Job("task_x", "python", b'{"code": "import os; os.getpid()"}', LANE, "cpu", 0, None, 1 << 40, 1, "task_x.1")
+    outcome = await engine.run(plain, Deaf())
+    assert isinstance(outcome, Completed)
+    assert int(outcome.output["value"]) != worker, "only tasks with this model run there"
+    (report,) = engine.models.reports()
+    assert (report.name, report.state, report.lane) == ("a", "idle", LANE)
+    assert report.resident
+    assert report.idle_seconds is not None
+    assert engine.models.holds(LANE, source("a")) == report.resident
+    assert engine.models.holds(LANE, source("b")) == 0
 
 
-async def test_each_model_has_a_separate_worker(tmp_path: Path) -> None:
-    async with engine_in(tmp_path) as engine:
-        _, first = await answered(engine, "a")
-        _, second = await answered(engine, "b")
-        plain = Job("task_x", "python", b'{"code": "import os; os.getpid()"}', LANE, "cpu", 0, None, 1 << 40, 1, "task_x.1")
-        outcome = await engine.run(plain, Deaf())
-        assert isinstance(outcome, Completed)
-        assert len({first, second, int(outcome.output["value"])}) == 3
+async def test_least_recently_used_model_is_unloaded_over_limit(engine: LocalEngine) -> None:
+    for model in ("a", "b", "a", "c"):
+        await answered(engine, model)
+    assert names(engine) == ["a", "c"]
 
 
-async def test_least_recently_used_model_is_unloaded_over_limit(tmp_path: Path) -> None:
-    async with engine_in(tmp_path, most=2) as engine:
-        for model in ("a", "b", "a", "c"):
-            await answered(engine, model)
-        assert names(engine) == ["a", "c"]
+async def test_model_is_unloaded_after_keep_alive(engine: LocalEngine) -> None:
+    _, at_once = await answered(engine, "a", keep_alive=0.0)
+    _, soon = await answered(engine, "b", keep_alive=0.2)
+    await until(lambda: not psutil.pid_exists(at_once) and not psutil.pid_exists(soon), what="the end of both workers")
+    assert names(engine) == []
 
 
-async def test_model_is_unloaded_after_keep_alive(tmp_path: Path) -> None:
-    async with engine_in(tmp_path) as engine:
-        _, at_once = await answered(engine, "a", keep_alive=0.0)
-        _, soon = await answered(engine, "b", keep_alive=0.2)
-        await until(lambda: not psutil.pid_exists(at_once) and not psutil.pid_exists(soon), what="the end of both workers")
-        assert names(engine) == []
+async def test_unload_waits_for_worker_to_end(engine: LocalEngine) -> None:
+    _, worker = await answered(engine, "a")
+    assert await engine.models.unload("b") == []
+    assert await engine.models.unload(None) == ["a"]
+    assert not psutil.pid_exists(worker)
+    assert (await answered(engine, "a"))[0] == 1
 
 
-async def test_unload_waits_for_worker_to_end(tmp_path: Path) -> None:
-    async with engine_in(tmp_path) as engine:
-        _, worker = await answered(engine, "a")
-        assert await engine.unload("b") == []
-        assert await engine.unload(None) == ["a"]
-        assert not psutil.pid_exists(worker)
-        assert (await answered(engine, "a"))[0] == 1
+async def test_make_room_unloads_one_idle_model_except_requested(engine: LocalEngine) -> None:
+    for model in ("a", "b"):
+        await answered(engine, model)
+    assert engine.models.make_room(LANE, source("a")) == "b"
+    assert engine.models.make_room(LANE, source("a")) == "b", "it has not ended yet"
+    await until(lambda: engine.models.make_room(LANE, source("a")) is None, what="the end of b")
+    assert names(engine) == ["a"]
 
 
-async def test_make_room_unloads_one_idle_model_except_requested(tmp_path: Path) -> None:
-    async with engine_in(tmp_path) as engine:
-        for model in ("a", "b"):
-            await answered(engine, model)
-        assert engine.make_room(LANE, source("a")) == "b"
-        assert engine.make_room(LANE, source("a")) == "b", "it has not ended yet"
-        await until(lambda: engine.make_room(LANE, source("a")) is None, what="the end of b")
-        assert names(engine) == ["a"]
-
-
-async def test_cancelled_task_keeps_model_loaded(tmp_path: Path) -> None:
-    async with engine_in(tmp_path) as engine:
-        _, worker = await answered(engine, "a")
-        long, deaf = job("a", "for long"), Deaf()
-        running = asyncio.ensure_future(engine.run(long, deaf))
-        await deaf.begun.wait()
-        assert deaf.text == "a"
-        assert engine.models()[0].task_id == long.task_id
-        assert engine.make_room(LANE, None) is None, "it is busy"
-        engine.halt(long.task_id, StopReason.CANCELLED)
-        assert isinstance(await running, Stopped)
-        assert await answered(engine, "a") == (3, worker)
-
-
-async def test_model_is_loaded_again_after_worker_death(tmp_path: Path) -> None:
-    async with engine_in(tmp_path) as engine:
-        _, worker = await answered(engine, "a")
-        await answered(engine, "b")
-        deaf = Deaf()
-        running = asyncio.ensure_future(engine.run(job("a", "for long"), deaf))
-        await deaf.begun.wait()
-        psutil.Process(worker).kill()
-        assert isinstance(await running, Died)
-        assert (await answered(engine, "b"))[0] == 2
-        assert (await answered(engine, "a"))[0] == 1
-
-
-async def test_worker_without_its_model_ends(tmp_path: Path) -> None:
-    async with engine_in(tmp_path) as engine:
-        outcome = await engine.run(job("a", "does not load"), Deaf())
-        assert isinstance(outcome, RaisedError)
-        assert names(engine) == []
+async def test_cancelled_task_keeps_model_loaded(engine: LocalEngine) -> None:
+    _, worker = await answered(engine, "a")
+    long, deaf = job("a", "for long"), Deaf()
+    running = asyncio.ensure_future(engine.run(long, deaf))
+    await deaf.begun.wait()
+    assert deaf.text == "a"
+    assert engine.models.reports()[0].task_id == long.task_id
+    assert engine.models.make_room(LANE, None) is None, "it is busy"
+    engine.halt(long.task_id, StopReason.CANCELLED)
+    assert isinstance(await running, Stopped)
+    assert await answered(engine, "a") == (3, worker)

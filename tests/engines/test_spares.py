@@ -13,10 +13,7 @@ from openruntime_jupyter.engines import pool as pools
 from openruntime_jupyter.engines.pool import Pool
 from openruntime_jupyter.engines.protocol import Job
 from openruntime_jupyter.runtime.runtime import Runtime
-from tests.runtimes import cell, ended, printed, runtime_in, says, submit, until
-
-WAITS = "import time\nprint('in', flush=True)\ntime.sleep(600)"
-DIES = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+from tests.runtimes import busy, completed, runtime_in, submit, until
 
 
 def idle(runtime: Runtime) -> list[str]:
@@ -26,31 +23,16 @@ def idle(runtime: Runtime) -> list[str]:
 @pytest.mark.parametrize("spares", [1, 3])
 async def test_configured_number_of_spares_is_kept(tmp_path: Path, spares: int) -> None:
     async with runtime_in(tmp_path, spare_workers=spares) as runtime:
-        busy = await cell(runtime, WAITS)
-        await says(runtime, busy, "in")
+        holder = await busy(runtime)
         await until(lambda: len(idle(runtime)) == spares, what="the spares")
         assert len(runtime.engine.workers()) == spares + 1
-        await runtime.cancel(busy)
+        await runtime.cancel(holder)
 
 
-async def test_built_in_operations_share_a_worker(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path, spare_workers=0) as runtime:
-        for _ in range(3):
-            assert (await ended(runtime, await submit(runtime, "compute"))).status == "completed"
-            assert [worker.name for worker in runtime.engine.workers()] == ["worker_1"]
-
-
-@pytest.mark.parametrize("spares", [0, 1])
-async def test_task_after_killed_worker_runs_in_another(tmp_path: Path, spares: int) -> None:
-    async with runtime_in(tmp_path, spare_workers=spares) as runtime:
-        first = await cell(runtime, "import os\nprint(os.getpid())")
-        await ended(runtime, first)
-        died = await ended(runtime, await cell(runtime, DIES))
-        assert died.failure is not None
-        assert died.failure.kind == "worker_died"
-        second = await cell(runtime, "import os\nprint(os.getpid())")
-        await ended(runtime, second)
-        assert (await printed(runtime, first)).split() != (await printed(runtime, second)).split() != []
+async def test_built_in_operations_share_a_worker(runtime: Runtime) -> None:
+    for _ in range(3):
+        await completed(runtime, await submit(runtime, "compute"))
+        assert [worker.name for worker in runtime.engine.workers()] == ["worker_1"]
 
 
 class FakeWorker:

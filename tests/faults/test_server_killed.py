@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import STANDALONE, Home, alive, running_server, wait_until
 
-TASKS = 16
+TASKS = 10
 
 
 def test_killed_server_loses_and_repeats_no_task(tmp_path: Path) -> None:
@@ -49,33 +49,23 @@ def marking_code(marks: Path, number: int) -> str:
     return f"import os, time\n{write}\ntime.sleep(0.05)"
 
 
-def test_running_task_with_retries_is_retried_after_kill(tmp_path: Path) -> None:
+def test_only_running_tasks_with_retries_run_again_after_kill(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
-    mark = tmp_path / "mark"
-    code = f"import pathlib, time\nmark = pathlib.Path({os.fspath(mark)!r})\nagain = mark.exists()\n"
-    code += "mark.touch()\nif not again: time.sleep(600)\nprint('again')"
-    with running_server(home, STANDALONE) as server:
-        task_id = server.submit("python", {"code": code}, wait=False, retries=1)["task_id"]
-        wait_until(mark.exists, 20, "the first run")
-        server.kill()
-    with running_server(home, STANDALONE) as server:
-        task = server.finished(task_id)
-        assert (task["status"], task["attempt"]) == ("completed", 2)
-        assert server.get(f"/tasks/{task_id}/output")["items"][-1]["text"] == "again\n"
-
-
-def test_synchronous_tasks_of_killed_server_are_interrupted(tmp_path: Path) -> None:
-    home = Home(tmp_path / "home")
-    mark = tmp_path / "mark"
-    code = f"open({os.fspath(mark)!r}, 'a').write('x')\nimport time; time.sleep(600)"
-    with running_server(home, STANDALONE) as server, ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(server.submit, "python", {"code": code})
-        wait_until(mark.exists, 20, "the run")
-        listed = wait_until(lambda: server.get("/tasks", params={"state": "running"})["tasks"], 10, "the task")
+    first, second = tmp_path / "first", tmp_path / "second"
+    retried = f"import os, time\nagain = os.path.exists({os.fspath(first)!r})\nopen({os.fspath(first)!r}, 'a').write('x')\n"
+    retried += "if not again: time.sleep(600)\nprint('again')"
+    waited_for = f"open({os.fspath(second)!r}, 'a').write('x')\nimport time; time.sleep(600)"
+    with running_server(home, STANDALONE, config={"OpenRuntimeApp": {"cpu_slots": 2}}) as server, ThreadPoolExecutor(1) as threads:
+        retried_id = server.submit("python", {"code": retried}, wait=False, retries=1)["task_id"]
+        waiting = threads.submit(server.submit, "python", {"code": waited_for})
+        wait_until(lambda: first.exists() and second.exists(), 20, "the first runs")
+        running = server.get("/tasks", params={"state": "running"})["tasks"]
+        (synchronous_id,) = {task["task_id"] for task in running} - {retried_id}
         server.kill()
         with pytest.raises(httpx.TransportError):
             waiting.result(10)
-    task_id = listed[0]["task_id"]
     with running_server(home, STANDALONE) as server:
-        task = server.finished(task_id)
-        assert (task["status"], mark.read_text()) == ("interrupted", "x")
+        task = server.finished(retried_id)
+        assert (task["status"], task["attempt"], first.read_text()) == ("completed", 2, "xx")
+        assert server.get(f"/tasks/{retried_id}/output")["items"][-1]["text"] == "again\n"
+        assert (server.finished(synchronous_id)["status"], second.read_text()) == ("interrupted", "x")

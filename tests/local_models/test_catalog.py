@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
@@ -11,7 +11,7 @@ from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks.submission import Caller
 from tests.gguf_twin import write_twin
-from tests.tiny_model import HEADS, HIDDEN, KV_HEADS, LAYERS, make_tiny_model
+from tests.tiny_model import HEADS, HIDDEN, KV_HEADS, LAYERS, make_tiny_model, quantise
 
 ME = Caller("me")
 GUEST = Caller(None, may_execute=False, trusted=False, may_spend=False)
@@ -31,25 +31,12 @@ def test_model_in_folder_has_name_and_sizes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_float32_size_of_quantised_weights_equals_original(tmp_path: Path, bits: int) -> None:
-    import mlx.core as mx
-
     folder = make_tiny_model(tmp_path / "models" / "tiny")
     whole = catalog(tmp_path).resolve("tiny", ME).float32_bytes
     weights: Any = mx.load(str(folder / "model.safetensors"))
     assert whole == sum(weight.nbytes for weight in weights.values())
-    packed: dict[str, Any] = {}
-    for name, weight in weights.items():
-        if weight.ndim == 2:
-            base = name.removesuffix(".weight")
-            packed |= dict(zip((name, f"{base}.scales", f"{base}.biases"), mx.quantize(weight, 32, bits), strict=True))
-        else:
-            packed[name] = weight
-    second = tmp_path / "models" / "packed"
-    second.mkdir()
-    mx.save_safetensors(str(second / "model.safetensors"), packed)
-    config = json.loads((folder / "config.json").read_bytes())
-    (second / "config.json").write_text(json.dumps({**config, "quantization": {"group_size": 32, "bits": bits}}))
-    assert catalog(tmp_path).resolve("packed", ME).float32_bytes == whole
+    quantise(folder, bits)
+    assert catalog(tmp_path).resolve("tiny", ME).float32_bytes == whole
 
 
 def test_name_never_leaves_folder_of_models(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from openruntime_jupyter.local_models.gguf import conversions
-from openruntime_jupyter.local_models.gguf.conversions import Conversions
+from openruntime_jupyter.local_models import conversions
+from openruntime_jupyter.local_models.conversions import Conversions
 
 SHAPES = {"weight": (4, 8)}
 

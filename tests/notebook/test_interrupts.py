@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.notebook.conftest import Kernel, error_of
@@ -69,6 +71,39 @@ def test_interrupt_of_call_cancels_and_prints_one_line(stopping: Kernel, call: s
     assert "cancelled" in cell.error["evalue"]
     states = f"{{str(task.status) for task in client.tasks().tasks if task.name == {name!r}}}"
     assert stopping.value(states) == "{'cancelled'}"
+
+
+LATE = """
+from openruntime_jupyter.schemas.endpoints import SUBMIT_TASK
+
+class Late:
+    'Backend that is interrupted once a submitted task has completed.'
+
+    def __init__(self, backend):
+        self.backend, self.pressed = backend, False
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+    def call(self, endpoint, *args, **keywords):
+        answer = self.backend.call(endpoint, *args, **keywords)
+        if endpoint is SUBMIT_TASK and not self.pressed:
+            self.pressed = True
+            raise KeyboardInterrupt
+        return answer
+
+late = connect()
+late.backend = Late(late.backend)
+"""
+
+
+def test_interrupt_after_completion_keeps_value(stopping: Kernel) -> None:
+    assert stopping.run(LATE).status == "ok"
+    cell = stopping.run("late.call(nap, 0)")
+    assert "completed" in error_of(cell)
+    task_id = re.search(r"task_\w+", error_of(cell))
+    assert task_id is not None
+    assert stopping.value(f"client.task('{task_id[0]}').result()") == "0"
 
 
 def test_interrupt_of_result_keeps_task_running(stopping: Kernel) -> None:

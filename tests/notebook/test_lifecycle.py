@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -87,6 +88,43 @@ answer = 42
         assert kernel.run(f"%openruntime result {task_id} --set").status == "ok"
         assert kernel.value("answer") == "42"
         assert kernel.run("%reload_ext openruntime_jupyter").stream() == "", "it is reported once"
+
+
+WAITING = """
+import os
+from openruntime_jupyter import connect
+
+def wait(number):
+    import os, time
+    while not os.path.exists('go'):
+        time.sleep(0.01)
+    return number
+
+client = connect()
+"""
+
+
+@pytest.mark.parametrize("calls", [("call(wait, 7)", "map(wait, [7, 8], chunk_size=1)"), ("aio.call(wait, 7)", "aio.map(wait, [7, 8])")])
+def test_kernel_restart_leaves_running_calls_on_server(tmp_path: Path, calls: tuple[str, ...]) -> None:
+    home, config = Home(tmp_path), {"OpenRuntimeApp": {"cpu_slots": 2}}
+    with running_server(home, config=config) as server, running_kernel(home, of_server(server)) as kernel:
+        for call in calls:
+
+            def in_state(state: str, name: str = call) -> bool:
+                return {task["status"] for task in server.get("/tasks")["tasks"] if task["name"] == name} == {state}
+
+            kernel.run(WAITING)
+            kernel.client.execute(f"{'await ' if 'aio' in call else ''}client.with_options(name={call!r}).{call}")
+            wait_until(partial(in_state, "running"), 30, "they run")
+            kernel.manager.restart_kernel()
+            kernel.client.wait_for_ready(timeout=60)
+            told = kernel.run("%load_ext openruntime_jupyter").stream()
+            assert "of this notebook" in told, call
+            assert call in told
+            (tmp_path / "go").touch()
+            wait_until(partial(in_state, "completed"), 30, "they are not cancelled")
+            (tmp_path / "go").unlink()
+            kernel.run("%reload_ext openruntime_jupyter")
 
 
 def test_card_of_background_task_follows_it_after_its_cell(kernel: Kernel, tmp_path: Path) -> None:

@@ -343,3 +343,12 @@ def test_task_knows_its_notebook_and_shows_its_code(server_kernel: Kernel) -> No
     assert "In[" in text["call"]
     assert "return 2 * number" in text["call"]
     assert "not for display" not in "".join(text.values())
+
+
+def test_wanted_gpu_without_gpu_runs_on_cpu_with_note(kernel: Kernel) -> None:
+    has_gpu = "gpu" in kernel.value("[device.type for device in get_ipython().run_line_magic('openruntime', 'devices')]")
+    for line in ("%%openruntime --device gpu\n1", "%openruntime matrix_multiply size=8 --device gpu"):
+        cell = kernel.run(line)
+        assert cell.status == "ok"
+        assert ("no GPU" in cell.stream("stderr")) is not has_gpu
+    assert "no GPU" not in kernel.run("%%openruntime\n1").stream("stderr")

@@ -8,7 +8,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
-from openruntime_jupyter.operations.code.widgets import WIDGET
+from openruntime_jupyter.schemas.tasks import WIDGET
 from tests.support import Home
 
 LIVE_PLOT = """%%openruntime --notify

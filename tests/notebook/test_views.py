@@ -139,12 +139,12 @@ def test_attributes_are_escaped() -> None:
         ),
         (
             {"progress": {"n": 5, "total": 20, "message": "epochs", "remaining": 7.6}, "execution_time": 2.5, "name": "fit"},
-            "● running · fit · 25% (5 of 20) · about 8 s left · epochs · 2.5 s · task_1",
+            "● running · fit · 25% (5 of 20) · about 8 s left · 2.5 s · epochs · task_1",
         ),
         ({"progress": {"n": 5}}, "● running · python · 5 done · task_1"),
         (
             {"status": "completed", "execution_time": 0.0123, "device_used": "device_0", "performance_metrics": {"memory_used_mb": 12}},
-            "✓ completed in 12 ms · python · a chip · 12.0 MB of arrays · task_1",
+            "✓ completed in 12 ms · python · 12.0 MB of arrays · a chip · task_1",
         ),
         ({"status": "cancelled"}, "■ cancelled before it started · python · task_1"),
         ({"status": "timed_out", "execution_time": 61}, "✕ timed out after 1 min 1 s · python · task_1"),

@@ -15,6 +15,7 @@ from openruntime_jupyter.operations.compute import operation
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.mlx import expressions as language
 from openruntime_jupyter.operations.mlx import graph
+from tests.operations.conftest import inline_value
 
 RNG = np.random.default_rng(7)
 A = RNG.uniform(-1, 1, (4, 3)).round(3)
@@ -26,60 +27,34 @@ INPUTS = {"a": A.tolist(), "b": B.tolist(), "s": S.tolist(), "v": V.tolist(), "n
 # Syntax and conversion of arguments; test_mlx_operation compares single functions.
 AGAINST_NUMPY: list[tuple[str, Any]] = [
     ("sum(tanh(a @ b) + v @ b)", np.sum(np.tanh(A @ B) + V @ B)),
-    ("a", A),
-    ("-a + +a", A * 0),
     ("1 + 2 * 3 ** 2", 19),
     ("2 ** -1", 0.5),
     ("7 // 2 + 7 % 4 - 9 / 3", 3.0),
     ("(1 < 2) == (3 >= 2)", True),
-    ("n * x", 1.0),
     ("a * n + x", A * 2 + 0.5),
-    ("a ** 2 - 1", A**2 - 1),
     ("2 ** i", 2.0 ** np.array([7, -7, 5]) * [1, 0, 1]),
-    ("i // 2", np.array([3, -4, 2])),
     ("i % 3", np.array([1, 2, 2])),
     ("where(a > 0, a, 0)", np.where(A > 0, A, 0)),
     ("sum(a, axis=1, keepdims=True)", A.sum(1, keepdims=True)),
-    ("sum(a, axis=(0, 1))", A.sum()),
-    ("mean(a, axis=-1)", A.mean(-1)),
-    ("transpose(a) @ a", A.T @ A),
     ("inv(s) @ s", np.eye(3)),
-    ("solve(s, v)", np.linalg.solve(S, V)),
-    ("det(s)", np.linalg.det(S)),
     ("norm(a, ord='fro')", np.linalg.norm(A)),
     ("norm(v, ord=inf)", 3.0),
     ("fft(v)", np.fft.fft(V)),
     ("einsum('ij,jk->ik', a, b)", A @ B),
-    ("concatenate([a, 2 * a], axis=0)", np.concatenate([A, 2 * A])),
     ("reshape(a, (2, 6))", A.reshape(2, 6)),
-    ("broadcast_to(v, (2, 3))", np.broadcast_to(V, (2, 3))),
-    ("erf(v)", [math.erf(each) for each in V]),
     ("sum(isnan(v / 0 - v / 0))", 3),
     ("astype(v, 'int32')", V.astype(int)),
     ("tril(s) + triu(s) - diag(diag(s))", S),
     ("sin(pi / 2) + log(e)", 2.0),
-    ("all(s > 0) == all(s >= 0)", np.all(S > 0) == np.all(S >= 0)),
-    ("sum(zeros_like(a)) + sum(ones_like(a))", 12),
     ("nan_to_num(v / 0, posinf=1, neginf=-1)", [1, -1, 1]),
 ]
-
-
-def value(output: dict[str, Any]) -> Any:
-    """Return the inline value as a NumPy array."""
-
-    def number(each: Any) -> Any:
-        if isinstance(each, list):
-            return [number(inner) for inner in each]
-        return complex(each["real"], each["imag"]) if isinstance(each, dict) else each
-
-    return np.array(number(output["value"])).reshape(output["shape"])
 
 
 @pytest.mark.parametrize(("expression", "expected"), AGAINST_NUMPY, ids=[expression for expression, _ in AGAINST_NUMPY])
 def test_expression_agrees_with_numpy_in_float64(run, expression, expected):
     output = run("compute", {"expression": expression, "inputs": INPUTS})
     assert output["shape"] == list(np.shape(expected))
-    np.testing.assert_allclose(value(output), expected, rtol=2e-5, atol=5e-6)
+    np.testing.assert_allclose(inline_value(output), expected, rtol=2e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-3), ("bfloat16", 5e-2), ("float32", 1e-5), ("float64", 1e-13)])
@@ -87,18 +62,15 @@ def test_input_dtype_determines_precision_of_result(run, dtype, tolerance):
     inputs = {"a": {"values": A.tolist(), "dtype": dtype}, "b": {"values": B.tolist(), "dtype": dtype}}
     output = run("compute", {"expression": "2 * a @ b + 0.5", "inputs": inputs})
     assert output["dtype"] == dtype
-    np.testing.assert_allclose(value(output), 2 * A @ B + 0.5, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(inline_value(output), 2 * A @ B + 0.5, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(
     ("expression", "shape", "expected"),
     [
         ("a + 1", [0], []),
-        ("sum(a)", [0], 0.0),
         ("a @ transpose(a)", [2, 0], [[0, 0], [0, 0]]),
         ("sum(transpose(a), axis=0)", [3, 0], [0, 0, 0]),
-        ("sum(a, axis=1)", [0, 3], []),
-        ("concatenate([a, a])", [0], []),
         ("a * 2", [], None),
         ("sort(a)", [0], []),
     ],
@@ -139,20 +111,14 @@ def test_repeated_subexpression_is_computed_once(monkeypatch, run):
             "sum(a + transpose(b) + s)",
             "expression: at column 5 (a + transpose(b) + s): add(float32[4, 3], float32[3, 3]): [broadcast_shapes]",
         ),
-        ("sum(a, axis=7)", "expression: at column 1 (sum(a, axis=7)): sum(float32[4, 3], axis=7)"),
-        ("inv(a)", "expression: at column 1 (inv(a)): linalg.inv(float32[4, 3]): [linalg::inv]"),
         ("reshape(a, (5, 5))", "[reshape] Cannot reshape array of size 12 into shape (5,5)"),
         ("sum(3, 'x')", "sum(int32[], 'x'): invalid arguments; the signature is sum(a: array"),
-        ("sum([a, a])", "a must be one array"),
-        ("1 / 0", "expression: at column 1 (1 / 0): division by zero"),
         ("2 @ 3", "expression: at column 1 (2 @ 3): @ multiplies arrays"),
-        ("a + 10 ** 400.0", "expression: at column 5 (10 ** 400.0): Numerical result out of range"),
         ("a + 9 ** 9 ** 9", "expression: at column 5 (9 ** 9 ** 9): Numerical result out of range"),
         ("9007199254740992 * 9007199254740992", "more than 64 bits"),
         ("(-8) ** 0.5", "the result is a complex number"),
         ("broadcast_to(x, (100000, 100000, 1000))", "an array of 100000 by 100000 by 1000 has 10,000,000,000,000 elements"),
         ("reshape(v, (3, 2147483648))", "must fit into 32 bits"),
-        ("where(v, 1)", "where(float32[4], 1): invalid arguments"),
     ],
 )
 def test_mlx_error_names_position_and_shapes(run, expression, problem):
@@ -165,11 +131,8 @@ def test_mlx_error_names_position_and_shapes(run, expression, problem):
     ("parameters", "problem"),
     [
         ({"expression": "a + q"}, "parameters.expression: at column 5 (q): unknown input; the inputs are: a, b, c"),
-        ({"inputs": {"q": 1}}, "parameters.expression: at column 10 (a): unknown input; the inputs are: q"),
         ({"inputs": {"a b": 1}}, "parameters.inputs: 'a b' is not a valid name"),
-        ({"inputs": {"": 1}}, "parameters.inputs: '' is not a valid name"),
         ({"inputs": {f"i{n}": n for n in range(51)}}, "parameters.inputs: Dictionary should have at most 50 items"),
-        ({"expression": 5}, "parameters.expression: must be a valid string"),
         ({"iterations": 10_001}, "parameters.iterations: must be less than or equal to 10000"),
         ({"code": "1"}, "parameters.code: unknown field; known fields: inputs, expression, iterations, return_arrays"),
     ],
@@ -243,7 +206,7 @@ CALLS = st.tuples(st.sampled_from(sorted(language.FUNCTIONS)), st.lists(ARGUMENT
 ODD_INPUTS = {"a": [[1, -2], [0, 4]], "b": {"values": [[0.5, -1.0], [3.0, 0.0]]}, "c": {"zeros": [0]}, "d": {"arange": 3, "dtype": "uint8"}}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(CALLS, st.sampled_from(["", " + a", " // a", " % c", " @ b", " ** 2", " < d"]))
 def test_random_call_returns_a_value_or_an_error(call, rest):
     message = None

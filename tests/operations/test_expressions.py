@@ -35,34 +35,23 @@ def refusal(expression: str) -> str:
     ("expression", "problem"),
     [
         ("", "empty expression; allowed are numbers, inputs"),
-        ("a b", "at column "),
         ("sum(a", "at column 4: '(' was never closed"),
-        ("a) + (b", "at column 2: unmatched ')'"),
         ("a +", "at column 4: invalid syntax"),
-        ("a = 1", "at column 3: invalid syntax"),
         ("a # b", "at column 3: '#' is not allowed"),
-        ("a + '\\x41'", "is not allowed"),
         ("a + x", "at column 5 (x): unknown input; the inputs are: a, b, n"),
         ("a + sum", "at column 5 (sum): sum is a function: call it, as in sum(a)"),
         ("summ(a)", "at column 1 (summ): unknown function; did you mean sum"),
         ("zzz(a)", "at column 1 (zzz): unknown function; available: abs, all, any"),
         ("a.T", "at column 1 (a.T): attributes are not allowed: write sum(a), not a.sum()"),
-        ("2 * a.sum()", "at column 5 (a.sum): only functions can be called by name"),
         ("a[0]", "at column 1 (a[0]): indexing is not supported"),
         ("[1, 2]", "at column 1 ([1, 2]): a list is allowed only as an argument"),
         ("a and b", "at column 1 (a and b): use logical_and(x, y)"),
-        ("~a", "at column 1 (~a): use logical_not(x)"),
         ("a if b else n", "at column 1 (a if b else n): use where(condition, x, y)"),
-        ("0 < a < 1", "at column 1 (0 < a < 1): compare two values"),
         ("a | b", "at column 1 (a | b): BinOp is not allowed"),
         ("sum(*a)", "at column 5 (*a): write arguments one by one, without *"),
-        ("sum(**a)", "at column 5 (**a): write arguments one by one, without **"),
-        ("sum(a, axis=0, axis=1)", "at column"),
         ("sum(a, axes=0)", "at column 8 (axes=0): sum has no parameter axes; the signature is sum(a: array"),
         ("'text'", "at column 1 ('text'): allowed only as an argument"),
-        ("a + None", "at column 5 (None): allowed only as an argument"),
         ("a + 2j", "at column 5 (2j): a number of type complex is not allowed"),
-        ("sum(a, b'x')", "a number of type bytes is not allowed"),
         ("a + 9007199254740993", "at column 5 (9007199254740993): integers may be at most 9007199254740992"),
         ("einsum('" + "i" * 101 + "', a)", "a text of 101 characters exceeds the maximum of 100"),
         ("-" * 120 + "a", "nested more than 100 levels"),
@@ -86,20 +75,11 @@ def test_positions_count_characters_across_lines():
     assert "at column 9 (x)" in str(refused.value)
 
 
-def test_expression_may_span_several_lines():
+def test_unusual_expressions_are_allowed():
     assert parse("\n sum(\n  a\n)\n + 1\n", ("a",)).names == {"a"}
-
-
-def test_sum_of_ninety_terms_is_allowed():
     assert parse(" + ".join(["a"] * 90), ("a",)).operations == 89
-
-
-def test_every_function_can_be_called():
+    assert parse("e + pi", ("e",)).names == {"e"}, "an input shadows a constant"
     assert all(parse(f"{name}(a)", ("a",)).operations == 1 for name in FUNCTIONS)
-
-
-def test_inputs_shadow_constants():
-    assert parse("e + pi", ("e",)).names == {"e"}
 
 
 PIECES = """
@@ -111,7 +91,7 @@ PIECES = """
 HOSTILE = st.sampled_from([*PIECES.split(), "\n", "\0", "\u2028", "\u00e9", "\uff53um"])
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(HOSTILE, max_size=12).map(" ".join) | st.lists(HOSTILE, max_size=12).map("".join) | st.text(max_size=60))
 def test_hostile_expression_is_rejected_or_consists_of_allowed_nodes(expression):
     try:

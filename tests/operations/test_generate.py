@@ -7,11 +7,10 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
@@ -24,68 +23,28 @@ from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.ai import Answer
 from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.schemas.values import ModelSource
-from tests.runtimes import ended, printed, runtime_in, submit, until
-from tests.tiny_model import make_tiny_model
-
-Value = TypeVar("Value")
+from tests.runtimes import completed, ended, printed, runtime_in, submit, until
+from tests.tiny_model import make_tiny_model, quantise
 
 ENDLESS = {"max_tokens": 500_000, "repetition_penalty": 1.1}
 LONG = 1_000_000
 """Context in tokens, for generations that must not end by themselves."""
 
 
-class Stage:
-    """Runtime on a separate event loop, shared by all tests here so that a model is loaded once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self._around = runtime_in(folder, cancel_grace=30.0)  # only the interrupt may stop the task, even on a busy machine
-        self.runtime = self._run(self._around.__aenter__())
-
-    def _run(self, body: Coroutine[Any, Any, Value]) -> Value:
-        return asyncio.run_coroutine_threadsafe(body, self._loop).result(300)
-
-    def play(self, body: Callable[[Runtime], Coroutine[Any, Any, None]]) -> None:
-        """Run `body(runtime)`."""
-        self._run(body(self.runtime))
-
-    def close(self) -> None:
-        """Stop the runtime and its loop."""
-        self._run(self._around.__aexit__(None, None, None))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Return a stage with models."""
+def runtime(jp_asyncio_loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """Runtime with models, which all tests here share so that a model is loaded once."""
     folder = tmp_path_factory.mktemp("home")
     models = folder / "models"
     make_tiny_model(models / "tiny", context=LONG)
     make_tiny_model(models / "other", seed=1)
-    make_tiny_model(models / "short", context=300)
-    make_tiny_model(models / "plain", template=False)
+    make_tiny_model(models / "plain", context=300, template=False)
     make_tiny_model(models / "strange", model_type="no such kind")
     code = make_tiny_model(models / "code", model_file="evil.py")
     (code / "evil.py").write_text(f"open({str(folder / 'run')!r}, 'w')")
-    stage = Stage(folder)
-    try:
-        yield stage
-    finally:
-        stage.close()
-
-
-def on_stage(test: Callable[[Runtime], Coroutine[Any, Any, None]]) -> Callable[[Stage], None]:
-    """Run a test on the event loop of the stage."""
-
-    def run(stage: Stage) -> None:
-        stage.play(test)
-
-    return run
+    context = runtime_in(folder, cancel_grace=30.0)  # only the interrupt may stop the task, even on a busy machine
+    yield jp_asyncio_loop.run_until_complete(context.__aenter__())
+    jp_asyncio_loop.run_until_complete(context.__aexit__(None, None, None))
 
 
 async def prompt(runtime: Runtime, **parameters: Any) -> str:
@@ -95,8 +54,7 @@ async def prompt(runtime: Runtime, **parameters: Any) -> str:
 
 async def answer(runtime: Runtime, **parameters: Any) -> Answer:
     """Return the output of a task that must complete."""
-    task = await ended(runtime, await prompt(runtime, **parameters), 60)
-    assert task.status == "completed", task.failure
+    task = await completed(runtime, await prompt(runtime, **parameters), 60)
     assert task.result is not None
     return Answer.model_validate(task.result.output)
 
@@ -114,7 +72,6 @@ print(json.dumps([mlx_lm.generate(model, tokenizer, prompt, max_tokens=40) for p
 """
 
 
-@on_stage
 async def test_greedy_text_equals_mlx_lm_with_consistent_statistics(runtime: Runtime) -> None:
     await runtime.unload()
     prompts = ["the queue", "a", "0123456789 " * 20, "0123456789 " * 120]  # the last one is processed in pieces
@@ -132,7 +89,6 @@ async def test_greedy_text_equals_mlx_lm_with_consistent_statistics(runtime: Run
         assert (response.load_time_s is None) == (number > 0), "only the first one loads it"
 
 
-@on_stage
 async def test_tokens_are_streamed_and_add_up_to_the_response(runtime: Runtime) -> None:
     task_id = await prompt(runtime, max_tokens=100)
     streamed = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
@@ -146,7 +102,6 @@ async def test_tokens_are_streamed_and_add_up_to_the_response(runtime: Runtime) 
     await runtime.cancel(endless)
 
 
-@on_stage
 async def test_seed_makes_text_reproducible(runtime: Runtime) -> None:
     hot = {"temperature": 1.5, "top_p": 0.95, "top_k": 10_000, "min_p": 0.001, "repetition_penalty": 1.2, "max_tokens": 30}
     first, again = [await answer(runtime, seed=7, **hot) for _ in range(2)]
@@ -155,7 +110,6 @@ async def test_seed_makes_text_reproducible(runtime: Runtime) -> None:
     assert len({first.text, other.text, another.text}) == 3
 
 
-@on_stage
 async def test_stop_text_ends_response_and_is_not_streamed(runtime: Runtime) -> None:
     whole = (await answer(runtime, max_tokens=60)).text
     stop = whole[20:24]
@@ -167,16 +121,15 @@ async def test_stop_text_ends_response_and_is_not_streamed(runtime: Runtime) -> 
     assert task.result.output["finish_reason"] == "stop"
 
 
-@on_stage
 async def test_prompt_over_context_length_is_rejected_with_sizes(runtime: Runtime) -> None:
-    task = await ended(runtime, await prompt(runtime, model="short", prompt="ab " * 400), 60)
+    task = await ended(runtime, await prompt(runtime, model="plain", prompt="ab " * 400), 60)
     assert task.status == "failed"
-    assert "tokens, but short has a context of 300" in str(task.error)
-    assert (await answer(runtime, model="short", max_tokens=10_000)).tokens_used == 300, "an answer ends where the context does"
+    assert "tokens, but plain has a context of 300" in str(task.error)
+    assert (await answer(runtime, model="plain", max_tokens=10_000)).tokens_used == 300, "an answer ends where the context does"
 
 
-def test_prompt_over_memory_is_rejected_by_server_and_worker(stage: Stage) -> None:
-    source = ModelSource("tiny", str(stage.folder / "models" / "tiny"), "mlx", 100_000, LONG, cache_numbers=2**24)
+def test_prompt_over_memory_is_rejected_by_server_and_worker(runtime: Runtime) -> None:
+    source = ModelSource("tiny", str(runtime.settings.models / "tiny"), "mlx", 100_000, LONG, cache_numbers=2**24)
     params = Params(prompt="a b c", max_tokens=100_000)
     params.use(source)
     assert memory(params) == 100_000 + (1 + 100_000) * 2**24 * 2
@@ -198,15 +151,12 @@ async def frees_within_a_second(runtime: Runtime, begin: Callable[[], Coroutine[
         task = await runtime.cancel(task_id)
         took.append(time.monotonic() - asked)
         assert (task.status, task.cancel_stage) == ("cancelled", "interrupt")
-        assert [model.state for model in runtime.engine.models() if model.name == "tiny"] == ["idle"]
+        assert [model.state for model in runtime.engine.models.reports() if model.name == "tiny"] == ["idle"]
         assert (await answer(runtime, max_tokens=5)).load_time_s is None, "the model is still in memory"
     assert min(took) < 1.0, took
 
 
-@on_stage
 async def test_cancel_during_generation_keeps_model_in_memory(runtime: Runtime) -> None:
-    await runtime.unload()
-
     async def begin() -> str:
         task_id = await prompt(runtime, **ENDLESS)
         await until(lambda: says_more_than(runtime, task_id, 100), 60)
@@ -220,7 +170,6 @@ async def says_more_than(runtime: Runtime, task_id: str, characters: int) -> boo
     return len(await printed(runtime, task_id)) > characters
 
 
-@on_stage
 async def test_cancel_during_prompt_processing_keeps_model_in_memory(runtime: Runtime) -> None:
     await answer(runtime, max_tokens=1)
 
@@ -239,7 +188,6 @@ async def reading(runtime: Runtime, task_id: str) -> bool:
     return task.progress is not None and task.progress.message == "reading the prompt" and task.progress.n > 0
 
 
-@on_stage
 async def test_killed_worker_fails_only_its_task_and_model_is_reloaded(runtime: Runtime) -> None:
     await runtime.unload()
     task_id = await prompt(runtime, **ENDLESS)
@@ -254,7 +202,6 @@ async def test_killed_worker_fails_only_its_task_and_model_is_reloaded(runtime: 
     assert task.result.output["load_time_s"] > 0
 
 
-@on_stage
 async def test_prompts_of_several_models_and_tasks_run_independently(runtime: Runtime) -> None:
     one, other = [(await answer(runtime, model=name, max_tokens=20)).text for name in ("tiny", "other")]
     assert one != other
@@ -263,10 +210,9 @@ async def test_prompts_of_several_models_and_tasks_run_independently(runtime: Ru
         one,
         other,
     ] * 2
-    assert {model.name for model in runtime.engine.models()} == {"tiny", "other"}
+    assert {model.name for model in runtime.engine.models.reports()} == {"tiny", "other"}
 
 
-@on_stage
 async def test_messages_require_a_chat_template(runtime: Runtime) -> None:
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the queue"}]
     templated = "system: be brief<|end|>user: the queue<|end|>assistant:"
@@ -282,16 +228,11 @@ async def test_messages_require_a_chat_template(runtime: Runtime) -> None:
     [
         {"prompt": "a", "messages": [{"role": "user", "content": "b"}]},
         {"prompt": ""},
-        {"messages": []},
         {"messages": [{"role": "user"}]},
-        {"temperature": -1},
         {"temperature": float("nan")},
         {"top_p": 0},
-        {"top_k": 0},
         {"max_tokens": 0},
-        {"stop": ""},
         {"stop": ["a"] * 17},
-        {"seed": -1},
         {"unknown": 1},
     ],
 )
@@ -300,14 +241,13 @@ def test_invalid_parameters_are_rejected(wrong: dict[str, Any]) -> None:
         operation("generate").validate(wrong)
 
 
-@on_stage
 async def test_load_error_is_reported_and_ends_the_worker(runtime: Runtime) -> None:
     for name, cause in (("strange", "no such kind"), ("code", "custom module")):
         task = await ended(runtime, await prompt(runtime, model=name), 60)
         assert task.status == "failed"
         assert f"{name} can't be loaded" in str(task.error)
         assert cause in str(task.error)
-    assert not {"strange", "code"} & {model.name for model in runtime.engine.models()}
+    assert not {"strange", "code"} & {model.name for model in runtime.engine.models.reports()}
     assert not (runtime.settings.data_dir / "run").exists(), "the code of a model was run"
 
 
@@ -329,7 +269,7 @@ def test_cpu_model_computes_in_float32_only_with_fast_blas_and_keeps_open_file_l
         "model.tokens_of('the queue', []), float(weights['model.embed_tokens.weight'][7, 3])])\n"
         "print(json.dumps([rows, source.float32_bytes, resource.getrlimit(resource.RLIMIT_NOFILE)]))\n"
     )
-    packed(make_tiny_model(tmp_path / "models" / "tiny"))
+    quantise(make_tiny_model(tmp_path / "models" / "tiny"), 4, "float16")
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     (first, second, as_it_is), expected, limits = json.loads(done.stdout)
     assert first == second, "the second is read from the kept file"
@@ -338,23 +278,6 @@ def test_cpu_model_computes_in_float32_only_with_fast_blas_and_keeps_open_file_l
     kept = list((tmp_path / "models" / ".converted").iterdir())
     assert [file.suffix for file in kept] == [".safetensors"]
     assert tuple(limits) == resource.getrlimit(resource.RLIMIT_NOFILE), "importing mlx_lm lowered them"
-
-
-def packed(folder: Path) -> None:
-    """Quantise the weights of a tiny model in place."""
-    import mlx.core as mx
-
-    weights: Any = mx.load(str(folder / "model.safetensors"))
-    changed: dict[str, Any] = {}
-    for name, weight in weights.items():
-        if weight.ndim == 2:
-            base = name.removesuffix(".weight")
-            changed |= dict(zip((name, f"{base}.scales", f"{base}.biases"), mx.quantize(weight.astype(mx.float16), 32, 4), strict=True))
-        else:
-            changed[name] = weight
-    mx.save_safetensors(str(folder / "model.safetensors"), changed)
-    config = json.loads((folder / "config.json").read_bytes())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization": {"group_size": 32, "bits": 4}}))
 
 
 def test_missing_mlx_lm_names_install_command() -> None:

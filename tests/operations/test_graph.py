@@ -10,40 +10,32 @@ import pytest
 from openruntime_jupyter.errors import MemoryRefused
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.mlx import graph
-from openruntime_jupyter.operations.mlx.summaries import LOOKING
+from openruntime_jupyter.operations.numerics import SUMMARY_BYTES
 
 SQUARE = {"normal": [600, 600]}
 SPD = {"eye": 300}
 IMAGES = {"normal": [2, 48, 48, 16]}
 CALLS: list[tuple[str, list[Any], dict[str, Any]]] = [
-    ("add", [SQUARE, SQUARE], {}),
     ("matmul", [SQUARE, SQUARE], {}),
     ("matmul", [{"normal": [600, 600], "dtype": "bfloat16"}, {"normal": [600, 600], "dtype": "bfloat16"}], {}),
     ("softmax", [SQUARE], {"axis": 1}),
-    ("logsumexp", [SQUARE], {"axis": 0}),
     ("sort", [SQUARE], {"axis": 0}),
     ("unique", [{"arange": 300_000}], {"size": 300_000}),
-    ("kron", [{"normal": [30, 30]}, {"normal": [25, 25]}], {}),
     ("tile", [SQUARE, [2, 2]], {}),
     ("pad", [SQUARE, 100], {"mode": "reflect"}),
-    ("transpose", [SQUARE], {}),
     ("broadcast_to", [{"normal": [1, 600]}, [900, 600]], {}),
     ("einsum", ["ij,jk,kl->il", SQUARE, SQUARE, SQUARE], {}),
     ("block_masked_mm", [{"normal": [512, 512]}, {"normal": [512, 512]}, 64, {"ones": [8, 8]}], {}),
     ("fft.fft", [SQUARE], {"n": 1000, "axis": 0}),
     ("fft.stft", [{"normal": [300_000]}], {"n_fft": 512}),
-    ("conv1d", [{"normal": [4, 5000, 16]}, {"normal": [32, 9, 16]}], {}),
     ("conv2d", [IMAGES, {"normal": [32, 5, 5, 16]}], {"padding": 2}),
     ("conv2d", [{**IMAGES, "dtype": "float16"}, {"normal": [32, 5, 5, 16], "dtype": "float16"}], {"padding": 20, "stride": 7}),
     ("conv_transpose2d", [IMAGES, {"normal": [32, 5, 5, 16]}], {"stride": 2}),
-    ("convolve", [{"normal": [100_000]}, {"normal": [100]}], {}),
     ("linalg.svd", [SQUARE], {}),
     ("linalg.eig", [{"normal": [150, 150]}], {}),
-    ("linalg.inv", [SPD], {}),
     ("linalg.pinv", [{"normal": [300, 200]}], {}),
     ("linalg.solve", [SPD, {"normal": [300, 300]}], {}),
     ("random.normal", [[700, 700]], {"dtype": "float16"}),
-    ("random.categorical", [SQUARE], {}),
     ("fast.layer_norm", [SQUARE, None, None, 1e-5], {}),
     ("fast.scaled_dot_product_attention", [{"normal": [1, 8, 256, 64]}] * 3, {"scale": 0.1}),
 ]
@@ -57,7 +49,7 @@ def test_call_estimate_covers_peak_within_bounds(run, function, args, kwargs):
     output = run("mlx_operation", {"function": function, "args": args, "kwargs": kwargs})
     peak = mx.get_peak_memory() - before
     # Most estimates are within a factor of two; random numbers reuse buffers, and some functions can't be traced.
-    assert peak <= output["memory_estimate"] <= 12 * peak + LOOKING
+    assert peak <= output["memory_estimate"] <= 12 * peak + SUMMARY_BYTES
 
 
 @pytest.mark.parametrize(
@@ -78,7 +70,7 @@ def test_expression_estimate_covers_peak(run, expression, inputs):
     mx.reset_peak_memory()
     output = run("compute", {"expression": expression, "inputs": inputs})
     peak = mx.get_peak_memory() - before
-    assert peak <= output["memory_estimate"] <= 6 * peak + LOOKING
+    assert peak <= output["memory_estimate"] <= 6 * peak + SUMMARY_BYTES
 
 
 @pytest.mark.parametrize(
@@ -113,11 +105,6 @@ def test_size_over_64_bits_does_not_overflow():
         graph.needed(mx, mx.matmul, [a, mx.broadcast_to(b, (1, side))], {})
     with pytest.raises(ValueError, match="the maximum is"):
         graph.needed(mx, lambda x: mx.broadcast_to(x, (side, side, side)), [mx.zeros(())], {})
-
-
-def test_exception_of_call_propagates():
-    with pytest.raises(ValueError, match="Shapes"):
-        graph.needed(mx, mx.add, [mx.zeros((2,)), mx.zeros((3,))], {})
 
 
 def test_measuring_keeps_random_state():

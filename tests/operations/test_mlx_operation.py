@@ -16,6 +16,7 @@ from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.mlx import calls as _calls
 from openruntime_jupyter.operations.mlx_operation import operation
+from tests.operations.conftest import inline_value
 
 RNG = np.random.default_rng(11)
 A = RNG.uniform(-1, 1, (3, 4)).round(3)
@@ -30,37 +31,24 @@ def softmax(x: Any) -> Any:
 
 AGAINST_NUMPY: list[tuple[str, list[Any], dict[str, Any], Any]] = [
     ("matmul", [A, B], {}, A @ B),
-    ("add", [A, 2], {}, A + 2),
-    ("power", [abs(A), 0.5], {}, abs(A) ** 0.5),
     ("sum", [A], {"axis": [0, 1]}, A.sum()),
     ("sum", [A, 1], {"keepdims": True}, A.sum(1, keepdims=True)),
-    ("mean", [A], {"axis": 0}, A.mean(0)),
     ("var", [A], {"axis": 1, "ddof": 1}, A.var(1, ddof=1)),
-    ("sort", [V], {}, np.sort(V)),
     ("softmax", [A], {"axis": -1}, softmax(A)),
     ("where", [[[True, False, True, False]], A, 0], {}, np.where([[True, False, True, False]], A, 0)),
-    ("transpose", [A], {}, A.T),
     ("transpose", [A, [1, 0]], {}, A.T),
-    ("reshape", [A, [2, 6]], {}, A.reshape(2, 6)),
     ("concatenate", [[A, A + 1]], {"axis": 0}, np.concatenate([A, A + 1])),
     ("pad", [A, [[1, 0], [2, 3]]], {"constant_values": 7}, np.pad(A, [[1, 0], [2, 3]], constant_values=7)),
     ("roll", [A, [1, 2], [0, 1]], {}, np.roll(A, [1, 2], [0, 1])),
     ("tensordot", [A, B], {"axes": [[1], [0]]}, A @ B),
     ("einsum", ["ij,jk->ki", A, B], {}, (A @ B).T),
-    ("convolve", [V, [1.0, 2.0]], {"mode": "full"}, np.convolve(V, [1.0, 2.0])),
-    ("linalg.norm", [A, "nuc"], {}, np.linalg.norm(A, "nuc")),
     ("linalg.norm", [A, "inf"], {}, np.linalg.norm(A, np.inf)),
-    ("linalg.norm", [A], {"ord": 1, "axis": 1}, np.linalg.norm(A, 1, axis=1)),
-    ("linalg.inv", [S], {}, np.linalg.inv(S)),
     ("linalg.solve", [S, A], {}, np.linalg.solve(S, A)),
-    ("linalg.cholesky", [S], {}, np.linalg.cholesky(S)),
-    ("fft.fft", [V], {}, np.fft.fft(V)),
     ("fft.rfft", [A], {"axis": 0}, np.fft.rfft(A, axis=0)),
     ("floor_divide", [[7, -7, 5], 2], {}, np.array([7, -7, 5]) // 2),
     ("remainder", [[7, -7, 5], [3, 3, -3]], {}, np.array([7, -7, 5]) % np.array([3, 3, -3])),
     ("logical_and", [[True, True], [True, False]], {}, [True, False]),
     ("eye", [3], {"k": 1}, np.eye(3, k=1)),
-    ("sum", [[]], {}, 0.0),
     ("abs", [-3], {}, 3),
 ]
 
@@ -72,17 +60,6 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list) else value
 
 
-def read_back(result: dict[str, Any]) -> Any:
-    """Return the inline value of a result as a NumPy array."""
-
-    def number(value: Any) -> Any:
-        if isinstance(value, list):
-            return [number(each) for each in value]
-        return complex(value["real"], value["imag"]) if isinstance(value, dict) else value
-
-    return np.array(number(result["value"])).reshape(result["shape"])
-
-
 @pytest.mark.parametrize(
     ("function", "args", "kwargs", "expected"), AGAINST_NUMPY, ids=[f"{case[0]}-{n}" for n, case in enumerate(AGAINST_NUMPY)]
 )
@@ -90,23 +67,12 @@ def test_function_agrees_with_numpy_in_float64(run, function, args, kwargs, expe
     output = run("mlx_operation", {"function": function, "args": plain(args), "kwargs": kwargs})
     assert output["function"] == function
     assert output["result"]["shape"] == list(np.shape(expected))
-    np.testing.assert_allclose(read_back(output["result"]), expected, rtol=2e-5, atol=2e-6)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 3e-3), ("bfloat16", 3e-2), ("float32", 1e-5), ("float64", 1e-12)])
-@pytest.mark.parametrize("function", ["matmul", "subtract"])
-def test_function_agrees_with_numpy_in_every_precision(run, function, dtype, tolerance):
-    left, right = S, S.T * 0.5
-    args = [{"values": plain(side), "dtype": dtype} for side in (left, right)]
-    result = run("mlx_operation", {"function": function, "args": args})["result"]
-    assert result["dtype"] == dtype
-    expected = left @ right if function == "matmul" else left - right
-    np.testing.assert_allclose(read_back(result), expected, rtol=tolerance, atol=tolerance * abs(expected).max())
+    np.testing.assert_allclose(inline_value(output["result"]), expected, rtol=2e-5, atol=2e-6)
 
 
 def test_several_results_are_a_list(run):
     results = run("mlx_operation", {"function": "linalg.svd", "args": [plain(A)]})["result"]
-    u, s, vt = (read_back(result) for result in results)
+    u, s, vt = (inline_value(result) for result in results)
     np.testing.assert_allclose(u @ np.diag(s) @ vt[:3], A, atol=1e-5)
 
 
@@ -153,18 +119,14 @@ def test_iterations_are_timed_after_warm_up(run, monkeypatch):
     ("parameters", "problem"),
     [
         ({"function": "nope"}, "parameters.function: 'nope' is not one of the"),
-        ({"function": "load", "args": ["/etc/passwd"]}, "parameters.function: 'load' is not one of the"),
         ({"function": "take", "args": [[1], 99]}, "parameters.function: take is not available: MLX does not check its indices"),
         ({"function": "abs", "args": [[1], 2]}, "parameters.args: 2 arguments are too many; the signature is abs(a: array, /) -> array"),
         (
             {"function": "sum", "args": [[1]], "kwargs": {"axes": 0}},
             "parameters.kwargs: sum has no parameter 'axes'; the signature is sum(a: array",
         ),
-        ({"function": "sum", "args": [[1]], "kwargs": {"stream": 0}}, "parameters.kwargs: sum has no parameter 'stream'"),
-        ({"function": "sum", "args": [{"random": 3}]}, "parameters.args.0: random: must be a valid list"),
         ({"function": "sum", "args": [{"spool": "x"}]}, "parameters.args.0: spool: unknown field; known fields: random, normal"),
         ({"iterations": 0}, "parameters.iterations: must be greater than or equal to 1"),
-        ({"args": "abc"}, "parameters.args: must be a valid list"),
         ({"device": "gpu"}, "parameters.device: unknown field; known fields: function, args, kwargs, iterations, return_arrays"),
     ],
 )
@@ -184,9 +146,7 @@ def test_invalid_parameter_is_named_with_reason(parameters, problem):
             "sum(int32[2], axis=4): Invalid axis 4 for array with 1 dimensions.",
         ),
         ({"function": "sum", "args": [[[1, 2], [3]]]}, "sum([[1, 2], [3]]): Initialization encountered non-uniform length."),
-        ({"function": "sum", "args": [[{"ones": [2]}]]}, "a must be one array"),
         ({"function": "sum", "args": [[2**70]]}, "a number does not fit its type"),
-        ({"function": "softmax", "args": [["a"]]}, "softmax(['a'])"),
         ({"function": "linalg.inv", "args": [[[1.0, 2.0], [2.0, 4.0]]]}, "linalg.inv(float32[2, 2])"),
     ],
     ids=str,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from openruntime_jupyter.client.discovery import connect
 from openruntime_jupyter.errors import InvalidRequest, TaskFailed, UnknownOperation
 from openruntime_jupyter.operations import Operation, Parameters
 from openruntime_jupyter.operations.registry import Plugins
-from tests.support import STANDALONE, Server, running_server, wait_until
+from tests.support import STANDALONE, Server, running_server
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -51,55 +50,55 @@ def broken_warm():
     raise RuntimeError("cold")
 
 
-def endless(params, context):
-    import time
-
-    print("waiting", flush=True)
-    while True:
-        time.sleep(0.01)
-
-
 weather = Operation("weather", "The mean of the days.", Params, run, memory=lambda params: 1000 * params.days)
 careless = Operation(
     "careless", "Hooks that raise.", Params, lambda params, context: {"ok": True}, memory=broken_hook, seconds=broken_hook, warm=broken_warm
 )
 shapeless = Operation("shapeless", "Returns a list.", Params, lambda params, context: [1])
-forever = Operation("forever", "Never ends.", Params, endless)
 guarded = Operation("guarded", "For those who may execute.", Params, lambda params, context: {}, needs_execute=True)
 impostor = Operation("compute", "Uses a reserved name.", Params, run)
 nothing = "no operation"
 '''
-ENTRIES = ("weather", "careless", "shapeless", "forever", "guarded", "impostor", "nothing")
+ENTRIES = ("weather", "careless", "shapeless", "guarded", "impostor", "nothing")
 
 
-def install(source: Path, target: Path, name: str, code: str, entries: tuple[str, ...]) -> None:
-    """Write a package and install it with pip, without network."""
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "weather_operations"
+version = "1.2"
+"""
+
+
+def install(source: Path, target: Path) -> None:
+    """Write the package of WEATHER and install it with pip, without network."""
     source.mkdir()
-    points = "\n".join(f'{entry} = "{name}:{entry}"' for entry in entries)
-    (source / "pyproject.toml").write_text(
-        textwrap.dedent(f"""
-        [build-system]
-        requires = ["hatchling"]
-        build-backend = "hatchling.build"
-
-        [project]
-        name = "{name}"
-        version = "1.2"
-        """)
-        + f'\n[project.entry-points."openruntime.operations"]\n{points}\n\n[tool.hatch.build.targets.wheel]\ninclude = ["{name}.py"]\n'
-    )
-    (source / f"{name}.py").write_text(code)
+    entries = "\n".join(f'{entry} = "weather_operations:{entry}"' for entry in ENTRIES)
+    (source / "pyproject.toml").write_text(f'{PROJECT}\n[project.entry-points."openruntime.operations"]\n{entries}\n')
+    (source / "weather_operations.py").write_text(WEATHER)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
     done = subprocess.run([*command, "--target", target, source], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def unpack(target: Path, name: str, code: str, entry: str = "weather") -> None:
+    """Write a package with one operation as pip would leave it."""
+    (target / f"{name}.py").write_text(code)
+    information = target / f"{name}-1.2.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+    (information / "entry_points.txt").write_text(f"[openruntime.operations]\n{entry} = {name}:{entry}\n")
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder on the import path with a working package and one that can't be imported."""
     folder = tmp_path_factory.mktemp("plugins")
-    install(folder / "good", folder / "site", "weather_operations", WEATHER, ENTRIES)
-    install(folder / "bad", folder / "site", "broken_operations", "import no_such_module_anywhere\n", ("storm",))
+    install(folder / "good", folder / "site")
+    unpack(folder / "site", "broken_operations", "import no_such_module_anywhere\n", "storm")
     return folder / "site"
 
 
@@ -147,13 +146,6 @@ def test_failing_hooks_neither_reject_task_nor_end_worker(server: Server) -> Non
     assert "Ignored memory() of the operation careless: RuntimeError: no estimate today" in server.tail(100_000)
 
 
-def test_installed_operation_can_be_cancelled(server: Server) -> None:
-    task = server.submit("forever", {}, wait=False)
-    wait_until(lambda: server.get(f"/tasks/{task['task_id']}/output")["items"], 30, "the first words")
-    server.request("DELETE", f"/tasks/{task['task_id']}")
-    assert server.finished(task["task_id"])["status"] == "cancelled"
-
-
 def test_excluded_operation_is_reported_by_health_and_log(server: Server) -> None:
     health = server.get("/health")
     assert health["status"] == "healthy"
@@ -163,20 +155,20 @@ def test_excluded_operation_is_reported_by_health_and_log(server: Server) -> Non
         assert reason in server.tail(100_000)
 
 
-def test_operation_installed_at_run_time_is_found(server: Server, target: Path, tmp_path: Path) -> None:
+def test_operation_installed_at_run_time_is_found(server: Server, target: Path) -> None:
     code = WEATHER.replace('"weather"', '"climate"')
     assert server.request("POST", "/tasks", json={"operation": "climate"}).status_code == 422
     assert "parameters.climate" not in server.get("/openapi.json")["components"]["schemas"]
-    install(tmp_path / "late", target, "climate_operations", code, ("weather",))
+    unpack(target, "climate_operations", code)
     assert server.submit("climate", {"days": 3})["result"]["output"]["mean"] == 1.0
     assert "parameters.climate" in server.get("/openapi.json")["components"]["schemas"]
 
 
-def test_operation_missing_in_worker_fails_with_advice(server: Server, target: Path, tmp_path: Path) -> None:
+def test_operation_missing_in_worker_fails_with_advice(server: Server, target: Path) -> None:
     code = WEATHER.replace('"weather"', '"nearby"').replace(
         "def run(", 'import os\nif os.environ.get("OPENRUNTIME_WORKER"):\n    raise ImportError("only where the server is")\n\n\ndef run('
     )
-    install(tmp_path / "near", target, "nearby_operations", code, ("weather",))
+    unpack(target, "nearby_operations", code)
     task = server.submit("nearby", {})
     assert task["status"] == "failed"
     assert "The runtime has this operation, but its worker does not" in task["error"], task["error"]

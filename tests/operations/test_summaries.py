@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from openruntime_jupyter.operations.mlx import summaries
-from openruntime_jupyter.operations.mlx.summaries import summary
+from openruntime_jupyter.operations import numerics
+from openruntime_jupyter.operations.numerics import summary
 
 TYPES = (mx.bool_, mx.int8, mx.int32, mx.int64, mx.uint8, mx.uint64, mx.float16, mx.bfloat16, mx.float32, mx.float64)
 
@@ -49,7 +49,7 @@ def test_large_integers_stay_exact():
 
 
 def test_array_is_processed_in_chunks(monkeypatch):
-    monkeypatch.setattr(summaries, "CHUNK", 7)
+    monkeypatch.setattr(numerics, "SUMMARY_CHUNK", 7)
     described = summary(mx.transpose(mx.arange(100).reshape(4, 25)))
     assert (described["min"], described["max"], described["mean"], described["size"]) == (0, 99, 49.5, 100)
 

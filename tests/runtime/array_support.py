@@ -33,7 +33,7 @@ async def store_in(folder: Path, runtime_id: str = "rt_1", **settings: Any) -> A
         await store.stop()
 
 
-async def put(store: ArrayStore, array: np.ndarray[Any, Any], name: str | None = None) -> ArrayInfo:
+async def put(store: ArrayStore, array: Any, name: str | None = None) -> ArrayInfo:
     """Store an array as a local client does."""
     layout = conversion.layout_of(array)
     assert layout is not None

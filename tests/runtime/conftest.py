@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jupyter_core.utils import ensure_event_loop
 
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
-from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.storage.store import History
 from tests.runtime.array_support import store_in
 from tests.runtime.history_support import opened
-from tests.runtimes import runtime_in
+from tests.runtimes import jp_asyncio_loop, runtime
+
+__all__ = ["jp_asyncio_loop", "runtime"]
 
 
 @pytest.fixture
@@ -28,22 +28,6 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode()}")
     yield folder
     subprocess.run(["umount", folder], check=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def jp_asyncio_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Event loop of all tests of a module, so that they can share a runtime."""
-    loop = ensure_event_loop(prefer_selector_loop=True)
-    yield loop
-    loop.close()
-
-
-@pytest.fixture(scope="module")
-def runtime(jp_asyncio_loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    """Runtime with one slot and no spares, which the independent tests of a module share."""
-    context = runtime_in(tmp_path_factory.mktemp("runtime"))
-    yield jp_asyncio_loop.run_until_complete(context.__aenter__())
-    jp_asyncio_loop.run_until_complete(context.__aexit__(None, None, None))
 
 
 @pytest.fixture

@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import signal
 import sqlite3
 import sys
 import time
 from pathlib import Path
 
-from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.locks import DeviceSlotLock, RuntimeLock
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.tasks import TaskState
-from tests.runtime.history_support import as_it_is, make_task, moved
+from tests.runtime.history_support import make_task, moved
 
 
 def send(*words: object) -> None:
@@ -67,24 +65,6 @@ def takes() -> None:
         send(json.dumps(asyncio.run(one(*line.split()))))
 
 
-def writes(folder: str, runtime: str, number: str) -> None:
-    """Commit and write behind `number` tasks each, concurrently with other processes."""
-
-    async def main() -> None:
-        history = History(Settings(data_dir=Path(folder)), runtime)
-        history.open()
-        for _ in range(int(number)):
-            task = make_task(TaskState.COMPLETED)
-            history.write_behind(task.task_id, as_it_is(task))
-            await history.commit(make_task(TaskState.COMPLETED))
-        await history.close()
-
-    send("ready")
-    receive()
-    asyncio.run(main())
-    send("done")
-
-
 def locks_database(folder: str) -> None:
     """Hold the write lock of the history until a line is received."""
     connection = sqlite3.connect(Path(folder) / "history.sqlite3", isolation_level=None)
@@ -95,47 +75,9 @@ def locks_database(folder: str) -> None:
     send("free")
 
 
-def file_limit(folder: str) -> None:
-    """Commit until the file size limit is reached, then raise the limit, and print the committed tasks."""
-
-    async def main() -> None:
-        history = History(Settings(data_dir=Path(folder)), "rt_limited")
-        history.open()
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))
-        committed = []
-        while history.problem is None:
-            task = make_task(parameters={"filler": "x" * 10_000})
-            try:
-                await history.commit(task)
-                committed.append(task.task_id)
-            except StorageUnavailable as error:
-                send("refused", error)
-        late = make_task(TaskState.COMPLETED)
-        history.write_behind(late.task_id, lambda: late)
-        await asyncio.sleep(0.2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        deadline = time.monotonic() + 10
-        while history.problem is not None and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-        send("problem", history.problem)
-        await history.close()
-        send(json.dumps([*committed, late.task_id]))
-
-    asyncio.run(main())
-
-
-def alive(folder: str, runtime: str) -> None:
-    """Hold a runtime lock until killed."""
-    lock = RuntimeLock(Path(folder), runtime, {"runtime": runtime, "pid": os.getpid()})
-    lock.acquire()
-    send("alive")
-    receive()
-
-
 def forks(folder: str, runtime: str) -> None:
     """Hold a runtime lock and fork a child that outlives this process, as multiprocessing does in a kernel."""
-    lock = RuntimeLock(Path(folder), runtime, {})
+    lock = RuntimeLock(Path(folder), runtime, {"runtime": runtime, "pid": os.getpid()})
     lock.acquire()
     grandchild = os.fork()
     if grandchild:
@@ -144,11 +86,11 @@ def forks(folder: str, runtime: str) -> None:
 
 
 def slot(folder: str, name: str) -> None:
-    """Acquire the slot for 10 ms repeatedly without a pause for 2 s, and print the times."""
+    """Acquire the slot for 10 ms repeatedly without a pause for 1 s, and print the times."""
 
     async def main() -> None:
         lock = DeviceSlotLock(Path(folder), "device_0", 0)
-        until = time.monotonic() + 2.0
+        until = time.monotonic() + 1.0
         while time.monotonic() < until:
             await lock.acquire({"runtime": name, "pid": os.getpid(), "task_id": f"task_{name}"})
             start = time.monotonic()
@@ -161,17 +103,15 @@ def slot(folder: str, name: str) -> None:
     asyncio.run(main())
 
 
-def holds(folder: str, largest_file: str = "") -> None:
-    """Hold the slot until killed; `largest_file` limits the size of files in bytes."""
-    if largest_file:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest_file), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+def holds(folder: str) -> None:
+    """Hold the slot until killed."""
     lock = DeviceSlotLock(Path(folder), "device_0", 0)
     taken = lock.try_acquire({"runtime": "rt_child", "label": "a kernel", "pid": os.getpid(), "task_id": "task_1", "name": "training"})
     send("held" if taken else "refused")
     receive()
 
 
-COMMANDS = {function.__name__: function for function in (commits, takes, writes, locks_database, file_limit, forks, alive, slot, holds)}
+COMMANDS = {function.__name__: function for function in (commits, takes, locks_database, forks, slot, holds)}
 
 if __name__ == "__main__":
     COMMANDS[sys.argv[1]](*sys.argv[2:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import sqlite3
@@ -67,6 +66,13 @@ async def opened(folder: Path, runtime: str = "rt_1", **settings: Any) -> AsyncI
         await history.close(10.0)
 
 
+async def known(history: History, task_id: str) -> Task:
+    """Return a task that the history must know."""
+    task = await history.get(task_id)
+    assert task is not None
+    return task
+
+
 async def execute(history: History, query: str) -> None:
     """Execute a statement in the writer's thread."""
     await history.change(lambda connection: connection.execute(query).fetchall())
@@ -76,15 +82,6 @@ def fill_disk(history: History, full: bool = True) -> None:
     """Make the disk look full for the writer, or no longer, after the jobs that it already has."""
     query = f"PRAGMA max_page_count = {1 if full else 2**32 - 2}"
     history._writer.put([Job(lambda connection: connection.execute(query).fetchall(), lambda result, error: None)])
-
-
-async def until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "the condition") -> Any:
-    """Return the first true value of `condition()`, polled on the loop."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        await asyncio.sleep(0.005)
-    return value
 
 
 def rows(folder: Path, query: str = "SELECT id, state FROM tasks") -> list[tuple[Any, ...]]:

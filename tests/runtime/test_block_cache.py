@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from tests.runtime.array_support import put, result, store_in
 from tests.runtime.test_task_arrays import call
-from tests.runtimes import ended, runtime_in, says, submit, until
+from tests.runtimes import completed, ended, runtime_in, says, submit, until
 
 MIB = 1 << 20
 SIZE = Layout((2 * MIB,), "uint8").size
@@ -36,12 +35,6 @@ def full(value: int, elements: int = 2 * MIB) -> np.ndarray[Any, Any]:
 def number(info: ArrayInfo) -> int:
     """Return the inode number of an array's file."""
     return Path(str(info.path)).stat().st_ino
-
-
-async def freed(store: ArrayStore) -> bool:
-    """Return whether a sweep or a background retry has freed a block."""
-    await store.sweep()
-    return store.page().warm_bytes == SIZE
 
 
 @pytest.fixture(autouse=True)
@@ -68,42 +61,6 @@ async def test_new_array_reuses_file_of_deleted_one(tmp_path: Path, spool_dir: s
     assert not folder.exists()
 
 
-async def test_view_keeps_file_of_deleted_array(store: ArrayStore) -> None:
-    first = await put(store, full(1))
-    inode, view = number(first), conversion.view(str(first.path), "x")
-    await store.remove(first.id)
-    others = [await put(store, full(value)) for value in range(2, 6)]
-    assert inode not in {number(each) for each in others}
-    await store.sweep()
-    assert (view == 1).all()
-    del view
-    gc.collect()
-    await until(lambda: freed(store), 30.0, "the free block")
-    assert number(await put(store, full(9))) == inode
-
-
-async def test_file_is_released_when_process_with_lease_is_killed(store: ArrayStore) -> None:
-    program = """
-import sys
-from openruntime_jupyter.arrays import array_file
-kept = array_file.open_for_reading(sys.argv[1], "a")
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-    info = await put(store, full(1))
-    inode = number(info)
-    process = subprocess.Popen([sys.executable, "-c", program, str(info.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    await store.remove(info.id)
-    assert number(await put(store, full(2))) != inode
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    await until(lambda: freed(store), 30.0, "the free block")
-    assert number(await put(store, full(3))) == inode
-
-
 async def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(array_store, "RETRY_KEPT_SECONDS", 0.0)
 
@@ -121,6 +78,7 @@ async def test_file_is_released_when_worker_with_view_is_killed(tmp_path: Path, 
         (info,) = store.page().arrays
         inode = number(info)
         await store.remove(info.id)
+        assert store.used_bytes == SIZE, "its bytes still count"
         assert number(await put(store, full(2))) != inode
         output = await runtime.tasks.output(task_id)
         os.kill(int("".join(item.text or "" for item in output.items).split()[1]), signal.SIGKILL)
@@ -222,10 +180,9 @@ async def test_task_gets_memory_of_free_files(tmp_path: Path, monkeypatch: pytes
         await store.remove((await put(store, full(2))).id)
         assert store.page().warm_bytes
         monkeypatch.setattr(runtime._admission, "free", lambda lane: 0 if store.page().warm_bytes else 10**12)
-        task = await ended(runtime, await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": info.id}}}))
-        assert task.status == "completed"
+        await completed(runtime, await submit(runtime, "compute", {"expression": "sum(x)", "inputs": {"x": {"array": info.id}}}))
         assert store.page().warm_bytes == 0
-        assert not store.give_up(1)
+        assert not store.release_memory(1)
 
 
 async def test_exposed_file_is_never_reused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from openruntime_jupyter.runtime.events.bus import REPLAY_EVENTS, EventBus
+from openruntime_jupyter.runtime.events import REPLAY_EVENTS, EventBus
 
 
 async def test_gathering_subscriber_resumes_once_for_several_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,7 +15,7 @@ async def test_gathering_subscriber_resumes_once_for_several_events(monkeypatch:
         asked.append(seconds)
         await over.wait()
 
-    monkeypatch.setattr("openruntime_jupyter.runtime.events.bus.asyncio.sleep", sleep)
+    monkeypatch.setattr("openruntime_jupyter.runtime.events.asyncio.sleep", sleep)
     bus = EventBus()
     subscription, _ = bus.subscribe(gather=0.5)
     heard: list[int] = []

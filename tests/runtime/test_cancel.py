@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from openruntime_jupyter.runtime.runtime import Runtime
-from tests.runtimes import cell, ended, pickled, printed, runtime_in, says, submit, until, value
+from tests.runtimes import busy, cell, completed, ended, pickled, printed, submit, until, value
 from tests.support import slowness
 
 LOOP = "print('in', flush=True)\nwhile True: pass"
@@ -48,8 +48,7 @@ mx.eval(a)
     ],
 )
 async def test_cancel_reports_its_stage_and_frees_the_slot(runtime: Runtime, code: str, stages: set[str]) -> None:
-    task_id = await cell(runtime, code)
-    await says(runtime, task_id, "in")
+    task_id = await busy(runtime, code)
     following = await submit(runtime, "call", pickled(lambda: 6 * 7))
     soon = 1.5 * slowness()
     task = await asyncio.wait_for(runtime.cancel(task_id), 60)
@@ -57,13 +56,12 @@ async def test_cancel_reports_its_stage_and_frees_the_slot(runtime: Runtime, cod
     assert task.failure is not None
     assert task.failure.kind == "cancelled"
     # The lane serves the next task within 1.5 s, as the issue asks.
-    assert (await ended(runtime, following, seconds=soon)).status == "completed"
+    await completed(runtime, following, seconds=soon)
     assert await value(runtime, following) == 42
 
 
 async def test_cancelled_pending_task_never_runs(tmp_path: Path, runtime: Runtime) -> None:
-    holder = await cell(runtime, LOOP)
-    await says(runtime, holder, "in")
+    holder = await busy(runtime, LOOP)
     waiting = await cell(runtime, f"open({str(tmp_path / 'ran')!r}, 'w')")
     task = await runtime.cancel(waiting)
     assert (task.status, task.cancel_stage, task.attempt) == ("cancelled", "queue", 0)
@@ -72,16 +70,9 @@ async def test_cancelled_pending_task_never_runs(tmp_path: Path, runtime: Runtim
     assert not (tmp_path / "ran").exists()
 
 
-async def test_cancel_of_ended_task_changes_nothing(runtime: Runtime) -> None:
-    done = await ended(runtime, await submit(runtime, "call"))
-    again = await runtime.cancel(done.task_id)
-    assert (again.status, again.cancel_stage, again.finished_at) == ("completed", None, done.finished_at)
-
-
 async def test_kill_ends_child_processes_of_the_task(runtime: Runtime) -> None:
     code = "import subprocess\nchild = subprocess.Popen(['sleep', '600'])\nprint('child', child.pid, flush=True)\n" + SWALLOWS
-    task_id = await cell(runtime, code)
-    await says(runtime, task_id, "in")
+    task_id = await busy(runtime, code)
     child = psutil.Process(int((await printed(runtime, task_id)).split()[1]))
     assert (await runtime.cancel(task_id)).status == "cancelled"
     await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, what="the child is gone")
@@ -89,21 +80,9 @@ async def test_kill_ends_child_processes_of_the_task(runtime: Runtime) -> None:
 
 async def test_error_raised_on_interrupt_counts_as_cancelled(runtime: Runtime) -> None:
     code = "print('in', flush=True)\ntry:\n    while True: pass\nexcept KeyboardInterrupt:\n    raise ValueError('mine')"
-    task_id = await cell(runtime, code)
-    await says(runtime, task_id, "in")
+    task_id = await busy(runtime, code)
     task = await runtime.cancel(task_id)
     assert (task.status, task.cancel_stage) == ("cancelled", "interrupt")
-
-
-async def test_keyboard_interrupt_of_the_task_is_a_failure(runtime: Runtime) -> None:
-    task = await ended(runtime, await submit(runtime, "call", pickled(_raise_interrupt)))
-    assert task.status == "failed"
-    assert task.failure is not None
-    assert task.failure.type == "KeyboardInterrupt"
-
-
-def _raise_interrupt() -> None:
-    raise KeyboardInterrupt
 
 
 async def test_sigint_from_outside_does_not_end_task(runtime: Runtime) -> None:
@@ -130,11 +109,11 @@ async def test_random_cancels_at_task_boundaries_hit_no_other_task(runtime: Runt
 
     await ended(runtime, await submit(runtime, "call", pickled(_busy_for, 0.0, 0)))
     found: dict[Any, int] = {}
-    for number in range(1, 1001):
+    for number in range(1, 501):
         end = await one(runtime, number)
         found[end] = found.get(end, 0) + 1
     assert {status for status, _ in found} == {"completed", "cancelled"}, found
-    assert found.get(("cancelled", "interrupt"), 0) > 50, f"too few hit a running task to prove anything: {found}"
+    assert found.get(("cancelled", "interrupt"), 0) > 25, f"too few hit a running task to prove anything: {found}"
 
 
 def _busy_for(seconds: float, answer: int) -> int:
@@ -147,15 +126,14 @@ def _busy_for(seconds: float, answer: int) -> int:
     return answer
 
 
-async def test_cancel_while_large_parameters_are_written_keeps_worker(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        await ended(runtime, await submit(runtime, "call"))
-        for _ in range(8):
-            task_id = await submit(runtime, "python", {"code": "text = len(text)", "inputs": {"text": "x" * 3_000_000}})
-            while (await runtime.tasks.get(task_id, parameters=False)).status == "pending":
-                await asyncio.sleep(0)
-            task = await runtime.cancel(task_id)
-            assert task.status in ("cancelled", "completed")
-        following = await submit(runtime, "call", pickled(lambda: "unharmed"))
-        assert await value(runtime, following) == "unharmed"
-        assert not list((tmp_path / "tmp").glob("*.parameters"))
+async def test_cancel_while_large_parameters_are_written_keeps_worker(runtime: Runtime) -> None:
+    await ended(runtime, await submit(runtime, "call"))
+    for _ in range(4):
+        task_id = await submit(runtime, "python", {"code": "text = len(text)", "inputs": {"text": "x" * 3_000_000}})
+        while (await runtime.tasks.get(task_id, parameters=False)).status == "pending":
+            await asyncio.sleep(0)
+        task = await runtime.cancel(task_id)
+        assert task.status in ("cancelled", "completed")
+    following = await submit(runtime, "call", pickled(lambda: "unharmed"))
+    assert await value(runtime, following) == "unharmed"
+    assert not list(runtime.settings.temporary.glob("*.parameters"))

@@ -1,31 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from openruntime_jupyter.errors import TaskConflict
-from openruntime_jupyter.schemas.base import epoch
-from tests.runtimes import busy, ended, pickled, runtime_in, submit, until
-from tests.work import spin
-
-
-async def test_two_runtimes_take_turns_on_one_slot(tmp_path: Path) -> None:
-    async with (
-        runtime_in(tmp_path, device_lock="all", label="one") as one,
-        runtime_in(tmp_path, device_lock="all", label="two") as two,
-    ):
-        call = {**pickled(spin, 0.02), "burst": "one"}
-        ids = [(runtime, await submit(runtime, "call", call)) for runtime in (one, two) for _ in range(15)]
-        tasks = [await ended(runtime, task_id) for runtime, task_id in ids]
-        spans = sorted((epoch(task.started_at) or 0, epoch(task.finished_at) or 0, task.runtime) for task in tasks)
-        assert all(task.status == "completed" for task in tasks)
-        for earlier, later in pairwise(spans):
-            assert later[0] > earlier[0] + 0.02, "two tasks computed on one slot at once"
-        changes = sum(earlier[2] != later[2] for earlier, later in pairwise(spans))
-        assert changes >= 5, f"one ran all its tasks before the other had a turn: {[span[2] for span in spans]}"
+from openruntime_jupyter.schemas.queries import TasksQuery
+from tests.runtimes import busy, completed, runtime_in, submit, waits_for
 
 
 async def test_waiting_task_names_holder_in_another_runtime(tmp_path: Path) -> None:
@@ -35,22 +17,18 @@ async def test_waiting_task_names_holder_in_another_runtime(tmp_path: Path) -> N
     ):
         holder = await busy(one, name="long training", wait=False)
         waits = await submit(two, "call", name="quick")
-
-        async def told() -> bool:
-            return "http://one runs long training" in ((await two.tasks.get(waits)).waiting_for or "")
-
-        await until(told, 10, "waiting_for names the holder")
+        await waits_for(two, waits, "http://one runs long training")
         seen = await two.tasks.get(holder)
         assert (seen.here, seen.runtime, seen.status) == (False, one.id, "running")
-        assert {task.task_id: task.here for task in (await two.list_tasks()).tasks} == {holder: False, waits: True}
+        assert {task.task_id: task.here for task in (await two.list_tasks(TasksQuery())).tasks} == {holder: False, waits: True}
         with pytest.raises(TaskConflict, match=one.id):
             await two.cancel(holder)
         behind = [await submit(one, "call", wait=False) for _ in range(2)]
         for limit, offset, wanted in ((10, 0, [waits, *behind]), (1, 0, [waits]), (1, 1, behind[:1]), (5, 2, behind[1:])):
-            page = await two.list_tasks(limit, offset=offset, order="next")
+            page = await two.list_tasks(TasksQuery(limit=limit, offset=offset, order="next"))
             assert ([task.task_id for task in page.tasks], page.total_count) == (wanted, 3), "those of the other runtime come last"
         await one.cancel(holder)
-        assert (await ended(two, waits)).status == "completed"
+        await completed(two, waits)
         assert (await two.tasks.wait(holder, 5)).status == "cancelled"
 
 
@@ -62,4 +40,4 @@ async def test_wait_for_device_can_be_cancelled(tmp_path: Path) -> None:
         assert (await two.cancel(waits)).cancel_stage == "queue"
         await one.cancel(holder)
         for runtime in (two, one, two):
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+            await completed(runtime, await submit(runtime, "call"))

@@ -2,88 +2,50 @@
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from openruntime_jupyter.runtime.runtime import Caller
-from openruntime_jupyter.runtime.tasks.entry import NEWS, Completion
+from openruntime_jupyter.runtime.runtime import Caller, Runtime
+from openruntime_jupyter.runtime.tasks.entry import EVENT_FIELDS
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest, TaskState
-from tests.runtimes import ended, runtime_in, submit, until
+from tests.runtimes import completed, submit, until
 
 
-async def test_unchecked_record_equals_validated_one(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        request = TaskRequest(operation="call", parameters={}, name="a name", wait=False)
-        records = [await runtime.submit(request, Caller(owner="somebody"))]
-        records += [await runtime.tasks.wait(records[0].task_id), await runtime.tasks.wait(records[0].task_id, parameters=False)]
-        assert records[1].status is TaskState.COMPLETED
-        for record in records:
-            assert set(vars(record)) == record.model_fields_set == set(Task.model_fields)
-            assert Task.model_validate_json(record.model_dump_json()) == record
-        records[0].status = TaskState.FAILED
-        assert records[1].status is TaskState.COMPLETED
+async def test_unchecked_record_equals_validated_one(runtime: Runtime) -> None:
+    request = TaskRequest(operation="call", parameters={}, name="a name", wait=False)
+    records = [await runtime.submit(request, Caller(owner="somebody"))]
+    records += [await runtime.tasks.wait(records[0].task_id), await runtime.tasks.wait(records[0].task_id, parameters=False)]
+    assert records[1].status is TaskState.COMPLETED
+    for record in records:
+        assert set(vars(record)) == record.model_fields_set == set(Task.model_fields)
+        assert Task.model_validate_json(record.model_dump_json()) == record
+    records[0].status = TaskState.FAILED
+    assert records[1].status is TaskState.COMPLETED
 
 
-async def test_event_equals_record(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        subscription, _ = runtime.bus.subscribe()
-        task_id = await runtime.submission.submit(TaskRequest(operation="call", parameters={}), Caller())
-        record = await runtime.tasks.wait(task_id)
-        last = await anext(event.body async for event in subscription if event.body["data"]["status"] == "completed")
-        subscription.close()
-        assert last == {"type": "task_update", "data": record.model_dump(mode="json", include=set(NEWS))}
+async def test_event_equals_record(runtime: Runtime) -> None:
+    subscription, _ = runtime.bus.subscribe()
+    task_id = await runtime.submission.submit(TaskRequest(operation="call", parameters={}), Caller())
+    record = await runtime.tasks.wait(task_id)
+    last = await anext(event.body async for event in subscription if event.body["data"]["status"] == "completed")
+    subscription.close()
+    assert last == {"type": "task_update", "data": record.model_dump(mode="json", include=set(EVENT_FIELDS))}
 
 
-async def test_ended_task_is_counted_in_metrics(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        for number in range(1, 4):
-            await runtime.tasks.wait(await runtime.submission.submit(TaskRequest(operation="call", parameters={}), Caller()))
-            runtime.metrics()
-            assert runtime.metrics_service.counters.ended["completed", "call"] == number
+async def test_synchronous_caller_resumes_before_the_event(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    publish = runtime.bus.publish
 
+    def publishing(topic: str, body: dict[str, Any], **options: Any) -> None:
+        if topic == "task_update" and body["data"]["status"] == "completed":
+            told.append(body["data"]["task_id"])
+        publish(topic, body, **options)
 
-async def test_all_waiters_resume_and_later_ones_do_not_wait() -> None:
-    finish = Completion()
-    waiting = [asyncio.create_task(finish.wait()) for _ in range(3)]
-    await asyncio.sleep(0)
-    finish.reach()
-    finish.reach()
-    await asyncio.wait_for(asyncio.gather(*waiting), 5)
-    await asyncio.wait_for(finish.wait(), 5)
-
-
-async def test_cancelled_waiter_does_not_affect_others() -> None:
-    finish = Completion()
-    patient, leaver = asyncio.create_task(finish.wait()), asyncio.create_task(finish.wait())
-    await finish.wait(0.01)
-    leaver.cancel()
-    await asyncio.gather(leaver, return_exceptions=True)
-    assert leaver.cancelled()
-    assert not patient.done()
-    assert not finish.reached
-    finish.reach()
-    await asyncio.wait_for(patient, 5)
-
-
-async def test_synchronous_caller_resumes_before_the_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        happened: list[str] = []
-        publish = runtime.bus.publish
-
-        def publishing(topic: str, body: dict[str, Any], **options: Any) -> None:
-            if topic == "task_update" and body["data"]["status"] == "completed":
-                happened.append(f"{body['data']['task_id']} told")
-            publish(topic, body, **options)
-
-        monkeypatch.setattr(runtime.bus, "publish", publishing)
-        for _ in range(5):
-            task_id = await submit(runtime, "compute", wait=True)
-            task = await ended(runtime, task_id)
-            happened.append(f"{task_id} answered")
-            assert task.status == "completed"
-            await until(lambda: len(happened) == 2, what="the event")
-            assert happened == [f"{task_id} answered", f"{task_id} told"]
-            happened.clear()
+    monkeypatch.setattr(runtime.bus, "publish", publishing)
+    for _ in range(5):
+        task_id = await submit(runtime, "compute", wait=True)
+        await completed(runtime, task_id)
+        assert told == []
+        await until(lambda: told, what="the event")
+        assert told.pop() == task_id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from openruntime_jupyter.engines.local import LocalEngine
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.tasks import TaskRequest
 from openruntime_jupyter.worker.__main__ import hello
-from tests.runtimes import ME, cell, ended, pickled, printed, runtime_in, submit, until, value
+from tests.runtimes import ME, cell, completed, ended, failed, pickled, printed, python_that, runtime_in, submit, until, value
 
 TELL = "import os, sys\nfound = {'prefix': sys.prefix, 'folder': os.getcwd(), 'path': list(sys.path)}"
 
@@ -46,9 +45,8 @@ async def test_cell_runs_in_environment_folder_and_path_of_caller(tmp_path: Path
     code = "import only_there\nanswer = only_there.ANSWER"
     task_id = await submit(runtime, "python", {"code": code, "outputs": ["answer"], "world": interpreter_of(other_environment)})
     assert await value(runtime, task_id) == {"answer": "from the other environment"}
-    ours = await ended(runtime, await cell(runtime, "import only_there"))
-    assert ours.failure is not None
-    assert ours.failure.type == "ModuleNotFoundError"
+    failure = await failed(runtime, await cell(runtime, "import only_there"))
+    assert failure.type == "ModuleNotFoundError"
 
 
 async def test_missing_package_is_reported_with_command(tmp_path: Path, runtime: Runtime) -> None:
@@ -57,7 +55,7 @@ async def test_missing_package_is_reported_with_command(tmp_path: Path, runtime:
     task = await ended(runtime, await submit(runtime, "python", {"code": "1", "world": interpreter_of(bare)}))
     assert task.status == "failed"
     assert f"{bare}/bin/python -m pip install openruntime-jupyter=={openruntime_jupyter.__version__}" in (task.error or "")
-    assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
+    await completed(runtime, await submit(runtime, "call"))
 
 
 async def test_missing_interpreter_and_other_program_are_reported(runtime: Runtime) -> None:
@@ -70,10 +68,8 @@ async def test_missing_interpreter_and_other_program_are_reported(runtime: Runti
 async def test_code_runs_without_mlx_and_output_names_command(tmp_path: Path, runtime: Runtime) -> None:
     (tmp_path / "broken" / "mlx").mkdir(parents=True)
     (tmp_path / "broken" / "mlx" / "__init__.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')\n")
-    interpreter = tmp_path / "python"
-    interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "broken"} exec {sys.executable} "$@"\n')
-    interpreter.chmod(0o755)
-    parameters = {"code": "x = 6 * 7", "outputs": ["x"], "world": {"interpreter": str(interpreter)}}
+    interpreter = python_that(tmp_path, f"PYTHONPATH={tmp_path / 'broken'}")
+    parameters = {"code": "x = 6 * 7", "outputs": ["x"], "world": {"interpreter": interpreter}}
     task_id = await submit(runtime, "python", parameters)
     assert await value(runtime, task_id) == {"x": 42}
     assert "pip install 'openruntime-jupyter[cpu]'" in await printed(runtime, task_id, "stderr")
@@ -92,10 +88,8 @@ async def test_other_protocol_version_is_reported_with_command(tmp_path: Path, r
         "time.sleep(60)\n"
     )
     (other / "__main__.py").write_text(says_hello)
-    interpreter = tmp_path / "python"
-    interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "newer"} exec {sys.executable} "$@"\n')
-    interpreter.chmod(0o755)
-    task = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": str(interpreter)}}))
+    interpreter = python_that(tmp_path, f"PYTHONPATH={tmp_path / 'newer'}")
+    task = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": interpreter}}))
     assert "protocol 99 instead of" in (task.error or "")
     assert "pip install openruntime-jupyter==" in (task.error or "")
 
@@ -118,13 +112,10 @@ def _environment() -> dict[str, str]:
 
 
 async def test_unpicklable_and_missing_outputs_are_named(runtime: Runtime) -> None:
-    task = await ended(
-        runtime,
-        await submit(runtime, "python", {"code": "fine = 1\nlock = __import__('threading').Lock()", "outputs": ["fine", "lock"]}),
-    )
-    assert "'lock'" in (task.error or "")
-    task = await ended(runtime, await submit(runtime, "python", {"code": "a = 1", "outputs": ["a", "b"]}))
-    assert "without setting 'b'" in (task.error or "")
+    code = "fine = 1\nlock = __import__('threading').Lock()"
+    for outputs, problem in ((["fine", "lock"], "'lock'"), (["fine", "b"], "without setting 'b'")):
+        failure = await failed(runtime, await submit(runtime, "python", {"code": code, "outputs": outputs}))
+        assert problem in failure.message
 
 
 REPOSITORY = Path(openruntime_jupyter.__file__).parents[1]
@@ -172,21 +163,14 @@ async def test_each_cell_and_call_has_its_own_process(tmp_path: Path) -> None:
         assert len(set(pids)) == 4
 
 
-async def test_calls_of_one_burst_share_a_process(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        one = {await burst(runtime, "one", pid) for _ in range(3)}
-        assert len(one) == 1
-        assert await burst(runtime, "two", pid) not in one
-        assert await burst(runtime, "one", pid, caller=Caller("somebody else")) not in one
-        assert await burst(runtime, "one", pid, world={"kernel": "another"}) not in one
-        assert await value(runtime, await submit(runtime, "call", pickled(pid))) not in one
-
-
-async def test_process_of_a_burst_ends_with_it(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        await burst(runtime, "one", pid)
-        assert [worker.state for worker in runtime.engine.workers()] == ["idle"]
-        await until(lambda: not runtime.engine.workers(), 20, "the end of the worker")
+async def test_calls_of_one_burst_share_a_process_that_ends_with_it(runtime: Runtime) -> None:
+    one = {await burst(runtime, "one", pid) for _ in range(3)}
+    assert len(one) == 1
+    assert await burst(runtime, "two", pid) not in one
+    assert await burst(runtime, "one", pid, caller=Caller("somebody else")) not in one
+    assert await burst(runtime, "one", pid, world={"kernel": "another"}) not in one
+    assert await value(runtime, await submit(runtime, "call", pickled(pid))) not in one
+    await until(lambda: not runtime.engine.workers(), 20, "the end of the workers")
 
 
 async def test_call_of_a_burst_sees_an_edited_module(tmp_path: Path) -> None:
@@ -240,21 +224,13 @@ async def test_spare_imports_packages_that_its_kernel_used(tmp_path: Path, site:
         assert await found(runtime, IMPORTED, world={**site[1], "kernel": "another"}) is False
 
 
-@pytest.mark.parametrize("how", ["edited", "shadowed", "another package installed"])
-async def test_spare_with_outdated_imports_is_not_used(tmp_path: Path, site: tuple[Path, dict[str, Any]], how: str) -> None:
+async def test_spare_with_outdated_imports_is_not_used(tmp_path: Path, site: tuple[Path, dict[str, Any]]) -> None:
     packages, here = site
 
     async with runtime_in(tmp_path / "data", spare_workers=1) as runtime:
         assert await found(runtime, USES_IT, world=here) == 1
         await prepared(runtime)
-        if how == "edited":
-            (packages / "installed_one.py").write_text("VERSION = 2\n")
-        elif how == "shadowed":
-            (Path(here["directory"]) / "installed_one.py").write_text("VERSION = 2\n")
-        else:
-            (packages / "installed_one-2.0.dist-info").mkdir()
-            (packages / "installed_one.py").write_text("VERSION = 2  # of another size, as bytecode is checked by size and time\n")
-            os.utime(packages / "installed_one.py", (1, 1))
+        (packages / "installed_one.py").write_text("VERSION = 2\n")
         assert await found(runtime, USES_IT, world=here) == 2
 
 
@@ -285,29 +261,21 @@ async def test_worker_has_variables_of_its_caller_from_the_start(tmp_path: Path,
 
 async def test_kernels_with_changed_variables_leave_few_workers(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, spare_workers=1) as runtime:
-        for number in range(6):
+        for number in range(4):
             changed = {"environment": {"NUMBER": str(number)}, "kernel": f"kernel {number}"}
             assert await found(runtime, "import os, calendar\nr = os.environ['NUMBER']", world=changed) == str(number)
         await until(lambda: all(worker.state == "idle" for worker in runtime.engine.workers()), 60, "idle workers")
         await until(lambda: len(runtime.engine.workers()) <= 3, 60, "one spare, and one for each of two kernels")
 
 
-async def test_threads_of_a_task_end_with_it_and_are_named(tmp_path: Path) -> None:
+async def test_threads_of_a_task_end_with_it_and_are_named(runtime: Runtime) -> None:
     code = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), name='mine').start()"
-
-    async with runtime_in(tmp_path) as runtime:
-        task_id = await cell(runtime, code)
-        assert (await ended(runtime, task_id)).status == "completed"
-        assert "mine" in await printed(runtime, task_id, "stderr")
-        await until(lambda: not runtime.engine.workers(), 20, "the end of the worker")
+    task_id = await cell(runtime, code)
+    await completed(runtime, task_id)
+    assert "mine" in await printed(runtime, task_id, "stderr")
+    await until(lambda: not runtime.engine.workers(), 20, "the end of the worker")
 
 
 def test_spare_makes_no_context_on_the_device() -> None:
     assert hello(None, devices=False)["devices"] == []
     assert hello(None, devices=True)["devices"]
-
-
-async def test_tasks_wait_for_processes_without_a_spare(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path, cpu_slots=3) as runtime:
-        ids = await asyncio.gather(*(submit(runtime, "call", pickled(pid)) for _ in range(6)))
-        assert len({await value(runtime, task_id) for task_id in ids}) == 6

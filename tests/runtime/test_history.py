@@ -21,7 +21,8 @@ from openruntime_jupyter.runtime.storage.rows import record_of
 from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.tasks import OutputItem, Payload, Progress, Task, TaskOutput, TaskResult, TaskState
-from tests.runtime.history_support import as_it_is, execute, make_task, moved, opened, rows, states, until
+from tests.runtime.history_support import as_it_is, execute, known, make_task, moved, opened, rows, states
+from tests.runtimes import until
 
 PENDING, RUNNING, COMPLETED, FAILED = TaskState.PENDING, TaskState.RUNNING, TaskState.COMPLETED, TaskState.FAILED
 
@@ -66,8 +67,7 @@ async def test_record_has_parameters_once_and_no_transient_fields(tmp_path: Path
     async with opened(tmp_path) as history:
         await history.commit(task)
         await history.commit(moved(task, RUNNING, parameters={"changed": True}))
-        found = await history.get(task.task_id)
-        assert found is not None
+        found = await known(history, task.task_id)
         assert (found.position, found.waiting_for, found.estimated_start) == (None, None, None)
         assert found.parameters == {"expression": "a + b"}
         assert (await history.page(10))[0][0].parameters is None
@@ -87,8 +87,7 @@ async def test_write_behind_describes_task_when_written(history: History, tmp_pa
         history.write_behind(task.task_id, describe)
     await until(lambda: states(tmp_path), what="the record")
     assert described == [COMPLETED], "three changes were coalesced into one"
-    found = await history.get(task.task_id)
-    assert found is not None
+    found = await known(history, task.task_id)
     assert found.parameters == {"expression": "a + b"}
 
 
@@ -142,8 +141,7 @@ async def test_values_that_json_cannot_encode_are_replaced(history: History) -> 
     )
     history.put_output(task.task_id, shown)
     await history.commit(task)
-    found = await history.get(task.task_id)
-    assert found is not None
+    found = await known(history, task.task_id)
     assert found.status is COMPLETED
     assert found.result is not None
     assert found.result.output["lone"] == "a?b"
@@ -348,6 +346,8 @@ async def test_file_of_each_older_release_is_migrated(tmp_path: Path, version: i
                 "VALUES (?, 'rt_1', 'completed', 'compute', 1, 1, 1, 0, 1, 0, ?)",
                 values,
             )
+            if version >= 4:
+                connection.execute("UPDATE tasks SET title = ? WHERE id = ?", ((task.name or task.operation).casefold(), task.task_id))
     async with opened(tmp_path) as history:
         assert [[task.task_id for task in (await history.page(9, name=name))[0]] for name in ("éTUDE", "Compute")] == [
             [old[0].task_id],

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ from openruntime_jupyter.runtime.metrics.counters import METRICS, TIERS, Aggrega
 from openruntime_jupyter.runtime.storage.metrics import COLUMNS, MetricColumns, of_kind, prune, read, window, write
 from openruntime_jupyter.runtime.storage.schema import migrate
 from openruntime_jupyter.runtime.storage.store import History
-from tests.runtime.history_support import fill_disk, opened, rows
+from tests.runtime.history_support import fill_disk, rows
 
 NOW = 1_800_000_000
 DAY = 86_400
@@ -90,34 +90,6 @@ def test_series_match_raw_samples_with_any_clock_changes(steps: list[tuple[float
             assert_right(ask(connection, span, points), raw)
 
 
-def test_months_of_metrics_stay_bounded_and_correct() -> None:
-    dice = random.Random(1)
-    most = sum(tier.most for tier in TIERS)
-    raw: list[Interval] = []
-    with database() as connection:
-        for day in range(60):
-            now = float(NOW - (59 - day) * DAY)
-            fresh = []
-            for _ in range(30):
-                # One minute a day; the last days, which queries cover, are written completely from time to time.
-                seconds = 2.0 if day < 52 else 10.0 + dice.randrange(0, 8 * 4) / 4
-                now += seconds if day < 52 else seconds + dice.choice((0.0, 0.0, 1200.0))
-                if now > NOW:
-                    break
-                fresh.append((now - seconds, now, float(dice.randrange(0, 101))))
-            store(connection, fresh)
-            raw += fresh
-            prune(connection, now)
-            assert connection.execute("SELECT count(*) FROM metrics").fetchone()[0] <= most
-        recent = [(begin, end, value) for begin, end, value in raw if end > NOW - 8 * DAY]
-        # Up to the time of the query: ten seconds each.
-        last = [(NOW - 600.0 + 10 * step, NOW - 590.0 + 10 * step, float(step)) for step in range(60)]
-        store(connection, last)
-        for span in SPANS.values():
-            for points in (10, 300, 2000):
-                assert_right(ask(connection, span, points), recent + last)
-
-
 def test_wrong_clock_for_a_minute_loses_only_that_minute() -> None:
     with database() as connection:
         raw = [(float(NOW - 900 + step), float(NOW - 899 + step), float(step % 7)) for step in range(900)]
@@ -163,22 +135,20 @@ def test_only_runtime_metrics_of_several_runtimes_are_added() -> None:
 
 
 @pytest.mark.parametrize("points", [MANY, ONE])
-def test_levels_of_consecutive_runtimes_are_not_added(points: int) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((NOW - 300.0, NOW - 160.0, 2.0), (NOW - 150.0, float(NOW), 2.0), (2.0, pytest.approx(2.0), 2.0)),
+        ((NOW - 300.0, float(NOW), 1.0), (NOW - 75.0, float(NOW), 4.0), (1.0, pytest.approx(2.0), 5.0)),
+    ],
+    ids=["one after the other, within one bucket", "together for a quarter of it"],
+)
+def test_levels_are_added_while_both_runtimes_run(first: Interval, second: Interval, expected: tuple[Any, ...], points: int) -> None:
     with database() as connection:
-        # One ends and the next starts within the same five-minute bucket.
-        store(connection, [(NOW - 300.0, NOW - 160.0, 2.0)], "rt_1", "active_tasks")
-        store(connection, [(NOW - 150.0, float(NOW), 2.0)], "rt_2", "active_tasks")
+        store(connection, [first], "rt_1", "active_tasks")
+        store(connection, [second], "rt_2", "active_tasks")
         series = ask(connection, 7 * DAY, points).series["active_tasks"]
-        assert (series.min[-1], series.mean[-1], series.max[-1]) == (2.0, pytest.approx(2.0), 2.0)
-
-
-@pytest.mark.parametrize("points", [MANY, ONE])
-def test_runtime_counts_for_the_part_it_ran(points: int) -> None:
-    with database() as connection:
-        store(connection, [(NOW - 300.0, float(NOW), 1.0)], "rt_1", "active_tasks")
-        store(connection, [(NOW - 75.0, float(NOW), 4.0)], "rt_2", "active_tasks")
-        series = ask(connection, 7 * DAY, points).series["active_tasks"]
-        assert (series.min[-1], series.mean[-1], series.max[-1]) == (1.0, pytest.approx(2.0), 5.0)
+        assert (series.min[-1], series.mean[-1], series.max[-1]) == expected
 
 
 @pytest.mark.parametrize("points", [MANY, ONE])
@@ -216,43 +186,6 @@ def test_every_metric_has_columns_in_newest_schema() -> None:
     with database() as connection:
         there = [name for _, name, *_ in connection.execute("PRAGMA table_info(metrics)")]
     assert there == ["tier", "start", "runtime", "began", "ended", *COLUMNS]
-
-
-def test_query_cost_is_independent_of_other_rows() -> None:
-    with database() as connection:
-        steps = 0
-
-        def step() -> None:
-            nonlocal steps
-            steps += 1
-
-        def cost() -> int:
-            nonlocal steps
-            steps = 0
-            connection.set_progress_handler(step, 100)
-            ask(connection, 7 * DAY)
-            connection.set_progress_handler(None, 100)
-            return steps
-
-        store(connection, [(NOW - 7.0 * DAY + 300 * number, NOW - 7.0 * DAY + 300 * number + 10, 1.0) for number in range(2016)])
-        before = cost()
-        other = Ledger(1e6)
-        other.add_interval({"memory_usage": 1.0}, NOW - 30.0 * DAY, 3000)
-        write(connection, "rt_2", other.take())
-        assert before <= cost() < before * 1.05
-
-
-async def test_metrics_continue_after_restart(tmp_path: Path) -> None:
-    now = math.floor(time.time())
-    for runtime, begin in (("rt_1", now - 60), ("rt_2", now - 30)):
-        async with opened(tmp_path, runtime) as history:
-            ledger = Ledger(60.0)
-            ledger.add_interval({"memory_usage": 50.0, "active_tasks": 1.0}, begin + 30, 30)
-            history.put_metrics(ledger.take())
-    async with opened(tmp_path, "rt_3") as history:
-        found = await history.metrics(now - 60, now, 60)
-        assert found.series["memory_usage"].mean == [50.0] * 60
-        assert found.series["active_tasks"].mean == [1.0] * 60
 
 
 async def test_put_metrics_are_readable_and_added(history: History) -> None:

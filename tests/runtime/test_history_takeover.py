@@ -61,22 +61,14 @@ async def test_running_task_is_requeued_only_with_retries_left(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("state", [PENDING, RUNNING])
-async def test_synchronous_task_of_dead_runtime_is_interrupted(tmp_path: Path, state: TaskState) -> None:
-    task = moved(make_task(wait=True, retries=5), state)
-    await leave(tmp_path, [task])
+@pytest.mark.parametrize("embedded", [False, True], ids=["synchronous", "of a kernel"])
+async def test_task_that_ends_with_its_runtime_is_interrupted(tmp_path: Path, state: TaskState, embedded: bool) -> None:
+    task = moved(make_task(wait=not embedded, retries=5), state)
+    await leave(tmp_path, [task], embedded=embedded)
     ours, found = await taken(tmp_path)
     assert ours == []
     assert found[task.task_id].status is TaskState.INTERRUPTED
-
-
-@pytest.mark.parametrize("state", [PENDING, RUNNING])
-async def test_task_of_dead_kernel_is_interrupted(tmp_path: Path, state: TaskState) -> None:
-    task = moved(make_task(retries=5), state)
-    await leave(tmp_path, [task], embedded=True)
-    ours, found = await taken(tmp_path)
-    assert ours == []
-    assert found[task.task_id].status is TaskState.INTERRUPTED
-    assert "kernel" in (found[task.task_id].error or "")
+    assert ("kernel" in (found[task.task_id].error or "")) == embedded
 
 
 async def test_kernel_leaves_tasks_of_dead_server_to_next_server(tmp_path: Path) -> None:
@@ -88,25 +80,6 @@ async def test_kernel_leaves_tasks_of_dead_server_to_next_server(tmp_path: Path)
     assert found[runs.task_id].status is TaskState.INTERRUPTED
     ours, _ = await taken(tmp_path, "rt_server")
     assert [task.task_id for task in ours] == [waits.task_id]
-
-
-async def test_finished_tasks_are_unchanged_by_takeover(tmp_path: Path) -> None:
-    tasks = [make_task(state) for state in TaskState if state.terminal]
-    await leave(tmp_path, tasks)
-    ours, found = await taken(tmp_path)
-    assert ours == []
-    assert {task.task_id: task.status for task in found.values()} == {task.task_id: task.status for task in tasks}
-
-
-async def test_tasks_of_running_runtime_are_not_taken_over(tmp_path: Path) -> None:
-    waits, runs = make_task(), moved(make_task(wait=True), RUNNING)
-    async with opened(tmp_path, "rt_alive", label="http://127.0.0.1:8888/") as alive:
-        await alive.commit(waits)
-        await alive.commit(runs)
-        async with opened(tmp_path, "rt_new") as history:
-            assert history.taken == []  # type: ignore[attr-defined]
-            assert states(tmp_path) == {waits.task_id: "pending", runs.task_id: "running"}
-        await alive.commit(moved(waits, RUNNING))
 
 
 async def test_reused_process_id_does_not_keep_runtime_alive(tmp_path: Path) -> None:
@@ -164,7 +137,7 @@ async def test_acknowledged_commits_survive_kill_9(tmp_path: Path) -> None:
     order = {"pending": 0, "running": 1, "completed": 2}
     chance = random.Random(1)
     survived = 0
-    for attempt in range(3):
+    for attempt in range(2):
         folder = tmp_path / str(attempt)
         with child("commits", folder, "rt_dead") as process:
             process.receive()
@@ -185,7 +158,7 @@ async def test_acknowledged_commits_survive_kill_9(tmp_path: Path) -> None:
         assert {task_id: str(task.status) for task_id, task in found.items()} == {
             task_id: "completed" if state == "completed" else "pending" for task_id, state in before.items()
         }
-    assert survived > 50
+    assert survived > 30
 
 
 async def test_concurrently_started_runtimes_never_take_the_same_task(tmp_path: Path) -> None:
@@ -195,7 +168,7 @@ async def test_concurrently_started_runtimes_never_take_the_same_task(tmp_path: 
         takers = (first, second, third)
         for process in takers:
             assert process.receive() == "ready"
-        for attempt in range(12):
+        for attempt in range(6):
             folder = tmp_path / str(attempt)
             tasks = [make_task() for _ in range(20)]
             await leave(folder, tasks)
@@ -218,7 +191,7 @@ async def test_takeover_is_atomic(tmp_path: Path) -> None:
 
     await leave(folder, tasks)
     chance = random.Random(2)
-    for number in range(4):
+    for number in range(3):
         with child("takes") as process:
             process.receive()
             process.send(f"{folder} rt_{number}")
@@ -230,14 +203,3 @@ async def test_takeover_is_atomic(tmp_path: Path) -> None:
     ours, _ = await taken(folder)
     assert {task.task_id for task in ours} == {task_id for task_id, state in left.items() if state == "pending"}
     assert all(task.parameters == {"expression": "a + b"} for task in ours)
-
-
-def test_several_runtimes_write_concurrently(tmp_path: Path) -> None:
-    with child("writes", tmp_path, "rt_1", 150) as first, child("writes", tmp_path, "rt_2", 150) as second:
-        for process in (first, second):
-            assert process.receive() == "ready"
-        for process in (first, second):
-            process.send("go")
-        for process in (first, second):
-            assert process.receive() == "done"
-    assert dict(rows(tmp_path, "SELECT runtime, count(*) FROM tasks GROUP BY runtime")) == {"rt_1": 300, "rt_2": 300}

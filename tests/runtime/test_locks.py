@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import json
 import os
+import resource
 import signal
 import stat
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ import pytest
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.locks import DeviceSlotLock, LockFile, RuntimeLock
-from tests.runtime.history_support import child, until
+from tests.runtime.history_support import child
+from tests.runtimes import until
 from tests.support import wait_until
 
 HOLDER = {"runtime": "rt_1", "label": "http://127.0.0.1:8888/", "pid": 1, "task_id": "task_1", "name": "mine"}
@@ -33,16 +35,6 @@ def closed_at_end() -> Iterator[None]:
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def test_runtime_is_alive_until_its_process_is_killed(tmp_path: Path) -> None:
-    with child("alive", tmp_path, "rt_9") as process:
-        assert process.receive() == "alive"
-        assert locks.is_alive(tmp_path, "rt_9")
-        assert json.loads((tmp_path / "rt_9.lock").read_bytes()) == {"runtime": "rt_9", "pid": process.process.pid}
-        process.kill()
-        wait_until(lambda: not locks.is_alive(tmp_path, "rt_9"), what="the end of the dead runtime's lock")
-        assert (tmp_path / "rt_9.lock").exists()
 
 
 def test_concurrent_checks_do_not_report_dead_runtime_alive(tmp_path: Path) -> None:
@@ -76,11 +68,12 @@ def test_runtime_creates_lock_file_again_if_removed_before_locking(tmp_path: Pat
     lock.close()
 
 
-def test_fork_does_not_keep_dead_runtime_alive(tmp_path: Path) -> None:
+def test_runtime_is_alive_until_its_process_is_killed_and_a_fork_does_not_count(tmp_path: Path) -> None:
     with child("forks", tmp_path, "rt_9") as process:
         grandchild = int(process.receive())
         try:
             assert locks.is_alive(tmp_path, "rt_9")
+            assert json.loads((tmp_path / "rt_9.lock").read_bytes()) == {"runtime": "rt_9", "pid": process.process.pid}
             process.kill()
             os.kill(grandchild, 0)
             wait_until(lambda: not locks.is_alive(tmp_path, "rt_9"), what="the end of the lock with its holder")
@@ -146,19 +139,23 @@ async def test_slot_is_released_when_holder_dies(tmp_path: Path) -> None:
 
 
 def test_slot_can_be_acquired_on_full_disk(tmp_path: Path) -> None:
-    with child("holds", tmp_path, 0) as process:
-        assert process.receive() == "held"
-        lock = DeviceSlotLock(tmp_path, "device_0", 0)
-        assert not lock.try_acquire(HOLDER)
-        assert lock.holder() is None, "held by an unknown holder"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        assert DeviceSlotLock(tmp_path, "device_0", 0).try_acquire(HOLDER)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    lock = DeviceSlotLock(tmp_path, "device_0", 0)
+    assert not lock.try_acquire(HOLDER)
+    assert lock.holder() is None, "held by an unknown holder"
 
 
 def test_holder_can_be_updated(tmp_path: Path) -> None:
     first, second = DeviceSlotLock(tmp_path, "device_0", 0), DeviceSlotLock(tmp_path, "device_0", 0)
-    first.retell(HOLDER)
+    first.update_holder(HOLDER)
     assert second.holder() is None
     assert first.try_acquire(HOLDER)
-    first.retell({**HOLDER, "task_id": "task_2"})
+    first.update_holder({**HOLDER, "task_id": "task_2"})
     assert first.holder() == second.holder() == {**HOLDER, "task_id": "task_2"}
 
 
@@ -195,7 +192,7 @@ def test_busy_runtime_does_not_starve_waiting_one(tmp_path: Path) -> None:
     names = [name for _, _, name in turns]
     both = names[names.index("b" if names[0] == "a" else "a") :]
     handed_over = sum(earlier != later for earlier, later in itertools.pairwise(both))
-    assert len(both) > 20
+    assert len(both) > 10
     # A waiting runtime tries at least every 50 ms, which is five turns of the other.
     assert handed_over > len(both) / 6, f"handed over {handed_over} times in {len(both)} turns: {both}"
 
@@ -210,13 +207,6 @@ def test_removed_lock_file_is_created_again_and_still_excludes(tmp_path: Path) -
     assert not first.try_acquire(HOLDER)
     second.release()
     assert first.try_acquire(HOLDER)
-
-
-def test_workers_do_not_inherit_locks(tmp_path: Path) -> None:
-    lock = DeviceSlotLock(tmp_path, "device_0", 0)
-    assert lock.try_acquire(HOLDER)
-    assert not os.get_inheritable(lock._slot._descriptor)
-    assert not os.get_inheritable(lock._turnstile._descriptor)
 
 
 def test_unusable_lock_folder_raises_with_advice(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.runtime.metrics.gpu.base import GpuReadings
+from openruntime_jupyter.runtime.metrics.gpu import GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.metrics.service import MetricsRecorder
 from openruntime_jupyter.runtime.settings import Settings
@@ -18,7 +17,7 @@ from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.system import Metrics, MetricsHistory
 from tests.runtime.history_support import opened, rows
 from tests.runtime.test_counters import Clocks
-from tests.runtimes import cell, ended, runtime_in, submit, until
+from tests.runtimes import cell, ended, runtime_in, until
 
 Point = tuple[float | None, float | None, float | None]
 
@@ -64,20 +63,6 @@ async def test_sample_covers_time_since_previous_one(tmp_path: Path) -> None:
         assert points(await recorder.read("5m", 300), "worker_memory")[begin] == [1000.0] * 3
 
 
-async def test_samples_are_weighted_by_duration(tmp_path: Path) -> None:
-    async with metrics_recorder(tmp_path) as (recorder, clocks, _):
-        clocks.wall -= clocks.wall % 300
-        see(recorder, clocks, 0.0)
-        for _ in range(10):  # not watched: every ten seconds
-            clocks.go(10)
-            see(recorder, clocks, 0.0)
-        for _ in range(100):  # the GPU is in use: every second
-            clocks.go(1)
-            see(recorder, clocks, 80.0)
-        found = points(await recorder.read("7d", 2000))
-        assert list(found.values()) == [[0.0, pytest.approx(40.0), 80.0]]
-
-
 async def test_unreadable_metric_leaves_a_gap(tmp_path: Path) -> None:
     async with metrics_recorder(tmp_path) as (recorder, clocks, _):
         see(recorder, clocks, 1.0)
@@ -86,12 +71,8 @@ async def test_unreadable_metric_leaves_a_gap(tmp_path: Path) -> None:
             clocks.go(1)
             see(recorder, clocks, memory, gpu, gpus=figures)
         history = await recorder.read("5m", 300)
-        assert [len(points(history, name)) for name in ("memory_usage", "gpu_utilization", "gpu_memory", "active_tasks")] == [
-            1,
-            1,
-            1,
-            2,
-        ]
+        names = ("memory_usage", "gpu_utilization", "gpu_memory", "active_tasks")
+        assert [len(points(history, name)) for name in names] == [1, 1, 1, 2]
         assert list(points(history, "gpu_memory").values()) == [[500.0] * 3]
 
 
@@ -126,22 +107,6 @@ async def test_changed_wall_clock_keeps_history_correct(tmp_path: Path, jump: fl
         assert {start: point[1] for start, point in now.items()} == {begin + jump + 60 + second: 20.0 for second in range(60)}
 
 
-async def test_clock_set_back_merges_both_time_ranges(tmp_path: Path) -> None:
-    async with metrics_recorder(tmp_path) as (recorder, clocks, _):
-        begin = clocks.wall
-        see(recorder, clocks, 0.0)
-        for value, jump in ((10.0, -60.0), (30.0, 0.0)):
-            recorder.counters.ledger.add_event({"failed_tasks": 1.0}, clocks.wall)
-            for _ in range(6):
-                clocks.go(10)
-                see(recorder, clocks, value)
-            clocks.go(0, jump)
-        history = await recorder.read("5m", 300)
-        assert points(history) == {begin + second: [10.0, 20.0, 30.0] for second in range(60)}
-        assert points(history, "failed_tasks")[begin] == [2.0] * 3
-        assert set(points(history, "active_tasks")) == set(points(history))
-
-
 async def test_metrics_are_written_every_ten_seconds_and_on_stop(tmp_path: Path) -> None:
     async with metrics_recorder(tmp_path) as (recorder, clocks, history):
         see(recorder, clocks, 1.0)
@@ -158,26 +123,23 @@ async def test_metrics_are_written_every_ten_seconds_and_on_stop(tmp_path: Path)
 
 async def test_metrics_history_survives_runtime_restart(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, idle_sample_interval=0.1) as first:
-        await asyncio.gather(*[ended(first, await cell(first, "import time; time.sleep(0.2)")) for _ in range(3)])
-        await ended(first, await cell(first, "1 / 0"))
-        waiting = await submit(first, "call")
-        await ended(first, waiting)
+        for code in ("import time; time.sleep(0.5)", "1 / 0"):
+            await ended(first, await cell(first, code))
         before = first.metrics_service.latest
         await until(lambda: first.metrics_service.latest is not before, what="another sample")
     async with runtime_in(tmp_path, idle_sample_interval=600.0) as second:
         history = await second.metrics_service.history("5m", 300, first.id)
-        series = history.series
-        assert sum(value or 0 for value in series["completed_tasks"].mean) == 4
-        assert sum(value or 0 for value in series["failed_tasks"].mean) == 1
-        assert max(value or 0 for value in series["active_tasks"].max) == 1
-        assert max(value or 0 for value in series["pending_tasks"].max) >= 2
+
+        def known(name: str) -> list[float]:
+            return [value for value in history.series[name].mean if value is not None]
+
+        assert (sum(known("completed_tasks")), sum(known("failed_tasks"))) == (1, 1)
         # Samples need not coincide with the tasks, because run times are recorded exactly.
-        ran = sum(value or 0 for value in series["active_tasks"].mean) * history.resolution_s
-        assert ran > 0.6
-        assert max(value or 0 for value in series["run_time"].max) >= 0.2
-        assert all(0 < value < 100 for value in series["memory_usage"].mean if value is not None)
-        assert any(value is not None for value in series["memory_usage"].mean)
-        assert {value for value in series["gpu_utilization"].mean if value is not None} == {0.0}
-        assert max(value or 0 for value in series["worker_memory"].max) > 1e6
+        assert sum(known("active_tasks")) * history.resolution_s > 0.5
+        assert max(known("run_time")) >= 0.25
+        assert known("memory_usage")
+        assert all(0 < value < 100 for value in known("memory_usage"))
+        assert set(known("gpu_utilization")) == {0.0}
+        assert max(known("worker_memory")) > 1e6
         here = await second.metrics_service.history("5m", 300, second.id)
         assert sum(value or 0 for value in here.series["completed_tasks"].mean) == 0

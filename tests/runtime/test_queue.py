@@ -11,17 +11,18 @@ from typing import Any, cast
 import pytest
 
 from openruntime_jupyter.engines.protocol import DeviceReport
-from openruntime_jupyter.errors import InvalidRequest, QueueFull, TaskConflict, UnknownDevice
-from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.errors import InvalidRequest, TaskConflict, UnknownDevice
+from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.metrics.counters import Counters
 from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.tasks.entry import TRANSITIONS, Entry, QueueKey, follow
 from openruntime_jupyter.runtime.tasks.registry import COALESCE_SECONDS, TaskUpdates
 from openruntime_jupyter.schemas.base import epoch
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 from openruntime_jupyter.time_left import TimeLeft
-from tests.runtimes import busy, cell, ended, pickled, runtime_in, submit
+from tests.runtimes import busy, cell, completed, ended, pickled, runtime_in, submit
 
 BURST = {"burst": "one"}
 """Parameters of calls that share a process, and so take little time."""
@@ -33,37 +34,27 @@ async def order_of(runtime: Runtime, ids: list[str]) -> list[str]:
     return [task.task_id for task in sorted(tasks, key=lambda task: epoch(task.started_at) or 0)]
 
 
-async def test_tasks_are_listed_and_run_by_priority(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        holder = await busy(runtime)
-        ids = [await submit(runtime, "call", BURST, priority=priority) for priority in (1, 5, 10, 5, 9)]
-        wanted = [ids[index] for index in (2, 4, 1, 3, 0)]
-        pages = [await runtime.list_tasks(2, offset=offset, order="next") for offset in (0, 2, 4, 6)]
-        assert [task.task_id for page in pages for task in page.tasks] == wanted
-        assert [task.position for page in pages for task in page.tasks] == [1, 2, 3, 4, 5]
-        assert {page.total_count for page in pages} == {5}
-        assert (await runtime.list_tasks(states=[TaskState.PENDING], order="next")).tasks[0].parameters is None
-        for unfit in ({"before": holder}, {"operation": "call"}, {"owner": "me"}, {"states": [TaskState.RUNNING]}):
-            with pytest.raises(InvalidRequest, match="`next`"):
-                await runtime.list_tasks(order="next", **unfit)
-        await runtime.cancel(holder)
-        assert await order_of(runtime, ids) == wanted
-
-
-async def test_priority_of_pending_task_can_be_changed(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        holder = await busy(runtime)
-        first, second, third = [await submit(runtime, "call", BURST, priority=5) for _ in range(3)]
-        before = (await runtime.tasks.get(third)).submitted_at
-        moved = await runtime.reprioritise(third, 9)
-        assert (moved.priority, moved.position, moved.submitted_at) == (9, 1, before)
-        await runtime.reprioritise(first, 1)
-        with pytest.raises(TaskConflict, match="running"):
-            await runtime.reprioritise(holder, 10)
-        await runtime.cancel(holder)
-        with pytest.raises(TaskConflict, match="cancelled"):
-            await runtime.reprioritise(holder, 10)
-        assert await order_of(runtime, [first, second, third]) == [third, second, first]
+async def test_tasks_are_listed_and_run_by_priority(runtime: Runtime) -> None:
+    holder = await busy(runtime)
+    ids = [await submit(runtime, "call", BURST, priority=priority) for priority in (1, 5, 10, 5, 5)]
+    before = (await runtime.tasks.get(ids[4])).submitted_at
+    moved = await runtime.reprioritise(ids[4], 9)
+    assert (moved.priority, moved.position, moved.submitted_at) == (9, 2, before)
+    wanted = [ids[index] for index in (2, 4, 1, 3, 0)]
+    pages = [await runtime.list_tasks(TasksQuery(limit=2, offset=offset, order="next")) for offset in (0, 2, 4, 6)]
+    assert [task.task_id for page in pages for task in page.tasks] == wanted
+    assert [task.position for page in pages for task in page.tasks] == [1, 2, 3, 4, 5]
+    assert {page.total_count for page in pages} == {5}
+    assert (await runtime.list_tasks(TasksQuery(state=[TaskState.PENDING], order="next"))).tasks[0].parameters is None
+    for unfit in ({"before": holder}, {"operation": "call"}, {"owner": "me"}, {"states": [TaskState.RUNNING]}):
+        with pytest.raises(InvalidRequest, match="`next`"):
+            await runtime.list_tasks(TasksQuery(order="next", **unfit))
+    with pytest.raises(TaskConflict, match="running"):
+        await runtime.reprioritise(holder, 10)
+    await runtime.cancel(holder)
+    with pytest.raises(TaskConflict, match="cancelled"):
+        await runtime.reprioritise(holder, 10)
+    assert await order_of(runtime, ids) == wanted
 
 
 async def test_task_of_lowest_priority_does_not_starve(tmp_path: Path) -> None:
@@ -88,67 +79,36 @@ def test_one_step_of_priority_equals_the_aging_time() -> None:
     assert QueueKey.of(5.0, 5, 30.0, 1) < QueueKey.of(5.0, 5, 30.0, 2)
 
 
-async def test_full_queue_rejects_task_with_limit(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path, max_pending=2) as runtime:
-        holder = await busy(runtime)
-        waiting = [await submit(runtime, "call", BURST) for _ in range(2)]
-        with pytest.raises(QueueFull, match="max_pending") as rejected:
-            await submit(runtime, "call")
-        assert rejected.value.retry_after
-        await runtime.cancel(holder)
-        assert [(await ended(runtime, task_id)).status for task_id in waiting] == ["completed"] * 2
+async def test_gpu_falls_back_to_cpu_and_unknown_device_is_rejected(runtime: Runtime) -> None:
+    for preference in ("auto", "gpu", "cpu", "device_0"):
+        task = await ended(runtime, await submit(runtime, "call", BURST, device_preference=preference))
+        assert task.result is not None
+        assert task.result.device_used == task.device_used == "device_0"
+    assert runtime.devices()[0].type == "cpu", "this test is for machines without a GPU"
+    with pytest.raises(UnknownDevice, match="device_0"):
+        await submit(runtime, "call", device_preference="device_7")
 
 
-async def test_gpu_falls_back_to_cpu_and_unknown_device_is_rejected(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        for preference in ("auto", "gpu", "cpu", "device_0"):
-            task = await ended(runtime, await submit(runtime, "call", BURST, device_preference=preference))
-            assert task.result is not None
-            assert task.result.device_used == task.device_used == "device_0"
-        assert runtime.devices()[0].type == "cpu", "this test is for machines without a GPU"
-        with pytest.raises(UnknownDevice, match="device_0"):
-            await submit(runtime, "call", device_preference="device_7")
-
-
-async def test_pending_tasks_have_different_estimated_starts_once_they_are_known(tmp_path: Path) -> None:
-    seconds = 0.5
+async def test_pending_tasks_have_different_estimated_starts_once_they_are_known(runtime: Runtime) -> None:
+    seconds = 0.3
     steps = "import time, openruntime_jupyter as o\nfor n in range(1001): o.progress(n, 1000); time.sleep(0.02)"
-    async with runtime_in(tmp_path) as runtime:
-        holder = await busy(runtime)
-        early = [await submit(runtime, "call", pickled(time.sleep, seconds), name="brief") for _ in range(2)]
-        assert [(await runtime.tasks.get(each)).estimated_start for each in early] == [None, None], "nothing is known yet"
-        await runtime.cancel(holder)
-        for each in early:
-            await ended(runtime, each)
-        holder = await cell(runtime, steps)
-        names = ["brief", "brief", "brief", "brief", "new", "brief"]
-        waiting = [await submit(runtime, "call", pickled(time.sleep, seconds), name=name) for name in names]
-        while (progress := (await runtime.tasks.get(holder)).progress) is None or progress.remaining is None:
-            await asyncio.sleep(0.02)
-        starts = [epoch((await runtime.tasks.get(each)).estimated_start) for each in waiting]
-        assert starts[-1] is None, "the duration of the task before it is unknown"
-        known = [start or 0.0 for start in starts[:-1]]
-        assert known[0] > time.time() + 2
-        assert all(0.5 * seconds <= later - earlier < 10 * seconds for earlier, later in pairwise(known))
-        await runtime.cancel(holder)
-
-
-async def test_folder_for_arrays_is_chosen_only_if_results_may_have_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        places, calls = runtime.arrays.places, []
-        monkeypatch.setattr(runtime.arrays, "places", lambda: calls.append("call") or places())
-        for operation, parameters, expected in (("matrix_multiply", {"size": 8, "iterations": 1}, []), ("compute", {}, ["call"])):
-            assert (await ended(runtime, await submit(runtime, operation, parameters))).status == "completed"
-            assert calls == expected
-
-
-async def test_two_slots_run_two_tasks_at_once(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path, cpu_slots=2) as runtime:
-        holders = [await busy(runtime), await busy(runtime)]
-        assert runtime.metrics().active_tasks == 2
-        assert (runtime.devices()[0].status, runtime.devices()[0].running) == ("busy", 2)
-        await asyncio.gather(*(runtime.cancel(holder) for holder in holders))
-        assert runtime.metrics().active_tasks == 0
+    holder = await busy(runtime)
+    early = [await submit(runtime, "call", pickled(time.sleep, seconds), name="brief") for _ in range(2)]
+    assert [(await runtime.tasks.get(each)).estimated_start for each in early] == [None, None], "nothing is known yet"
+    await runtime.cancel(holder)
+    for each in early:
+        await ended(runtime, each)
+    holder = await cell(runtime, steps)
+    names = ["brief", "brief", "brief", "brief", "new", "brief"]
+    waiting = [await submit(runtime, "call", pickled(time.sleep, seconds), name=name) for name in names]
+    while (progress := (await runtime.tasks.get(holder)).progress) is None or progress.remaining is None:
+        await asyncio.sleep(0.02)
+    starts = [epoch((await runtime.tasks.get(each)).estimated_start) for each in waiting]
+    assert starts[-1] is None, "the duration of the task before it is unknown"
+    known = [start or 0.0 for start in starts[:-1]]
+    assert known[0] > time.time() + 2
+    assert all(0.5 * seconds <= later - earlier < 10 * seconds for earlier, later in pairwise(known))
+    await runtime.cancel(holder)
 
 
 def test_no_state_follows_a_final_one_and_every_other_can_end() -> None:
@@ -163,64 +123,62 @@ def test_no_state_follows_a_final_one_and_every_other_can_end() -> None:
 
 
 async def test_internal_error_at_end_of_task_blocks_neither_waiter_nor_slot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def breaks(*_: object) -> None:
         raise RuntimeError("broken")
 
-    async with runtime_in(tmp_path) as runtime:
-        for owner, name in ((runtime.worker_stats, "add_run"), (runtime.tasks, "record"), (runtime._admission, "blocked_reason")):
-            with monkeypatch.context() as patch:
-                task_id = await busy(runtime)
-                patch.setattr(owner, name, breaks)
-                task = await asyncio.wait_for(runtime.cancel(task_id), 10)
-                assert task.status in ("failed", "cancelled")
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed", name
+    for owner, name in ((runtime.worker_stats, "add_run"), (runtime.tasks, "record"), (runtime._admission, "blocked_reason")):
+        with monkeypatch.context() as patch:
+            task_id = await busy(runtime)
+            patch.setattr(owner, name, breaks)
+            task = await asyncio.wait_for(runtime.cancel(task_id), 10)
+            assert task.status in ("failed", "cancelled")
+        await completed(runtime, await submit(runtime, "call", BURST))
     assert "broken" in caplog.text
 
 
-async def test_task_moved_and_cancelled_at_once_ends_once(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        holder = await busy(runtime)
-        subscription, _ = runtime.bus.subscribe()
-        waiting = [await submit(runtime, "call", wait=False) for _ in range(10)]
-        for task_id in waiting:
-            await asyncio.gather(runtime.reprioritise(task_id, 9), runtime.cancel(task_id))
-        subscription.close()
-        ends = [event.body["data"]["task_id"] async for event in subscription if event.body["data"]["status"] == "cancelled"]
-        assert sorted(ends) == sorted(waiting)
-        assert runtime.metrics_service.counters.ended["cancelled", "call"] == len(waiting)
-        await runtime.cancel(holder)
+async def test_task_moved_and_cancelled_at_once_ends_once(runtime: Runtime) -> None:
+    holder = await busy(runtime)
+    subscription, _ = runtime.bus.subscribe()
+    ended_before = runtime.metrics_service.counters.ended["cancelled", "call"]
+    waiting = [await submit(runtime, "call", wait=False) for _ in range(10)]
+    for task_id in waiting:
+        await asyncio.gather(runtime.reprioritise(task_id, 9), runtime.cancel(task_id))
+    subscription.close()
+    ends = [event.body["data"]["task_id"] async for event in subscription if event.body["data"]["status"] == "cancelled"]
+    assert sorted(ends) == sorted(waiting)
+    assert runtime.metrics_service.counters.ended["cancelled", "call"] - ended_before == len(waiting)
+    await runtime.cancel(holder)
 
 
-async def test_states_are_published_once_stored_and_each_end_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        commit, published, stored = runtime.history.commit, [], []
+async def test_states_are_published_once_stored_and_each_end_once(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit, published, stored = runtime.history.commit, [], []
 
-        async def slowly(task: Task) -> None:
-            await asyncio.sleep(3 * COALESCE_SECONDS)
-            await commit(task)
-            stored.append((task.task_id, task.status))
+    async def slowly(task: Task) -> None:
+        await asyncio.sleep(3 * COALESCE_SECONDS)
+        await commit(task)
+        stored.append((task.task_id, task.status))
 
-        monkeypatch.setattr(runtime.history, "commit", slowly)
-        subscription, _ = runtime.bus.subscribe()
+    monkeypatch.setattr(runtime.history, "commit", slowly)
+    subscription, _ = runtime.bus.subscribe()
 
-        async def listen() -> None:
-            async for event in subscription:
-                data = event.body["data"]
-                assert (data["task_id"], data["status"]) in stored, f"{data['status']} was published and is not stored"
-                published.append((data["task_id"], data["status"]))
+    async def listen() -> None:
+        async for event in subscription:
+            data = event.body["data"]
+            assert (data["task_id"], data["status"]) in stored, f"{data['status']} was published and is not stored"
+            published.append((data["task_id"], data["status"]))
 
-        listening = asyncio.ensure_future(listen())
-        ids = [await submit(runtime, "call", BURST, wait=False) for _ in range(5)]
-        for task_id in ids:
-            while not (task := await runtime.tasks.get(task_id)).status.terminal:
-                await asyncio.sleep(0)
-            assert (task_id, task.status) in stored
-            assert (await runtime.tasks.output(task_id)).finished
-        subscription.close()
-        await listening
-        assert sorted(each for each in published if each[1] == "completed") == sorted((task_id, "completed") for task_id in ids)
+    listening = asyncio.ensure_future(listen())
+    ids = [await submit(runtime, "call", BURST, wait=False) for _ in range(5)]
+    for task_id in ids:
+        while not (task := await runtime.tasks.get(task_id)).status.terminal:
+            await asyncio.sleep(0)
+        assert (task_id, task.status) in stored
+        assert (await runtime.tasks.output(task_id)).finished
+    subscription.close()
+    await listening
+    assert sorted(each for each in published if each[1] == "completed") == sorted((task_id, "completed") for task_id in ids)
 
 
 class Changing:
@@ -305,37 +263,34 @@ class Running(Waiting):
         self.elapsed = lambda: elapsed
 
 
-def starts(slots: int, ran: list[float], running: list[Running], waiting: int) -> list[float | None]:
-    """Return the estimated seconds until the start of each of `waiting` tasks."""
+@pytest.mark.parametrize(
+    ("slots", "ran", "running", "expected"),
+    [
+        (1, [], [Running(0, 1.0)], [None]),
+        (1, [600.0], [Running(0, 60.0)], [540, 1140, 1740]),
+        (2, [600.0], [Running(0, 0.0), Running(1, 300.0)], [300, 600]),
+        (2, [600.0], [Running(0, 0.0)], [0, 600, 600]),
+        # A task that runs for longer than all before has no end in sight, unless it reports one.
+        (1, [600.0], [Running(0, 5000.0)], [None, None]),
+        (2, [600.0], [Running(0, 5000.0), Running(1, 0.0)], [600, 1200]),
+        (1, [600.0], [Running(0, 5000.0, left=900.0)], [900, 1500]),
+        # The slot that becomes free first counts, and not the average of both.
+        (2, [600.0], [Running(0, 0.0, left=100_000.0), Running(1, 0.0, left=300.0)], [300, 900, 1500]),
+    ],
+)
+def test_start_is_estimated_from_recent_and_elapsed_durations(
+    slots: int, ran: list[float], running: list[Running], expected: list[float | None]
+) -> None:
     lane = make_lane(slots)
     for seconds in ran:
         lane.add_duration(cast("Entry", Waiting(0)), seconds)
     lane.running = {str(index): cast("Entry", each) for index, each in enumerate(running)}
-    entries = [cast("Entry", Waiting(100 + number)) for number in range(waiting)]
+    entries = [cast("Entry", Waiting(100 + number)) for number in range(len(expected))]
     for entry in entries:
         lane.add(entry)
     now = time.time()
-    return [None if (start := lane.estimate(entry)) is None else start - now for entry in entries]
-
-
-def test_start_is_estimated_from_recent_and_elapsed_durations() -> None:
-    assert starts(1, [], [Running(0, 1.0)], 1) == [None]
-    assert starts(1, [600.0], [Running(0, 60.0)], 3) == [pytest.approx(seconds, abs=50) for seconds in (540, 1140, 1740)]
-    assert starts(2, [600.0], [Running(0, 0.0), Running(1, 300.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (300, 600)]
-    assert starts(2, [600.0], [Running(0, 0.0)], 3) == [pytest.approx(seconds, abs=50) for seconds in (0, 600, 600)]
-
-
-def test_no_estimate_behind_task_longer_than_all_before() -> None:
-    outrun = Running(0, 5000.0)
-    assert starts(1, [600.0], [outrun], 2) == [None, None]
-    assert starts(2, [600.0], [outrun, Running(1, 0.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (600, 1200)]
-    assert starts(1, [600.0], [Running(0, 5000.0, left=900.0)], 2) == [pytest.approx(seconds, abs=50) for seconds in (900, 1500)]
-
-
-def test_estimate_does_not_average_over_slots() -> None:
-    """As an average over both slots would have it."""
-    said = starts(2, [600.0], [Running(0, 0.0, left=100_000.0), Running(1, 0.0, left=300.0)], 3)
-    assert said == [pytest.approx(seconds, abs=50) for seconds in (300, 900, 1500)]
+    starts = [None if (start := lane.estimate(entry)) is None else start - now for entry in entries]
+    assert starts == [None if seconds is None else pytest.approx(seconds, abs=50) for seconds in expected]
 
 
 def test_remaining_time_follows_the_pace_of_the_current_loop() -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks import recovery
-from tests.runtimes import busy, ended, runtime_in, submit
+from tests.runtimes import busy, completed, ended, python_that, runtime_in, submit
 
 
 async def left_behind(folder: Path, count: int) -> list[str]:
@@ -25,23 +21,13 @@ async def left_behind(folder: Path, count: int) -> list[str]:
         return [await submit(first, "call", wait=False) for _ in range(count)]
 
 
-@asynccontextmanager
-async def held_back(folder: Path, ready: Path) -> AsyncIterator[Runtime]:
-    """A runtime whose workers can't be started before the file `ready` is there."""
-    interpreter = folder / "python"
-    interpreter.write_text(f'#!/bin/sh\n[ -e {ready} ] || exit 3\nexec {sys.executable} "$@"\n')
-    interpreter.chmod(0o755)
-    settings = Settings(data_dir=folder / "data", cpu_slots=1)
-    runtime = Runtime(settings, LocalEngine(LocalOptions(settings.payloads, settings.temporary, interpreter=str(interpreter))))
-    await runtime.start()
-    try:
-        yield runtime
-    finally:
-        await runtime.stop()
+def held_back(folder: Path, ready: Path) -> AbstractAsyncContextManager[Runtime]:
+    """Return a runtime whose workers can't be started before the file `ready` exists."""
+    return runtime_in(folder / "data", interpreter=python_that(folder, f"[ -e {ready} ] || exit 3\n"))
 
 
 async def test_recovered_task_can_be_cancelled_and_moved_without_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(recovery, "RETRY_SECONDS", 0.1)
 
     first, second, third = await left_behind(tmp_path / "data", 3)
     async with held_back(tmp_path, tmp_path / "ready") as runtime:
@@ -63,12 +49,12 @@ async def test_recovered_task_can_be_cancelled_and_moved_without_a_lane(tmp_path
         subscription.close()
         heard = [event.body["data"] async for event in subscription]
         assert [item["status"] for item in heard if item["task_id"] == first] == ["cancelled"]
-        (news,) = (item for item in heard if item["task_id"] == first)
-        assert set(news) == set(next(item for item in heard if item["task_id"] == second))
+        (output_event,) = (item for item in heard if item["task_id"] == first)
+        assert set(output_event) == set(next(item for item in heard if item["task_id"] == second))
 
 
 async def test_recovered_task_waits_for_a_device_across_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(recovery, "RETRY_SECONDS", 0.05)
 
     ids = await left_behind(tmp_path / "data", 2)
     async with held_back(tmp_path, tmp_path / "never") as runtime:
@@ -88,7 +74,7 @@ async def test_invalid_recovered_task_fails_alone(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(recovery, "_request", refuses)
     async with runtime_in(tmp_path) as runtime:
-        assert (await ended(runtime, even)).status == "completed"
+        await completed(runtime, even)
         task = await ended(runtime, odd)
         assert task.status == "failed"
         assert "could not be queued again" in (task.error or "")

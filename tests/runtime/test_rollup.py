@@ -1,92 +1,13 @@
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from openruntime_jupyter.runtime.metrics.counters import TIERS, Bucket, Buckets, Ledger, Tier
-from openruntime_jupyter.runtime.storage.metrics import add_to, bound, window
+from openruntime_jupyter.runtime.metrics.counters import TIERS, Bucket, Buckets, Ledger
+from openruntime_jupyter.runtime.storage.metrics import bound, window
 
 NOW = 1_800_000_000.0
-Interval = tuple[float, float, float]
-"""Begin and end since the epoch, and the value in between."""
-
-# Steps of an eighth of a second add up exactly.
-EIGHTHS = st.integers(1, 8 * 40).map(lambda number: number / 8)
-JUMPS = st.one_of(st.just(0.0), st.integers(-8 * 4000, 8 * 4000).map(lambda number: number / 8))
-VALUES = st.integers(-1000, 1000).map(float)
-STEPS = st.lists(st.tuples(EIGHTHS, JUMPS, VALUES), min_size=1, max_size=25)
-
-
-def intervals(steps: Sequence[tuple[float, float, float]]) -> list[Interval]:
-    """Return the intervals of a clock that is changed by `jump` after each step."""
-    found, now = [], NOW
-    for seconds, jump, value in steps:
-        now += seconds
-        found.append((now - seconds, now, value))
-        now += jump
-    return found
-
-
-def oracle(raw: Iterable[Interval], tier: Tier) -> dict[int, tuple[float, float, float, float]]:
-    """Return low, high, total and weight of each bucket, computed directly from the definition."""
-    found: dict[int, list[tuple[float, float]]] = {}
-    for begin, end, value in raw:
-        for start in range(math.floor(begin / tier.seconds) * tier.seconds, math.ceil(end), tier.seconds):
-            seconds = min(end, start + tier.seconds) - max(begin, start)
-            if seconds > 0:
-                found.setdefault(start, []).append((value, seconds))
-    return {
-        start: (
-            min(value for value, _ in parts),
-            max(value for value, _ in parts),
-            sum(value * seconds for value, seconds in parts),
-            sum(seconds for _, seconds in parts),
-        )
-        for start, parts in found.items()
-    }
-
-
-def of_tier(buckets: Buckets, tier: Tier) -> dict[int, tuple[float, float, float, float]]:
-    return {
-        start: (each.spreads["x"].low, each.spreads["x"].high, each.spreads["x"].total, each.spreads["x"].weight)
-        for (seconds, start), each in buckets.items()
-        if seconds == tier.seconds
-    }
-
-
-@given(STEPS, st.sets(st.integers(0, 24)))
-@settings(deadline=None)
-def test_tiers_match_raw_samples_with_clock_jumps(steps: list[tuple[float, float, float]], writes: set[int]) -> None:
-    ledger, stored = Ledger(60.0), Buckets()
-    raw = intervals(steps)
-    for number, (begin, end, value) in enumerate(raw):
-        ledger.add_interval({"x": value}, end, end - begin)
-        if number in writes:
-            add_to(stored, ledger.take())
-    add_to(stored, ledger.take())
-    for tier in TIERS:
-        assert of_tier(stored, tier) == oracle(raw, tier)
-        # No time is counted twice or lost: the weights of every tier equal the durations.
-        assert sum(each[3] for each in of_tier(stored, tier).values()) == sum(seconds for seconds, _, _ in steps)
-
-
-@given(st.lists(st.tuples(st.integers(0, 8 * 900).map(lambda number: NOW + number / 8), VALUES), min_size=1, max_size=40))
-@settings(deadline=None)
-def test_single_values_count_once_in_every_tier(events: list[tuple[float, float]]) -> None:
-    ledger = Ledger(60.0)
-    for at, value in events:
-        ledger.add_event({"x": value, "n": 1.0}, at)
-    buckets = ledger.take()
-    for tier in TIERS:
-        mine = [bucket for (seconds, _), bucket in buckets.items() if seconds == tier.seconds]
-        assert sum(bucket.spreads["n"].total for bucket in mine) == len(events)
-        assert sum(bucket.spreads["x"].total for bucket in mine) == sum(value for _, value in events)
-        assert min(bucket.spreads["x"].low for bucket in mine) == min(value for _, value in events)
-        assert max(bucket.spreads["x"].high for bucket in mine) == max(value for _, value in events)
 
 
 def test_buckets_record_measured_range() -> None:

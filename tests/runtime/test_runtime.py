@@ -10,11 +10,11 @@ from typing import Any
 import psutil
 import pytest
 
-from openruntime_jupyter.errors import InvalidRequest, Stopping, StorageUnavailable, TaskConflict, TaskNotFound
-from openruntime_jupyter.runtime.runtime import Caller, Runtime
+from openruntime_jupyter.errors import Stopping, StorageUnavailable, TaskConflict, TaskNotFound
+from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
-from tests.runtimes import ME, busy, cell, ended, pickled, printed, runtime_in, says, submit, until, value
+from tests.runtimes import ME, busy, cell, completed, ended, pickled, printed, runtime_in, submit, until, value
 
 
 def since(others: Collection[psutil.Process] = ()) -> set[psutil.Process]:
@@ -22,35 +22,19 @@ def since(others: Collection[psutil.Process] = ()) -> set[psutil.Process]:
     return set(psutil.Process().children()) - set(others)
 
 
-async def test_idempotency_key_gives_one_task_and_rejects_another_request(tmp_path: Path) -> None:
-    request = TaskRequest(operation="call", parameters={})
-
-    async with runtime_in(tmp_path) as runtime:
-        tasks = await asyncio.gather(*(runtime.submit(request, ME, "key") for _ in range(5)))
-        assert len({task.task_id for task in tasks}) == 1
-        await ended(runtime, tasks[0].task_id)
-        assert (await runtime.submit(request, ME, "key")).status == "completed"
-        assert (await runtime.submit(request, Caller("another"), "key")).task_id != tasks[0].task_id
-        with pytest.raises(InvalidRequest, match="Idempotency-Key"):
-            await runtime.submit(TaskRequest(operation="call", parameters={}, priority=9), ME, "key")
-        assert (await runtime.list_tasks()).total_count == 2
-
-
-async def test_key_of_unstored_task_is_used_for_the_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_key_of_unstored_task_is_used_for_the_retry(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     request = TaskRequest(operation="call", parameters={}, wait=False)
 
-    async with runtime_in(tmp_path) as runtime:
+    async def full(task: object, key: object) -> None:
+        raise StorageUnavailable("the disk is full")
 
-        async def full(task: object, key: object) -> None:
-            raise StorageUnavailable("the disk is full")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(runtime.history, "commit_new", full)
-            with pytest.raises(StorageUnavailable):
-                await runtime.submit(request, ME, "key")
-        task = await runtime.submit(request, ME, "key")
-        assert (await ended(runtime, task.task_id)).status == "completed"
-        assert (await runtime.submit(request, ME, "key")).task_id == task.task_id
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.history, "commit_new", full)
+        with pytest.raises(StorageUnavailable):
+            await runtime.submit(request, ME, "key")
+    task = await runtime.submit(request, ME, "key")
+    await completed(runtime, task.task_id)
+    assert (await runtime.submit(request, ME, "key")).task_id == task.task_id
 
 
 async def test_next_runtime_takes_over_pending_asynchronous_tasks(tmp_path: Path) -> None:
@@ -71,21 +55,11 @@ def _answer() -> str:
     return "answer"
 
 
-async def test_tasks_of_embedded_runtime_end_with_it(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path, embedded=True) as kernel:
-        holder = await busy(kernel, wait=False)
-        waiting = await submit(kernel, "call", wait=False)
-    async with runtime_in(tmp_path) as server:
-        await ended(server, await submit(server, "call"))
-        assert [(await server.tasks.get(task_id)).status for task_id in (holder, waiting)] == ["interrupted"] * 2
-
-
 async def test_stopped_runtime_leaves_no_process_and_rejects_tasks(tmp_path: Path) -> None:
     others = since()
     runtime = Runtime(Settings(data_dir=tmp_path, cpu_slots=2))
     await runtime.start()
-    busy = await cell(runtime, "print('in', flush=True)\nimport subprocess; subprocess.run(['sleep', '600'])")
-    await says(runtime, busy, "in")
+    await busy(runtime, "print('in', flush=True)\nimport subprocess; subprocess.run(['sleep', '600'])")
     assert since(others)
     await runtime.stop()
     await until(lambda: not since(others), 5, "the end of the workers")
@@ -97,7 +71,7 @@ async def test_stopped_runtime_leaves_no_process_and_rejects_tasks(tmp_path: Pat
 
 async def test_stop_during_start_of_first_worker_leaves_no_process(tmp_path: Path) -> None:
     others = since()
-    for pause in (0.0, 0.0, 0.01, 0.03):
+    for pause in (0.0, 0.01, 0.03):
         runtime = Runtime(Settings(data_dir=tmp_path))
         await runtime.start()
         await asyncio.sleep(pause)
@@ -120,40 +94,23 @@ async def test_ended_task_keeps_output_and_payload_until_purged(tmp_path: Path) 
         assert not list((tmp_path / "payloads").iterdir())
 
 
-async def test_task_purged_while_its_end_is_written_stays_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        written, commit = asyncio.Event(), runtime.history.commit
+async def test_task_purged_while_its_end_is_written_stays_deleted(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, commit = asyncio.Event(), runtime.history.commit
 
-        async def cooperatively(task: Task) -> None:
-            if task.status.terminal:
-                await written.wait()
-            await commit(task)
+    async def cooperatively(task: Task) -> None:
+        if task.status.terminal:
+            await written.wait()
+        await commit(task)
 
-        monkeypatch.setattr(runtime.history, "commit", cooperatively)
-        task_id = await submit(runtime, "call", wait=False)
-
-        await until(
-            lambda: (entry := runtime.tasks.find(task_id)) is not None and entry.state.terminal,
-            what="the end of the task",
-        )
-        purging = asyncio.ensure_future(runtime.purge(task_id))
-        await asyncio.sleep(0)
-        written.set()
-        await purging
-        with pytest.raises(TaskNotFound):
-            await runtime.tasks.get(task_id)
-
-
-async def test_errors_for_unknown_and_unfinished_tasks_differ(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        with pytest.raises(TaskNotFound, match="task_nope"):
-            await runtime.tasks.get("task_nope")
-        busy = await cell(runtime, "import time; time.sleep(600)")
-        with pytest.raises(TaskConflict, match="cancel it first"):
-            await runtime.purge(busy)
-        with pytest.raises(TaskNotFound, match="no payload"):
-            await runtime.tasks.payload(busy)
-        await runtime.cancel(busy)
+    monkeypatch.setattr(runtime.history, "commit", cooperatively)
+    task_id = await submit(runtime, "call", wait=False)
+    await until(lambda: (entry := runtime.tasks.find(task_id)) is not None and entry.state.terminal, what="the end of the task")
+    purging = asyncio.ensure_future(runtime.purge(task_id))
+    await asyncio.sleep(0)
+    written.set()
+    await purging
+    with pytest.raises(TaskNotFound):
+        await runtime.tasks.get(task_id)
 
 
 async def test_failing_step_of_stop_does_not_prevent_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,21 +127,20 @@ async def test_failing_step_of_stop_does_not_prevent_the_others(tmp_path: Path, 
     await until(lambda: not since(others), 5, "the end of the workers")
 
 
-async def test_metrics_are_plausible_or_null(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        await ended(runtime, await submit(runtime, "call"))
-        metrics, devices = runtime.metrics(), runtime.devices()
-        assert metrics.gpu_utilization == 0.0, "there is no GPU"
-        assert 0 < (metrics.memory_usage or 0) < 100
-        assert (metrics.active_tasks, metrics.ai_tasks_processed) == (0, 0)
-        assert devices[0].memory_total <= psutil.virtual_memory().total
-        assert 0 < devices[0].memory_available <= devices[0].memory_total
-        task = await ended(runtime, await submit(runtime, "call", pickled(_allocate, 50_000_000)))
-        assert 50 <= (task.performance_metrics.memory_used_mb or 0) < 1000
-        assert (task.performance_metrics.peak_memory_mb or 0) > 50
-        assert 0 <= (task.performance_metrics.execution_time_ms or -1) < 60_000
-        assert runtime.health().status == "healthy"
-        assert len(runtime.system_metrics().uptime.split()) in (1, 2)
+async def test_metrics_are_plausible_or_null(runtime: Runtime) -> None:
+    await ended(runtime, await submit(runtime, "call"))
+    metrics, devices = runtime.metrics(), runtime.devices()
+    assert metrics.gpu_utilization == 0.0, "there is no GPU"
+    assert 0 < (metrics.memory_usage or 0) < 100
+    assert (metrics.active_tasks, metrics.ai_tasks_processed) == (0, 0)
+    assert devices[0].memory_total <= psutil.virtual_memory().total
+    assert 0 < devices[0].memory_available <= devices[0].memory_total
+    task = await ended(runtime, await submit(runtime, "call", pickled(_allocate, 50_000_000)))
+    assert 50 <= (task.performance_metrics.memory_used_mb or 0) < 1000
+    assert (task.performance_metrics.peak_memory_mb or 0) > 50
+    assert 0 <= (task.performance_metrics.execution_time_ms or -1) < 60_000
+    assert runtime.health().status == "healthy"
+    assert len(runtime.system_metrics().uptime.split()) in (1, 2)
 
 
 def _allocate(size: int) -> int:
@@ -225,37 +181,33 @@ async def test_data_folder_is_private(tmp_path: Path) -> None:
             assert path.stat().st_mode & 0o077 == 0, path
 
 
-async def test_task_taken_over_by_another_runtime_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_task_taken_over_by_another_runtime_does_not_run(tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = tmp_path / "ran"
+    holder = await busy(runtime)
+    waits = await cell(runtime, f"open({str(mark)!r}, 'w')", wait=False)
+    commit = runtime.history.commit
 
-    async with runtime_in(tmp_path / "data") as runtime:
-        holder = await busy(runtime)
-        waits = await cell(runtime, f"open({str(mark)!r}, 'w')", wait=False)
-        commit = runtime.history.commit
+    async def theirs(task: Task) -> None:
+        if task.task_id == waits:
+            raise TaskConflict("taken over by another runtime")
+        await commit(task)
 
-        async def theirs(task: Task) -> None:
-            if task.task_id == waits:
-                raise TaskConflict("taken over by another runtime")
-            await commit(task)
-
-        monkeypatch.setattr(runtime.history, "commit", theirs)
-        await runtime.cancel(holder)
-        assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
-        assert not mark.exists()
+    monkeypatch.setattr(runtime.history, "commit", theirs)
+    await runtime.cancel(holder)
+    await completed(runtime, await submit(runtime, "call"))
+    assert not mark.exists()
 
 
-async def test_full_disk_rejects_asynchronous_tasks_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with runtime_in(tmp_path) as runtime:
+async def test_full_disk_rejects_asynchronous_tasks_only(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*arguments: object) -> None:
+        raise StorageUnavailable("the disk is full")
 
-        async def full(*arguments: object) -> None:
-            raise StorageUnavailable("the disk is full")
-
-        monkeypatch.setattr(runtime.history, "commit", full)
-        monkeypatch.setattr(runtime.history, "remember_key", full)
-        with pytest.raises(StorageUnavailable):
-            await submit(runtime, "call", wait=False)
-        task = await runtime.submit(TaskRequest(operation="call", parameters={}), ME, "key")
-        assert (await ended(runtime, task.task_id)).status == "completed"
+    monkeypatch.setattr(runtime.history, "commit", full)
+    monkeypatch.setattr(runtime.history, "remember_key", full)
+    with pytest.raises(StorageUnavailable):
+        await submit(runtime, "call", wait=False)
+    task = await runtime.submit(TaskRequest(operation="call", parameters={}), ME, "another key")
+    await completed(runtime, task.task_id)
 
 
 async def test_unusable_data_folder_is_reported_with_advice(tmp_path: Path) -> None:

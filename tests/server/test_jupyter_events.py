@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from jupyter_events import EventLogger
 
-from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.server.jupyter_events import SCHEMA, TaskEvents
 from tests.support import JUPYTER, running_server
 

@@ -10,8 +10,7 @@ from traitlets.config import Config
 from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.server.app import OpenRuntimeApp
-from openruntime_jupyter.server.config.ai_traits import AiTraits
-from openruntime_jupyter.server.config.traits import NO_TRAIT, SettingsTraits
+from openruntime_jupyter.server.traits import NO_TRAIT, AiTraits, SettingsTraits
 
 NAMES = [field.name for field in fields(Settings) if field.name not in NO_TRAIT]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from openruntime_jupyter.worker.codec import dumps, loads
+from openruntime_jupyter.schemas.base import dumps, loads
 from openruntime_jupyter.worker.frames import HEADER, INLINE_PAYLOAD, BrokenFrame, Kind, Receiver, encode
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.engines.exit_report import OomWatch
+from openruntime_jupyter.engines.failures import OomWatch
 from openruntime_jupyter.engines.worker_process import worker_environment
-from tests.runtimes import cell, ended, pickled, runtime_in, says, submit, value
+from openruntime_jupyter.runtime.runtime import Runtime
+from tests.runtimes import busy, cell, completed, failed, pickled, printed, runtime_in, submit, value
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what only Linux has")
 
@@ -82,64 +83,53 @@ async def test_end_of_worker_is_detected_without_pidfd(tmp_path: Path, monkeypat
     monkeypatch.delattr(os, "pidfd_open", raising=False)
 
     async with runtime_in(tmp_path) as runtime:
-        for _ in range(2):
-            task_id = await cell(runtime, "import os\nprint('in', flush=True)\nos.kill(os.getpid(), 9)")
-            task = await ended(runtime, task_id)
-            assert task.failure is not None
-            assert (task.failure.kind, task.failure.signal) == ("worker_died", signal.SIGKILL)
+        failure = await failed(runtime, await cell(runtime, "import os\nos.kill(os.getpid(), 9)"))
+        assert (failure.kind, failure.signal) == ("worker_died", signal.SIGKILL)
         code = "import time\nwhile True:\n    try:\n        print('in', flush=True)\n        time.sleep(9)\n    except BaseException: pass"
-        holder = await cell(runtime, code)
-        await says(runtime, holder, "in")
+        holder = await busy(runtime, code)
         assert (await runtime.cancel(holder)).cancel_stage in ("terminate", "kill")
 
 
-async def test_end_of_worker_is_detected_while_child_holds_output(tmp_path: Path) -> None:
+async def test_end_of_worker_is_detected_while_child_holds_output(runtime: Runtime) -> None:
     code = (
-        "import os, subprocess, time\nsubprocess.Popen(['sleep', '600'], start_new_session=True, close_fds=False)\n"
-        "print('last words', flush=True)\nos.kill(os.getpid(), 9)"
+        "import os, subprocess\nchild = subprocess.Popen(['sleep', '600'], start_new_session=True, close_fds=False)\n"
+        "print('last words', child.pid, flush=True)\nos.kill(os.getpid(), 9)"
     )
-    try:
-        async with runtime_in(tmp_path) as runtime:
-            task = await ended(runtime, await cell(runtime, code))
-            assert task.failure is not None
-            assert (task.failure.kind, task.failure.signal) == ("worker_died", signal.SIGKILL)
-            assert "last words" in (task.failure.last_output or "")
-            assert (await ended(runtime, await submit(runtime, "call"))).status == "completed"
-    finally:
-        import psutil
-
-        for child in psutil.process_iter(["cmdline", "environ"]):
-            if child.info["cmdline"] == ["sleep", "600"] and str(tmp_path) in str((child.info["environ"] or {}).get("TMPDIR")):
-                child.kill()
+    task_id = await cell(runtime, code)
+    failure = await failed(runtime, task_id)
+    os.kill(int((await printed(runtime, task_id)).split()[2]), signal.SIGKILL)
+    assert (failure.kind, failure.signal) == ("worker_died", signal.SIGKILL)
+    assert "last words" in (failure.last_output or "")
+    await completed(runtime, await submit(runtime, "call"))
 
 
 def test_oom_kill_is_reported_only_if_recent() -> None:
     now, count = [1000.0], [7]
     watch = OomWatch(lambda: count[0], lambda: now[0])
-    assert not watch.struck(), "nothing was seen before"
-    watch.look()
-    assert not watch.struck()
+    assert not watch.detected_kill(), "nothing was seen before"
+    watch.read()
+    assert not watch.detected_kill()
     count[0] += 1
-    assert watch.struck()
+    assert watch.detected_kill()
     for _ in range(10):  # tasks continue long after the kill
         now[0] += 0.5
-        watch.look()
-    assert not watch.struck()
+        watch.read()
+    assert not watch.detected_kill()
     count[0] += 1
     now[0] += 3600.0  # an idle hour in which other processes were killed
-    watch.look()
-    assert not watch.struck()
+    watch.read()
+    assert not watch.detected_kill()
     count[0] += 1
-    assert watch.struck()
+    assert watch.detected_kill()
 
 
 def test_unknown_oom_count_reports_no_oom_kill() -> None:
     watch = OomWatch(lambda: None)
-    watch.look()
-    assert not watch.struck()
+    watch.read()
+    assert not watch.detected_kill()
 
 
-async def test_messages_of_old_thread_do_not_reach_other_task(tmp_path: Path) -> None:
+async def test_messages_of_old_thread_do_not_reach_other_task(runtime: Runtime) -> None:
     leaves = """
 import threading, time
 from openruntime_jupyter.current_task import current
@@ -152,10 +142,7 @@ def go_on(mine=current(), time=time):  # the variables of the cell end with it
 
 threading.Thread(target=go_on, daemon=True).start()
 """
-
-    async with runtime_in(tmp_path) as runtime:
-        assert (await ended(runtime, await cell(runtime, leaves))).status == "completed"
-        following = await cell(runtime, "import time; time.sleep(0.5)")
-        task = await ended(runtime, following)
-        assert task.progress is None
-        assert (await runtime.tasks.output(following)).items == []
+    await completed(runtime, await cell(runtime, leaves))
+    following = await cell(runtime, "import time; time.sleep(0.5)")
+    assert (await completed(runtime, following)).progress is None
+    assert (await runtime.tasks.output(following)).items == []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.tasks import Progress
-from tests.runtimes import cell, ended, pickled, runtime_in, says, submit
+from tests.runtimes import cell, ended, pickled, says, submit
 
 NESTED = "for i in tqdm(range(5), desc='epochs'):\n    for j in tqdm(range(20), leave=False): pass"
 IN_THREADS = """
@@ -41,15 +41,14 @@ EACH: list[tuple[str, str, tuple[float, float | None, str | None] | None]] = [
 ]
 
 
-async def test_outermost_bar_is_the_progress_of_its_task(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        for module, code, expected in EACH:  # one after the other in one worker: no bar counts in a later task
-            task = await ended(runtime, await cell(runtime, f"from {module} import tqdm\n{code}", session="one"))
-            assert task.error in (None, "ZeroDivisionError: division by zero"), code
-            assert _seen(task.progress) == expected, code
+async def test_outermost_bar_is_the_progress_of_its_task(runtime: Runtime) -> None:
+    for module, code, expected in EACH:  # one after the other in one worker: no bar counts in a later task
+        task = await ended(runtime, await cell(runtime, f"from {module} import tqdm\n{code}", session="one"))
+        assert task.error in (None, "ZeroDivisionError: division by zero"), code
+        assert _seen(task.progress) == expected, code
 
 
-async def test_bar_of_a_call_is_seen_while_it_runs(tmp_path: Path) -> None:
+async def test_bar_of_a_call_is_seen_while_it_runs(runtime: Runtime) -> None:
     def fit() -> None:
         import time
 
@@ -59,17 +58,16 @@ async def test_bar_of_a_call_is_seen_while_it_runs(tmp_path: Path) -> None:
             for loss in (0.5, 0.25, 0.125, 0.0625):
                 bar.update()
                 bar.set_postfix(loss=loss)
-                time.sleep(0.2)
+                time.sleep(0.1)
             print("in", flush=True)  # noqa: T201 - output of the task
             time.sleep(600)
 
-    async with runtime_in(tmp_path) as runtime:
-        task_id = await submit(runtime, "call", pickled(fit))
-        await says(runtime, task_id, "in")
-        progress: Any = (await runtime.tasks.get(task_id)).progress
-        assert _seen(progress) == (4, 10, "fit, loss=0.0625")
-        assert 0 < progress.remaining < 60
-        await runtime.cancel(task_id)
+    task_id = await submit(runtime, "call", pickled(fit))
+    await says(runtime, task_id, "in")
+    progress: Any = (await runtime.tasks.get(task_id)).progress
+    assert _seen(progress) == (4, 10, "fit, loss=0.0625")
+    assert 0 < progress.remaining < 60
+    await runtime.cancel(task_id)
 
 
 def _seen(progress: Progress | None) -> tuple[float, float | None, str | None] | None:

@@ -47,16 +47,9 @@ class Columns:
         """Return the length of a point in seconds."""
         return self.raw.resolution
 
-    @cached_property
-    def _arrays(self) -> dict[tuple[str, str], Array]:
-        columns = ("mean", "max")
-        return {
-            (name, each): np.array(getattr(series, each), dtype=np.float64) for name, series in self.raw.series.items() for each in columns
-        }
-
     def of(self, figure: str, column: Literal["mean", "max"] = "mean") -> Array:
         """Return the values of a metric, one per point."""
-        return self._arrays[figure, column]
+        return np.array(getattr(self.raw.series[figure], column), dtype=np.float64)
 
     def known(self, figure: str, column: Literal["mean", "max"] = "mean") -> Array:
         """Return the values of a metric without gaps."""

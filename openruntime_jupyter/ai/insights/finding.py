@@ -16,7 +16,6 @@ MOST_TASKS = 5
 """Maximum tasks of a finding."""
 MOST_NAMED = 3
 """Maximum tasks named in the text of a finding."""
-DAY = 86_400
 TIMEFRAME_WORDS = {
     "5m": "last 5 minutes",
     "15m": "last 15 minutes",
@@ -145,10 +144,10 @@ def share(part: float, whole: float) -> str:
 
 def seconds(value: float) -> str:
     """Format a duration in a suitable unit: `0.4 ms`, `350 ms`, `1.2 s`, `4.5 min`, `2.5 h`, `3 days`."""
-    for unit, size in (("days", 2.0 * DAY), ("h", 5_400.0), ("min", 90.0)):
-        if value >= size:
-            return f"{number(value / {'days': DAY, 'h': 3600, 'min': 60}[unit])} {unit}"
-    return f"{number(value)} s" if value >= 1 else f"{number(1000 * value)} ms"
+    for least, unit, size in ((2 * 86_400, "days", 86_400), (5_400, "h", 3_600), (90, "min", 60), (1, "s", 1)):
+        if value >= least:
+            return f"{number(value / size)} {unit}"
+    return f"{number(1000 * value)} ms"
 
 
 def amount(value: float, unit: str) -> str:

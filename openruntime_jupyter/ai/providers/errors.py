@@ -30,13 +30,7 @@ MISUSED = "could not be called ({detail}): this is a bug in openruntime, or an e
 TRANSPORT: dict[str, tuple[type[ProviderError], str]] = {
     "ConnectError": (ProviderUnreachable, ABSENT),
     "ConnectTimeout": (ProviderUnreachable, "did not accept the connection in time: check that it runs, and base_url in the profile"),
-    "ReadTimeout": (ProviderUnreachable, SLOW),
-    "WriteTimeout": (ProviderUnreachable, SLOW),
-    "PoolTimeout": (ProviderUnreachable, SLOW),
     "TimeoutException": (ProviderUnreachable, SLOW),
-    "ReadError": (ProviderUnreachable, BROKE),
-    "WriteError": (ProviderUnreachable, BROKE),
-    "CloseError": (ProviderUnreachable, BROKE),
     "NetworkError": (ProviderUnreachable, BROKE),
     "RemoteProtocolError": (ProviderUnreachable, BROKE),
     "ProxyError": (ProviderUnreachable, PROXY),
@@ -48,17 +42,15 @@ TRANSPORT: dict[str, tuple[type[ProviderError], str]] = {
     "InvalidURL": (ProviderRefused, MISUSED),
     "UnsupportedProtocol": (ProviderRefused, MISUSED),
     "LocalProtocolError": (ProviderRefused, MISUSED),
-    "TransportError": (ProviderUnreachable, MISUSED),
-    "RequestError": (ProviderUnreachable, MISUSED),
     "HTTPError": (ProviderUnreachable, MISUSED),
     "SSEError": (ProviderBroken, FOREIGN),
     "StreamError": (ProviderBroken, MISUSED),
-    "StreamConsumed": (ProviderBroken, MISUSED),
     "StreamClosed": (ProviderBroken, BROKE),
-    "ResponseNotRead": (ProviderBroken, MISUSED),
-    "RequestNotRead": (ProviderBroken, MISUSED),
 }
-"""Exceptions of httpx2, which the openai package raises while parser a body, or sets as causes of its exceptions."""
+"""Exceptions of httpx2, which the openai package raises while parsing a body, or sets as causes of its exceptions.
+
+An exception without an entry has that of its nearest base class.
+"""
 
 OPENAI: dict[str, tuple[type[ProviderError], str]] = {
     "APITimeoutError": (ProviderUnreachable, SLOW),
@@ -106,25 +98,17 @@ class ErrorTranslator:
 
     def translate(self, problem: Exception) -> ProviderError | None:
         """Return the error for an exception of openai, httpx2 or the JSON parser, or None for other exceptions."""
-        names = [kind.__name__ for kind in type(problem).__mro__]
+        names = [each.__name__ for each in type(problem).__mro__]
         if "APIStatusError" in names:
             return self._by_status(problem)
-        if names[0] == "APIConnectionError":
-            return self._by_cause(problem)
-        found = next((OPENAI.get(name) or TRANSPORT.get(name) for name in names if name in OPENAI or name in TRANSPORT), None)
-        if found is None:
+        if names[0] == "APIConnectionError":  # its cause tells more
+            kind, message = _entry(problem.__cause__, TRANSPORT) or OPENAI["APIConnectionError"]
+            problem = _root(problem)
+        elif (found := _entry(problem, {**TRANSPORT, **OPENAI})) is not None:
+            kind, message = found
+        else:
             return None
-        kind, message = found
-        detail = error_text(getattr(problem, "body", None)) or one_line(str(problem)) or names[0]
-        return self.error(kind, message.format(detail=detail, timeout=self._profile.timeout))
-
-    def _by_cause(self, problem: Exception) -> ProviderError:
-        cause = problem.__cause__
-        kind, message = next(
-            (TRANSPORT[name] for name in (each.__name__ for each in type(cause).__mro__) if name in TRANSPORT), OPENAI["APIConnectionError"]
-        )
-        deepest = _root(problem)
-        detail = one_line(str(deepest)) or type(deepest).__name__
+        detail = error_text(getattr(problem, "body", None)) or one_line(str(problem)) or type(problem).__name__
         return self.error(kind, message.format(detail=detail, timeout=self._profile.timeout))
 
     def _by_status(self, problem: Any) -> ProviderError:
@@ -166,9 +150,14 @@ def one_line(text: str) -> str:
     return (line if len(line) <= LONGEST else line[: LONGEST - 1] + "…").rstrip(".")
 
 
-def _root(problem: BaseException) -> BaseException:
+def _entry(problem: BaseException | None, table: dict[str, tuple[type[ProviderError], str]]) -> tuple[type[ProviderError], str] | None:
+    """Return the entry of the exception's class, or of its nearest base class with one."""
+    return next((table[each.__name__] for each in type(problem).__mro__ if each.__name__ in table), None)
+
+
+def _root(problem: Exception) -> Exception:
     seen = {id(problem)}
-    while (inner := problem.__cause__ or problem.__context__) is not None and id(inner) not in seen:
+    while isinstance(inner := problem.__cause__ or problem.__context__, Exception) and id(inner) not in seen:
         seen.add(id(inner))
         problem = inner
     return problem

@@ -22,11 +22,11 @@ class IncompleteResponse(Exception):
 
 
 class ResponseParser:
-    """Parser of chunks that passes each piece of text to `tell`. Also accepts a complete response as one large chunk."""
+    """Parser of chunks that passes each piece of text to `on_text`. Also accepts a complete response as one large chunk."""
 
-    def __init__(self, redactor: Redactor, tell: Callable[[str], None]) -> None:
+    def __init__(self, redactor: Redactor, on_text: Callable[[str], None]) -> None:
         self._redactor = redactor
-        self._tell = tell
+        self._on_text = on_text
         self._out = RedactedStream(redactor, self._emit)
         self._began = time.perf_counter()
         self._first_sign: float | None = None
@@ -94,7 +94,7 @@ class ResponseParser:
 
     def _emit(self, text: str) -> None:
         self._pieces.append(text)
-        self._tell(text)
+        self._on_text(text)
 
     def answer(self, provider: str) -> dict[str, Any]:
         """Return the fields of an `Answer` after the last chunk. Raises `IncompleteResponse` for an incomplete response."""

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
+import queue
+import shutil
+import tempfile
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout  # a separate class before Python 3.11
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pydantic import BaseModel, ValidationError
-
 from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS, Call
-from openruntime_jupyter.client.transport.events import BusEvents, Listening
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
-from openruntime_jupyter.client.transport.watch import Tell, Watch
-from openruntime_jupyter.errors import ArrayNotFound, NotConnected
+from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Events, OnMessage, Watch
+from openruntime_jupyter.errors import ArrayNotFound, NotConnected, StorageUnavailable
 from openruntime_jupyter.imports import load
-from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.operations.base import validated
+from openruntime_jupyter.runtime.events import EventBus, Subscription
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from openruntime_jupyter.schemas.endpoints import Endpoint
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from openruntime_jupyter.ai.config import AiConfig
     from openruntime_jupyter.ai.service import AiService
     from openruntime_jupyter.runtime.tasks.entry import TokenPiece
+
+log = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
 """Seconds that interpreter exit waits for the runtime to stop."""
@@ -50,6 +54,95 @@ FORKED = (
 at_exit: Callable[[Callable[[], object]], object] = getattr(threading, "_register_atexit", atexit.register)
 
 Result = TypeVar("Result")
+
+
+ABSENT_POLL = 0.5
+"""Seconds between polls for a stopped runtime."""
+
+Message = dict[str, Any]
+
+
+class Listening:
+    """Subscription on the runtime's loop. Any thread can read messages from `received`; None marks the end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bus: EventBus, topics: frozenset[str]) -> None:
+        self.received: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._loop = loop
+        self._topics = topics
+        self._subscription: Subscription | None = None
+        self._listens = asyncio.run_coroutine_threadsafe(self._listen(bus), loop)
+        self._listens.add_done_callback(lambda _: self.received.put(None))
+
+    async def _listen(self, bus: EventBus) -> None:
+        self._subscription, _ = bus.subscribe(self._topics)
+        self.received.put({"type": CONNECTED, "gap": True})
+        try:
+            async for event in self._subscription:
+                self.received.put({**event.body, "id": event.id})
+        finally:
+            self._subscription.close()
+
+    def change(self, topics: frozenset[str]) -> None:
+        """Change the subscribed topics."""
+        self._topics = topics
+
+        def on_the_loop() -> None:
+            if self._subscription is not None:
+                self._subscription.change(self._topics)
+
+        if not self._listens.done():
+            self._loop.call_soon_threadsafe(on_the_loop)
+
+    def end(self) -> None:
+        """Unsubscribe."""
+        self._listens.cancel()
+
+
+class BusEvents(Events):
+    """Events of an embedded runtime. `listen(topics)` subscribes to the current runtime and returns None without one."""
+
+    def __init__(self, listen: Callable[[frozenset[str]], Listening | None]) -> None:
+        super().__init__()
+        self._begin = listen
+        self._listening: Listening | None = None
+        self._wake = threading.Event()
+
+    def after_fork(self) -> None:
+        """Reset the state in a forked child; see `Forkable`."""
+        super().after_fork()
+        self._listening, self._wake = None, threading.Event()
+
+    def _listen(self) -> None:
+        topics = self.wanted()
+        listening = self._begin(topics)
+        if listening is None:
+            self._wake.wait(ABSENT_POLL)
+            self._wake.clear()
+            return
+        with self._lock:
+            self._listening = listening
+            if self.wanted() != topics:
+                self._topics_changed()
+            if not self._watches:
+                listening.end()
+        while (message := listening.received.get()) is not None:
+            self.dispatch(message)
+        with self._lock:
+            self._listening = None
+        if self.anybody():
+            self.dispatch({"type": DISCONNECTED, "error": "The runtime of this process was stopped"})
+            self._wake.wait(ABSENT_POLL)
+
+    def _topics_changed(self) -> None:
+        if self._listening is not None:
+            self._listening.change(self.wanted())
+
+    def _leave(self) -> None:
+        self._wake.set()
+        with self._lock:
+            listening = self._listening
+        if listening is not None:
+            listening.end()
 
 
 class EmbeddedBackend:
@@ -93,7 +186,9 @@ class EmbeddedBackend:
     ) -> Result:
         """Call an endpoint on the runtime's loop, with the same validation as over HTTP."""
         wanted = {name: value for name, value in (query or {}).items() if value is not None}
-        given = _validated(endpoint.query, wanted), _validated(endpoint.body, body or {}), key, max(0.0, min(wait, LONGEST_WAIT))
+        asked = validated(endpoint.query, wanted) if endpoint.query is not None else None
+        sent = validated(endpoint.body, body or {}) if endpoint.body is not None else None
+        given = asked, sent, key, max(0.0, min(wait, LONGEST_WAIT))
 
         async def handle(service: AiService) -> Result:
             answer = HANDLERS[endpoint](Call(service, *given), *ids)
@@ -130,11 +225,11 @@ class EmbeddedBackend:
         finally:
             self._run(end)
 
-    def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
+    def watch(self, topics: Iterable[str], on_message: OnMessage) -> Watch:
         """Subscribe to events. Starts the runtime if needed."""
         with self._lock:
             self._started()
-        return self._events.watch(topics, tell)
+        return self._events.watch(topics, on_message)
 
     def _listen(self, topics: frozenset[str]) -> Listening | None:
         with self._lock:
@@ -174,7 +269,7 @@ class EmbeddedBackend:
     def _started(self) -> _Hosted:
         if self._hosted is None:
             refuse_in_child()
-            if self._events.tells_here():
+            if self._events.on_event_thread():
                 raise NotConnected(STOPPED)  # an event callback must not restart a stopped runtime
             self._hosted = self._start()
         return self._hosted
@@ -216,7 +311,10 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 async def _start_runtime(settings: Settings, config: AiConfig | None) -> AiService:
     host: Callable[[Settings, AiConfig | None], AiService] = load("openruntime_jupyter.ai.service").host
+    settings, problem = _with_folder(settings)
     ai = host(settings, config)
+    if problem is not None:
+        ai.runtime.notices.append(problem)
     try:
         await ai.runtime.start()
     except BaseException:
@@ -225,18 +323,27 @@ async def _start_runtime(settings: Settings, config: AiConfig | None) -> AiServi
     return ai
 
 
+def _with_folder(settings: Settings) -> tuple[Settings, str | None]:
+    """Return the settings, with a temporary data folder if theirs cannot be used, and the reason."""
+    try:
+        load("openruntime_jupyter.runtime.runtime").make_folders(settings)
+        if os.access(settings.data_dir, os.W_OK):
+            return settings, None
+        reason = f"The data folder {settings.data_dir} is read-only: make it writable, or choose another by OPENRUNTIME_DATA_DIR"
+    except StorageUnavailable as problem:
+        reason = str(problem)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="openruntime-"))
+    except OSError as problem:
+        raise StorageUnavailable(f"{reason}. There is no room for a temporary one either ({problem})") from problem
+    at_exit(lambda: shutil.rmtree(folder, ignore_errors=True))
+    log.warning("%s. Tasks are kept until this process ends.", reason)
+    return replace(settings, data_dir=folder, models_dir=settings.models), f"{reason}. Until then tasks are kept until this process ends."
+
+
 async def _stop(hosted: _Hosted, deadline: float) -> None:
     await hosted.ai.runtime.stop(deadline)
     await hosted.ai.close()
-
-
-def _validated(model: type[BaseModel] | None, given: Mapping[str, Any]) -> BaseModel | None:
-    if model is None:
-        return None
-    try:
-        return model.model_validate(given)
-    except ValidationError as problem:
-        raise invalid(problem, known=model.model_fields) from None
 
 
 def _label() -> str:

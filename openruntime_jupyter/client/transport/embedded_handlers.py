@@ -95,21 +95,6 @@ async def _get_payload(call: Call, task_id: str) -> bytes:
     return await asyncio.to_thread(data.read_bytes) if isinstance(data, Path) else data
 
 
-async def _list_tasks(call: Call) -> Any:
-    query = call.query
-    return await call.runtime.list_tasks(
-        query.limit,
-        query.before,
-        query.offset,
-        query.state,
-        query.operation,
-        query.owner,
-        query.order,
-        query.notebook,
-        query.name,
-    )
-
-
 async def _delete_array(call: Call, array_id: str) -> Any:
     info = await call.runtime.arrays.info(array_id)
     await call.runtime.arrays.remove(array_id)
@@ -124,7 +109,7 @@ async def _submit_prompt(call: Call) -> AiTask:
 async def _analyse_history(call: Call) -> Insights:
     # Imported on a thread, because importing NumPy is slow.
     report = await asyncio.to_thread(load, "openruntime_jupyter.ai.insights.report")
-    found: Insights = await report.insights(call.runtime, call.body, call.service.rewriters(caller()))
+    found: Insights = await report.insights(call.runtime, call.body, await call.service.rewriters(caller()))
     return found
 
 
@@ -140,7 +125,7 @@ _handle(api.GET_METRICS_HISTORY, lambda call: call.runtime.metrics_service.histo
 _handle(api.LIST_DEVICES, lambda call: call.runtime.devices())
 _handle(api.LIST_WORKERS, lambda call: call.runtime.worker_stats.report())
 _handle(api.LIST_OPERATIONS, lambda _: describe_operations())
-_handle(api.LIST_TASKS, _list_tasks)
+_handle(api.LIST_TASKS, lambda call: call.runtime.list_tasks(call.query))
 _handle(api.SUBMIT_TASK, _submit_task)
 _handle(api.SUBMIT_FOLLOWED, _submit_followed)
 _handle(api.SUBMIT_BATCH, lambda call: call.runtime.batches.submit(call.body.tasks, caller(), call.key, durable=call.body.durable))

@@ -1,4 +1,4 @@
-"""HTTP backend for a runtime in Jupyter Server or a stand-alone server. Imports nothing from Jupyter."""
+"""HTTP backend for a runtime in Jupyter Server or a stand-alone server, with its errors. Imports nothing from Jupyter."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 
 import httpx
 
-from openruntime_jupyter.client.transport.errors import LOST_ON_THE_WAY, TRANSLATED, from_answer, not_openruntime, translate
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
-from openruntime_jupyter.client.transport.watch import Tell, Watch
+from openruntime_jupyter.client.transport.watch import OnMessage, Watch
 from openruntime_jupyter.client.transport.websocket import SocketEvents
 from openruntime_jupyter.environment import is_loopback
-from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, OpenRuntimeError
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from openruntime_jupyter.schemas.endpoints import EVENT_STREAM, GET_ARRAY, JSON, PREFER, PUT_ARRAY, SAFETENSORS, STREAM_TOKENS, Endpoint
+from openruntime_jupyter.schemas.problems import error_of
 from openruntime_jupyter.schemas.values import LEASE_HEADER, LEASED
 
 PATIENCE = 30.0
@@ -134,12 +134,12 @@ class HttpBackend:
                     piece = json.loads(data)
                     yield piece["index"], piece["text"]
 
-    def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
+    def watch(self, topics: Iterable[str], on_message: OnMessage) -> Watch:
         """Subscribe to events."""
         with self._lock:
             if self._events is None:
                 self._events = SocketEvents(self.where, self._current_token, self.local)
-        return self._events.watch(topics, tell)
+        return self._events.watch(topics, on_message)
 
     @property
     def has_token(self) -> bool:
@@ -263,3 +263,87 @@ def events(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
             if data:
                 yield name, "\n".join(data)
             name, data = "message", []
+
+
+TRANSLATED = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict, UnicodeError)
+"""Base classes of all httpx exceptions, and the error for a host name that can't be encoded."""
+
+LOST_ON_THE_WAY = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError)
+"""Errors of an established connection."""
+
+AGAIN = "start it again (restart Jupyter Server, or run `jupyter openruntime`)"
+ABSENT = "No response from {where}: " + AGAIN + ", or give connect() another url"
+SLOW = "Timeout waiting for {where}: it is overloaded or has stopped. If it is running, so are its tasks: query them by id"
+BROKEN = "Lost the connection to {where} during a response: " + AGAIN + ", and query its tasks by id"
+FOREIGN = "{where} does not respond like OpenRuntime ({problem}): check the url"
+PROXY = "The proxy rejected the request to {where} ({problem}): check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
+MISUSED = "Could not send the request to {where}: {problem}"
+
+MESSAGES: dict[type[Exception], str] = {
+    httpx.ConnectError: ABSENT,
+    httpx.ConnectTimeout: ABSENT,
+    httpx.ReadTimeout: SLOW,
+    httpx.WriteTimeout: SLOW,
+    httpx.PoolTimeout: SLOW,
+    httpx.TimeoutException: SLOW,
+    httpx.ReadError: BROKEN,
+    httpx.WriteError: BROKEN,
+    httpx.CloseError: BROKEN,
+    httpx.NetworkError: BROKEN,
+    httpx.RemoteProtocolError: BROKEN,
+    httpx.ProtocolError: FOREIGN,
+    httpx.DecodingError: FOREIGN,
+    httpx.TooManyRedirects: FOREIGN,
+    httpx.HTTPStatusError: FOREIGN,
+    httpx.CookieConflict: FOREIGN,
+    httpx.ProxyError: PROXY,
+    httpx.LocalProtocolError: MISUSED,
+    httpx.TransportError: MISUSED,
+    httpx.RequestError: MISUSED,
+    httpx.HTTPError: MISUSED,
+    httpx.StreamError: MISUSED,
+    httpx.StreamConsumed: MISUSED,
+    httpx.StreamClosed: MISUSED,
+    httpx.ResponseNotRead: MISUSED,
+    httpx.RequestNotRead: MISUSED,
+}
+"""Message for each httpx exception. A test enumerates them, so that new exceptions get a message."""
+
+BAD_URL = (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError)
+"""Errors of the caller, translated to `InvalidRequest`."""
+
+
+def translate(problem: Exception, where: str) -> OpenRuntimeError:
+    """Return the package's error for an httpx exception, with advice."""
+    if isinstance(problem, BAD_URL):
+        return InvalidRequest.of("url", f"{where!r} can't be used: {problem}")
+    message = next(MESSAGES[kind] for kind in type(problem).__mro__ if kind in MESSAGES)
+    return NotConnected(message.format(where=where, problem=str(problem) or type(problem).__name__))
+
+
+def not_openruntime(where: str, response: httpx.Response) -> NotConnected:
+    """Return the error for a response from another program, a proxy or a login page."""
+    return NotConnected(
+        FOREIGN.format(where=where, problem=f"status {response.status_code}, {response.headers.get('content-type', 'no content type')}")
+    )
+
+
+def from_answer(where: str, response: httpx.Response) -> OpenRuntimeError:
+    """Return the runtime's error for an HTTP error response."""
+    try:
+        body = response.json()
+        message, details = body["error"], (body.get("data") or {}).get("details") or []
+        if not isinstance(message, str):
+            raise TypeError(message)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        if response.status_code in (401, 403):
+            return NotAllowed(f"{where} denied access (status {response.status_code}): pass the server's token to connect()")
+        return not_openruntime(where, response)
+    return error_of(response.status_code, message, details, _seconds(response.headers.get("retry-after")), response.url.path)
+
+
+def _seconds(header: str | None) -> float:
+    try:
+        return max(0.0, float(header or 1.0))
+    except ValueError:  # an HTTP date, which proxies may send
+        return 1.0

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from openruntime_jupyter.client.transport.watch import Tell, Watch
+from openruntime_jupyter.client.transport.watch import OnMessage, Watch
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from openruntime_jupyter.schemas.endpoints import Endpoint
 
@@ -72,8 +72,8 @@ class Backend(Protocol):
         An offset of 0 after the first piece restarts the text. Closing the iterator does not cancel the task.
         """
 
-    def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
-        """Call `tell(message)` for each event, on a thread shared by all watchers of this backend; see `watch.py`.
+    def watch(self, topics: Iterable[str], on_message: OnMessage) -> Watch:
+        """Call `on_message(message)` for each event, on a thread shared by all watchers of this backend; see `watch.py`.
 
         Raises ValueError for an unknown topic.
         """

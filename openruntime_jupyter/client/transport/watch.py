@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, get_args
 
 from openruntime_jupyter.client.transport.forks import reset_in_child
-from openruntime_jupyter.schemas.events import Topic
+from openruntime_jupyter.schemas.queries import Topic
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,18 +22,18 @@ TOPICS: frozenset[str] = frozenset(get_args(Topic))
 CONNECTED, DISCONNECTED = "connected", "disconnected"
 """Message types that all watchers get. After `connected` no events are missed (`gap`: some were before it); after `disconnected`, all."""
 
-Tell = Callable[[dict[str, Any]], None]
+OnMessage = Callable[[dict[str, Any]], None]
 
 
 class Watch:
-    """Subscription of a watcher. `tell(message)` must return quickly and must not modify the message.
+    """Subscription of a watcher. `on_message(message)` must return quickly and must not modify the message.
 
     It is called on the event thread. An initial `connected` may be sent on the thread that starts the watch.
     """
 
-    def __init__(self, events: Events, topics: frozenset[str], tell: Tell) -> None:
+    def __init__(self, events: Events, topics: frozenset[str], on_message: OnMessage) -> None:
         self.topics = topics
-        self.tell = tell
+        self.on_message = on_message
         self._events = events
 
     def close(self) -> None:
@@ -67,12 +67,12 @@ class Events(ABC):
         self._thread = None
         self._live = False
 
-    def watch(self, topics: Iterable[str], tell: Tell) -> Watch:
+    def watch(self, topics: Iterable[str], on_message: OnMessage) -> Watch:
         """Start a watch. Raises ValueError for an unknown topic."""
         wanted = frozenset(topics)
         if unknown := wanted - TOPICS:
             raise ValueError(f"Unknown topics: {', '.join(sorted(unknown))}. Available topics: {', '.join(sorted(TOPICS))}")
-        watch = Watch(self, wanted, tell)
+        watch = Watch(self, wanted, on_message)
         with self._lock:
             self._watches.append(watch)
             if self._thread is None:
@@ -82,7 +82,7 @@ class Events(ABC):
                 self._topics_changed()
             live = self._live
         if live:
-            tell({"type": CONNECTED, "gap": True})
+            on_message({"type": CONNECTED, "gap": True})
         return watch
 
     def drop(self, watch: Watch) -> None:
@@ -110,7 +110,7 @@ class Events(ABC):
                     self._thread = None
                     return
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def dispatch(self, message: dict[str, Any]) -> None:
         """Dispatch a message to the watchers of its topic."""
         kind = message.get("type")
         with self._lock:
@@ -118,11 +118,11 @@ class Events(ABC):
             concerned = [watch for watch in self._watches if kind in watch.topics or kind in (CONNECTED, DISCONNECTED)]
         for watch in concerned:
             try:
-                watch.tell(message)
+                watch.on_message(message)
             except Exception:  # a failing watcher must not stop the others
                 log.exception("A watcher failed on a message of type %s", kind)
 
-    def tells_here(self) -> bool:
+    def on_event_thread(self) -> bool:
         """Return whether the calling thread is the event thread."""
         return threading.current_thread() is self._thread
 

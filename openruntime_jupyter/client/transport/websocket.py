@@ -63,7 +63,7 @@ class SocketEvents(Events):
                 self._socket = None
             if not self.anybody():
                 return
-            self.tell({"type": DISCONNECTED, "error": str(problem or "the server closed the connection")})
+            self.dispatch({"type": DISCONNECTED, "error": str(problem or "the server closed the connection")})
             self._left.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -93,7 +93,7 @@ class SocketEvents(Events):
             # Without `since` this is the first connection, and earlier events are unknown.
             message = {**message, "gap": message.get("gap", True)}
         self._last = message.get("id", self._last)
-        self.tell(message)
+        self.dispatch(message)
 
     def _topics_changed(self) -> None:
         socket, wanted = self._socket, self.wanted()

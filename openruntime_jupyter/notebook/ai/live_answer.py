@@ -14,7 +14,7 @@ from openruntime_jupyter.client.handles import PromptHandle
 from openruntime_jupyter.notebook.ai.sanitize import sanitize
 from openruntime_jupyter.notebook.display.format import duration, number
 from openruntime_jupyter.notebook.display.html import View
-from openruntime_jupyter.notebook.display.tasks import STATES, details, read_at, state
+from openruntime_jupyter.notebook.display.tasks import STATES, details, for_pages, read_at, state
 from openruntime_jupyter.notebook.run.follow import FollowEnd, Interrupts, OutputReplay, StatusLine, follow
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.ai import LOCAL
@@ -33,8 +33,9 @@ COLOURS = {"ok": "success-color1", "no": "error-color1", "go": "brand-color1", "
 class AnswerView(View):
     """Answer with a status line. Its plain text is the status line alone, because a terminal prints the answer itself."""
 
-    def __init__(self, task: Task, facts: list[str], answer: str, seen_at: float | None = None) -> None:
+    def __init__(self, task: Task, facts: list[str], answer: str, seen_at: float | None = None, shown: int = 0) -> None:
         read = read_at(task, seen_at)
+        self._for_pages = for_pages(task, facts, seen_at, shown=shown, answer=True)
         self._task, self._facts, self._answer = task, [*facts, *([read] if read else [])], answer
 
     def bundle(self) -> dict[str, Any]:
@@ -43,7 +44,8 @@ class AnswerView(View):
         rest = " · ".join([*map(escape, self._facts), f"<code>{escape(self._task.task_id)}</code>"])
         head = f'<small><span style="color:var(--jp-{colour}, inherit)">{escape(state(self._task))}</span>'
         head += f' · <span style="color:var(--jp-{COLOURS["m"]}, inherit)">{rest}</span></small>'
-        return {"text/markdown": f"{head}\n\n{sanitize(self._answer)}", "text/plain": f"{self.text()}\n\n{self._answer}".rstrip()}
+        forms = {"text/markdown": f"{head}\n\n{sanitize(self._answer)}", "text/plain": f"{self.text()}\n\n{self._answer}".rstrip()}
+        return {**forms, **self._for_pages}
 
     def text(self) -> str:
         """Return the status line as plain text."""
@@ -86,7 +88,7 @@ class AnswerLine(StatusLine):
     def view(self) -> AnswerView:
         """Return the view of the prompt and its answer so far."""
         note = [self.note] if self.note and not self.task.status.terminal else []
-        return AnswerView(self.task, [*note, *self._facts(), *self._omitted], self.text, self.seen_at)
+        return AnswerView(self.task, [*note, *self._facts(), *self._omitted], self.text, self.seen_at, self.shown)
 
     def update(self, view: View, final: bool = False) -> None:
         """Replace the display by `view`. A terminal prints the new text instead, and the status line at the end."""

@@ -16,7 +16,7 @@ from IPython.core.error import UsageError
 from IPython.display import display
 
 from openruntime_jupyter.ai.model_selection import NOTHING
-from openruntime_jupyter.ai.number_check import untold_of
+from openruntime_jupyter.ai.number_check import unverified_numbers_of
 from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS, WORKFLOWS
 from openruntime_jupyter.client.ai_response import CodeBlock, Reply
 from openruntime_jupyter.client.handles import PromptHandle
@@ -116,7 +116,7 @@ def _deliver(session: Session, arguments: AiArguments, reply: Reply, failed: str
 def _warn(session: Session, reply: Reply) -> None:
     """List the numbers in an analysis that are not in the data given to the model."""
     with contextlib.suppress(OpenRuntimeError):  # the answer is complete even if its task record is gone
-        if numbers := untold_of(session.client.backend.call(GET_TASK, reply.task_id)):
+        if numbers := unverified_numbers_of(session.client.backend.call(GET_TASK, reply.task_id)):
             display(Note(f"Numbers that are not in the data given to the model: {', '.join(numbers)}. It computed or invented them."))
 
 

@@ -30,7 +30,7 @@ background:none;padding:0;border:0;white-space:nowrap}
 .ort-h{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline}
 .ort-h .r{margin-left:auto;flex-shrink:0}
 .ort-l{flex-wrap:nowrap;white-space:nowrap}.ort-l>.s{overflow:hidden;text-overflow:ellipsis;min-width:0}
-.ort-l>.t{overflow:hidden;text-overflow:ellipsis;flex-shrink:1000;min-width:6em;max-width:max-content}
+.ort-l>.t{overflow:hidden;text-overflow:ellipsis;flex:1 0 6em;max-width:max-content}.ort-w{max-width:110em}
 .ort.ort.ort code.i{display:inline-block;max-width:15ch;overflow:hidden;text-overflow:ellipsis;vertical-align:bottom;user-select:all}
 @media (max-width:640px){.ort-l{flex-wrap:wrap;white-space:normal}}
 .ort-c>.ort-h{flex-wrap:nowrap}

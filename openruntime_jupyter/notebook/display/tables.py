@@ -24,8 +24,8 @@ from openruntime_jupyter.notebook.display.html import (
 )
 from openruntime_jupyter.schemas.ai import ModelInfo, ModelList
 from openruntime_jupyter.schemas.insights import Finding, Insights
-from openruntime_jupyter.schemas.sessions import Session as WorkerSession
 from openruntime_jupyter.schemas.system import Device, Health, OperationInfo, Worker
+from openruntime_jupyter.schemas.system import Session as WorkerSession
 
 
 class OperationTable(RecordTable[OperationInfo]):

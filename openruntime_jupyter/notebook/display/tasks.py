@@ -20,6 +20,7 @@ from openruntime_jupyter.notebook.display.format import (
     with_unit,
 )
 from openruntime_jupyter.notebook.display.html import (
+    Bundle,
     Column,
     Html,
     RecordTable,
@@ -89,17 +90,20 @@ def details(task: Task, devices: Mapping[str, str], live: bool = True) -> list[s
     parts: list[str | None] = []
     if task.status is TaskState.PENDING:
         parts += _waiting(task)
-    if not task.status.terminal and task.progress is not None:
-        parts += _progress(task.progress)
+    progress = None if task.status.terminal else task.progress
+    if progress is not None:
+        parts += [_share(progress), f"about {rough(progress.remaining)} left" if progress.remaining else None]
     if live and task.status is TaskState.RUNNING and task.execution_time is not None:
         parts.append(duration(task.execution_time))
+    parts.append(memory(task))
+    if progress is not None and progress.message:
+        parts.append(shortened(progress.message, LONGEST_MESSAGE))
     if task.session_name:
         parts.append(f"session {task.session_name}")
     if task.attempt > 1:
         parts.append(f"attempt {task.attempt}")
     if task.device_used:
         parts.append(devices.get(task.device_used, task.device_used))
-    parts.append(memory(task))
     return [part for part in parts if part]
 
 
@@ -114,13 +118,10 @@ def _waiting(task: Task) -> list[str | None]:
     ]
 
 
-def _progress(progress: Progress) -> list[str | None]:
+def _share(progress: Progress) -> str:
     if progress.total:
-        done = f"{progress.n / progress.total:.0%} ({number(progress.n)} of {number(progress.total)})"
-    else:
-        done = f"{number(progress.n)} done"
-    left = f"about {rough(progress.remaining)} left" if progress.remaining else None
-    return [done, left, shortened(progress.message, LONGEST_MESSAGE) if progress.message else None]  # last, since it may be long
+        return f"{progress.n / progress.total:.0%} ({number(progress.n)} of {number(progress.total)})"
+    return f"{number(progress.n)} done"
 
 
 def progress_bar(share: float | None, colour: str | None = None) -> Styled:
@@ -138,11 +139,30 @@ def read_at(task: Task, seen_at: float | None = None) -> str | None:
     return None if task.status.terminal else as_of(seen_at)
 
 
-class TaskLine(View):
-    """One-line view of a task with a progress bar, shown by running cells. `seen_at` is the time of the record (default: now)."""
+TASK_MIME = "application/vnd.openruntime.task+json"
+"""MIME type of a task in the output of a cell. In pages with the extension, `labextension/src/output.ts` shows it as it is now."""
+SHOWN_BY_PAGES = {"task_id", "status", "operation", "name", "progress", "started_at", "execution_time", "error"}
 
-    def __init__(self, task: Task, devices: Mapping[str, str], note: str | None = None, seen_at: float | None = None) -> None:
+
+def for_pages(task: Task, facts: Iterable[str], seen_at: float | None, **more: Any) -> dict[str, Any]:
+    """Return a task for pages with the extension. `facts` are further facts that this kernel knows."""
+    record = task.model_dump(mode="json", include=SHOWN_BY_PAGES, exclude_none=True)
+    return {TASK_MIME: {**record, "phrase": phrase(task), "facts": list(facts), "seen_at": round(seen_at or time.time(), 3), **more}}
+
+
+class TaskLine(View):
+    """One-line view of a task with a progress bar, shown by running cells.
+
+    `seen_at` is the time of the record (default: now), and `shown` the position in the output up to which the cell shows it.
+    """
+
+    kind = "ort-w"
+
+    def __init__(
+        self, task: Task, devices: Mapping[str, str], note: str | None = None, seen_at: float | None = None, shown: int = 0
+    ) -> None:
         self.task = task
+        self._for_pages = for_pages(task, [part for part in (note, *details(task, devices)) if part], seen_at, shown=shown)
         self._read_at = read_at(task, seen_at)
         self.label = f"OpenRuntime task {title(task)}: {phrase(task)}"
         self._facts = joined([note, *details(task, devices)])
@@ -159,6 +179,10 @@ class TaskLine(View):
             Styled(str(joined([state(task), shortened(title(task), LONGEST_NAME), self._facts, self._read_at, task.task_id])), html),
             progress_bar(share, STATES[task.status][2]),
         ]
+
+    def bundle(self) -> Bundle:
+        """Return all forms as a MIME bundle."""
+        return {**super().bundle(), **self._for_pages}
 
 
 def _head(task: Task) -> tuple[Html | str, ...]:
@@ -184,7 +208,13 @@ class TaskCard(View):
         self._read_at = read_at(task, seen_at)
         self._work = work_of(task) if work else []
         self.label = f"OpenRuntime task {title(task)}: {phrase(task)}"
-        self._details = joined([None if seen else "unreachable, last known state", *details(task, devices, live=False), _from(task)])
+        facts = [None if seen else "unreachable, last known state", *details(task, devices, live=False)]
+        self._details = joined([*facts, _from(task)])
+        self._for_pages = {} if work else for_pages(task, filter(None, facts), seen_at, shown=0, card=True)
+
+    def bundle(self) -> Bundle:
+        """Return all forms as a MIME bundle. Pages have none for a card with code and parameters."""
+        return {**super().bundle(), **self._for_pages}
 
     def content(self) -> Iterable[Styled]:
         """Return the state, the details, the error, and the next commands."""

@@ -63,7 +63,7 @@ class BackgroundTasks:
     def follow(self, handle: TaskHandle) -> BackgroundTask:
         """Follow a task until it ends, the kernel stops, or `close`. Return its cards, to which cells can add theirs."""
 
-        def tell(message: dict[str, Any]) -> None:
+        def on_message(message: dict[str, Any]) -> None:
             if message["type"] != DISCONNECTED:  # until the connection is back, the card shows when its state was read
                 self._wake(handle.id)
 
@@ -71,7 +71,7 @@ class BackgroundTasks:
         if known is not None:
             self._wake(handle.id)
             return known
-        task = BackgroundTask(handle, handle.watch(tell))
+        task = BackgroundTask(handle, handle.watch(on_message))
         with self._condition:
             self._tasks[handle.id] = task
             if self._thread is None:

@@ -124,7 +124,11 @@ def _show(
             notification.restore()
         line.restore()
 
-    return follow(handle, line, OutputReplay(restore).show, interrupts, cancel)
+    replay = OutputReplay(restore)
+    try:
+        return follow(handle, line, replay.show, interrupts, cancel)
+    finally:
+        replay.end()
 
 
 def run(

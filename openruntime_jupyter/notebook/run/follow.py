@@ -19,13 +19,14 @@ from shutil import get_terminal_size
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from IPython.core.getipython import get_ipython
-from IPython.display import DisplayHandle, clear_output, display, publish_display_data
+from IPython.display import DisplayHandle, clear_output, display
 
 from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.interruption import DECIDE_POLL, DECIDE_SECONDS, in_kernel, kernel_stops
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, Unavailable
 from openruntime_jupyter.notebook.display.html import View
 from openruntime_jupyter.notebook.display.tasks import TaskLine
+from openruntime_jupyter.notebook.run.live_widgets import LiveWidgets
 from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput
 from openruntime_jupyter.terminal import terminal_text
 
@@ -38,11 +39,6 @@ FIRST_SECONDS = 0.05
 """Timeout of the first request. A task that ends by then needs no thread and one display less: 3 ms of 17 ms for an empty cell."""
 REST_SECONDS = 0.1
 """Minimum interval between requests, so that a task that prints continuously causes ten a second."""
-DECIDE_SECONDS = 0.5
-"""Time between Ctrl-C and the cancellation in a kernel. Jupyter interrupts a kernel before it restarts it, and such a stop cancels nothing.
-The request to shut down, or the kill, follows within milliseconds."""
-DECIDE_POLL = 0.02
-"""Interval between checks for a shutdown during that time, in seconds."""
 CANCEL_SECONDS = 15.0
 """Time to wait for a cancelled task to end."""
 UPDATE_SECONDS = 0.2
@@ -87,19 +83,6 @@ class Interrupts(AbstractContextManager["Interrupts"]):
             raise KeyboardInterrupt
 
 
-def in_kernel() -> bool:
-    """Return whether this process is a Jupyter kernel."""
-    return getattr(get_ipython(), "kernel", None) is not None
-
-
-def kernel_stops() -> bool:
-    """Return whether the kernel has received a request to shut down, which also precedes a restart.
-
-    The kernel's control thread receives it while the main thread runs a cell.
-    """
-    return in_kernel() and bool(getattr(get_ipython(), "exit_now", False))
-
-
 class LiveDisplay:
     """Display that is updated in place. In a terminal, which cannot update displays, it is a line on stderr."""
 
@@ -141,6 +124,8 @@ class StatusLine(LiveDisplay):
         self.task = followed.last_seen
         self.devices = devices
         self.note: str | None = None
+        self.shown = 0
+        """Position in the output of the task up to which the cell shows it."""
         self._updated_at = float("-inf")
 
     def show(self, task: Task | None = None, note: str | None = None, final: bool = False) -> None:
@@ -162,7 +147,7 @@ class StatusLine(LiveDisplay):
 
     def view(self) -> View:
         """Return the view of the task."""
-        return TaskLine(self.task, self.devices, None if self.task.status.terminal else self.note, self.seen_at)
+        return TaskLine(self.task, self.devices, None if self.task.status.terminal else self.note, self.seen_at, self.shown)
 
 
 class OutputReplay:
@@ -174,6 +159,7 @@ class OutputReplay:
     def __init__(self, restore: Callable[[], None] = lambda: None) -> None:
         self._last: TextIO | None = None
         self._restore = restore
+        self._widgets = LiveWidgets()
 
     def show(self, items: Iterable[OutputItem]) -> None:
         """Show `items` after the earlier output."""
@@ -185,15 +171,19 @@ class OutputReplay:
             if item.output_type == "clear_output":
                 self._clear()
             elif item.data:
-                transient = {"display_id": item.display_id} if item.display_id else {}
-                update = item.output_type == "update_display_data"
-                publish_display_data(item.data, item.metadata or {}, transient=transient, update=update)
+                self._widgets.publish(item)
         self._flush()
+        self._widgets.release()
+
+    def end(self) -> None:
+        """Show the final form of widgets, once the task is no longer followed."""
+        self._widgets.end()
 
     def _clear(self) -> None:
-        if getattr(get_ipython(), "kernel", None) is not None or sys.stdout.isatty():
+        if in_kernel() or sys.stdout.isatty():
             clear_output(wait=True)  # until the display that follows, so that the page does not flicker
         self._restore()
+        self._widgets.clear()
 
     def _write(self, stream: TextIO, text: str) -> None:
         if self._last is not stream:
@@ -317,7 +307,7 @@ def _watch(
             raise item
         if isinstance(item, TaskOutput):
             show(item.items)
-            finished = item.finished
+            finished, line.shown = item.finished, item.next
         elif isinstance(item, Task):
             line.show(item)
     line.show(final=True)

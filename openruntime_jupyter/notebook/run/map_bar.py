@@ -15,6 +15,7 @@ SIGNS: dict[MapState, tuple[str, str]] = {
     "completed": ("✓", "ok"),
     "cancelled": ("■", "m"),
     "failed": ("✕", "no"),
+    "no longer watched": ("!", "wa"),
 }
 """Sign and colour by state."""
 

@@ -9,6 +9,9 @@ from openruntime_jupyter.notebook.display.tasks import phrase, title
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
+MOST_LINES = 10
+"""Maximum number of listed tasks of each kind. A map leaves many."""
+
 
 def report_unseen(session: Session) -> None:
     """Print which remembered tasks ended, and which still run, with the commands that show them. Ended ones are then forgotten."""
@@ -33,7 +36,9 @@ def _print(tasks: list[Task], what: str) -> None:
         return
     count = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
     verb = "" if tasks[0].status.terminal else "is " if len(tasks) == 1 else "are "
-    lines = [f"{title(task)} ({phrase(task)}): {_command(task)}" for task in tasks]
+    lines = [f"{title(task)} ({phrase(task)}): {_command(task)}" for task in tasks[:MOST_LINES]]
+    if len(tasks) > MOST_LINES:
+        lines.append(f"and {len(tasks) - MOST_LINES} more: `%openruntime tasks notebook=this` lists them")
     separator = " " if len(lines) == 1 else "\n  "
     sys.stdout.write(separator.join([f"{count} of this notebook {verb}{what}:", *lines]) + "\n")
 

@@ -135,6 +135,8 @@ def _refuse_fatal(name: str, given: dict[str, Any], values: list[Any]) -> None:
     """Raise for arguments that crash MLX 0.32 or make it loop endlessly."""
     if name.startswith(("linalg.", "conv")) and name not in _EMPTY_ALLOWED and any(is_array(each) and not each.size for each in values):
         raise ValueError("an array is empty")  # LAPACK and BLAS exit the process, or trap
+    if name in ("linalg.eig", "linalg.eigvals") and not all(_is_finite(each) for each in values if is_array(each)):
+        raise ValueError("an array has infinities or NaNs")  # LAPACK exits the process
     if name.startswith("conv"):
         low = [key for key in _CONVOLUTION_STEPS if any(number < 1 for number in _numbers(given.get(key)))]
         if low:
@@ -150,6 +152,12 @@ def _refuse_fatal(name: str, given: dict[str, Any], values: list[Any]) -> None:
         for number in _numbers(given.get(key)):
             if abs(number) > most(sides):
                 raise ValueError(f"{key} is {number}; the maximum here is {most(sides)}")
+
+
+def _is_finite(array: Any) -> bool:
+    import mlx.core as mx
+
+    return bool(mx.all(mx.isfinite(array)).item())
 
 
 _BOUNDS: dict[str, tuple[str, str, Callable[[tuple[int, ...]], int]]] = {

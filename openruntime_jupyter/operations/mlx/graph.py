@@ -13,24 +13,10 @@ from typing import Any
 
 from openruntime_jupyter.operations.inputs import MAX_ELEMENTS
 
-_VIEWS = frozenset(
-    [
-        "AsStrided",
-        "Broadcast",
-        "BroadcastAxes",
-        "Copy",
-        "Depends",
-        "DynamicSlice",
-        "ExpandDims",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "StopGradient",
-        "Transpose",
-        "Unflatten",
-        "View",
-    ]
-)
+_VIEW_NAMES = """
+    AsStrided Broadcast BroadcastAxes Copy Depends DynamicSlice ExpandDims Slice Split Squeeze StopGradient Transpose Unflatten View
+"""
+_VIEWS = frozenset(_VIEW_NAMES.split())
 """Primitives that share the memory of their input."""
 _FACTORISATIONS = frozenset(["Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD"])
 """LAPACK works on copies in addition to its outputs; by measurement, five times the input is enough."""
@@ -78,7 +64,7 @@ def needed(mx: Any, call: Callable[..., Any], args: list[Any], kwargs: dict[str,
         if not outputs:  # the call itself failed
             raise
         _check_sizes([array.shape for array in outputs])
-        return UNTRACEABLE * sum(map(_bytes, [*inputs, *outputs]))
+        return UNTRACEABLE * sum(_size(("", array.shape, array.dtype)) for array in (*inputs, *outputs))
     return _sum(tape)
 
 
@@ -88,13 +74,10 @@ def _replaced(value: Any, left: Any) -> Any:
     return next(left) if is_array(value) else value
 
 
-def _bytes(array: Any) -> int:
-    return _size(("", array.shape, array.dtype))
-
-
 def _sum(tape: list[dict[str, Any]]) -> int:
     results = {name for entry in tape if entry["type"] == "outputs" for name, *_ in entry["outputs"]}
-    total = sum(_bytes(constant) for entry in tape if entry["type"] == "constants" for _, constant in entry["constants"])
+    constants = [constant for entry in tape if entry["type"] == "constants" for _, constant in entry["constants"]]
+    total = sum(_size(("", constant.shape, constant.dtype)) for constant in constants)
     broadcast: set[str] = set()
     for entry in tape:
         if entry["type"] != "primitive":

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 MEMORY = Path("/dev/shm")  # noqa: S108 - folders there are checked before use
 SUFFIX = ".safetensors"
 EMBEDDED = ".embedded"
+KEY = "spool.key"
+KEY_BYTES = 16
 HOME = "home"
 """File in a root that names its data folder."""
 YOUNG_SECONDS = 60.0
@@ -98,7 +101,7 @@ class Spool:
 
     def _roots(self) -> Iterator[Path]:
         settings = self._settings
-        own = f"openruntime-{os.geteuid()}-{hashlib.sha256(os.fsencode(settings.data_dir.absolute())).hexdigest()[:12]}"
+        own = f"openruntime-{os.geteuid()}-{hashlib.sha256(self._key() + os.fsencode(settings.data_dir.absolute())).hexdigest()[:12]}"
         if settings.spool_dir:
             yield Path(settings.spool_dir).expanduser() / own
             return
@@ -106,8 +109,25 @@ class Spool:
             yield MEMORY / own
         yield settings.arrays
 
+    def _key(self) -> bytes:
+        """Return the secret of the data folder, without which other users could create or link the roots before this runtime does."""
+        path = self._settings.data_dir / KEY
+        try:
+            if not path.exists():
+                private_folder(path.parent)
+                draft = path.with_suffix(f".{self._runtime}")
+                private_file(draft)
+                draft.write_bytes(secrets.token_bytes(KEY_BYTES))
+                # A link, so that of two runtimes that start at the same time the first one makes the key.
+                with contextlib.suppress(FileExistsError):
+                    os.link(draft, path)
+                draft.unlink()
+            return path.read_bytes()
+        except OSError:  # the data folder cannot be written: no other runtime uses this one's arrays
+            return secrets.token_bytes(KEY_BYTES)
+
     def _place(self, root: Path) -> SpoolFolder:
-        private_folder(root)
+        private_folder(root, links=False)
         if not _private(root):
             raise OSError(f"{root} is not a private folder of this user")
         lock = locks.RuntimeLock(root, self._runtime, {"runtime": self._runtime, "pid": os.getpid()})
@@ -222,7 +242,7 @@ class BlockCache:
             old = sum(block.size for block in blocks.free(place.folder) if abs(now - block.since) > IDLE_SECONDS)
             await self._release(place.folder, old)
 
-    def give_up(self, wanted: int) -> bool:
+    def release_memory(self, wanted: int) -> bool:
         """Start releasing memory for a task that needs it. Return whether any will be released."""
         if self._releasing is not None and not self._releasing.done():
             return True

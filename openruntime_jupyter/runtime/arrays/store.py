@@ -164,7 +164,7 @@ class ArrayStore:
         return self._info(record)
 
     async def ready(self, array_id: str, *, sent: bool = False) -> ArrayInfo:
-        """Mark a filled array as ready, which makes it usable and immutable. Raises `ArrayNotFound`, `ArrayConflict`.
+        """Mark a filled array as ready, which makes it usable and immutable. Raises `ArrayNotFound`, `ArrayConflict`, `InvalidRequest`.
 
         `sent` is set by an upload through this process.
         """
@@ -177,12 +177,14 @@ class ArrayStore:
         return self._info(record)
 
     async def _finish(self, record: ArrayRecord) -> None:
-        """Verify and rename the file; raise `ArrayNotFound` if it does not match the allocated layout."""
+        """Verify and rename the file. Raise `ArrayNotFound` if it does not match the layout, and `InvalidRequest` for invalid elements."""
 
         def finish() -> None:
             unfinished = record.folder / f"{record.id}{UNFINISHED}"
             if read_layout(unfinished, record.id) != record.layout:
                 raise ArrayNotFound(f"The array {record.id} is damaged: its header was changed")
+            if record.allocated and record.layout.dtype == "bool":
+                array_file.check_bool(unfinished, record.layout)
             unfinished.chmod(0o400)
             unfinished.rename(record.folder / f"{record.id}{SUFFIX}")
 
@@ -195,7 +197,7 @@ class ArrayStore:
         except OSError as problem:
             record.delete_pending = True
             raise ArrayNotFound(f"The array {record.id} is gone ({problem.strerror}): send it again") from None
-        except ArrayNotFound:
+        except (ArrayNotFound, InvalidRequest):
             record.delete_pending = True
             raise
         finally:
@@ -317,7 +319,9 @@ class ArrayStore:
         if now - self._space_read_at > SPACE_CACHE_SECONDS:
             self._space_read_at = now
             self._rooms = [(str(place.folder), self._free_bytes(place), blocks.held(place.folder)) for place in self._spool.places]
-        left = self.quota + sum(record.size for record in self._evictable(0.0)) - self.used_bytes
+        left = self.quota
+        if self._records:
+            left += sum(record.size for record in self._evictable(0.0)) - self.used_bytes
         return [(folder, max(0, min(left, room + free)), max(0, min(left, room))) for folder, room, free in self._rooms]
 
     async def adopt(self, owner: str | None, stored: Iterable[StoredArray]) -> list[ArrayReference]:
@@ -358,13 +362,13 @@ class ArrayStore:
         """Bytes of all array files, including those to be deleted after use and without free blocks."""
         return sum(record.size for record in self._records.values())
 
-    def give_up(self, wanted: int) -> bool:
+    def release_memory(self, wanted: int) -> bool:
         """Start releasing `wanted` bytes of memory: inputs of failed tasks, and free blocks. Return whether any will be released."""
         kept = self._kept()
         for record in kept:
             record.kept_until = 0.0
             self._later(self._drop(record))
-        return self._blocks.give_up(wanted) or bool(kept)
+        return self._blocks.release_memory(wanted) or bool(kept)
 
     def _kept(self) -> list[ArrayRecord]:
         """Return the inputs of failed tasks that nothing else uses."""

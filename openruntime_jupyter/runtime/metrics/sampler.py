@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from openruntime_jupyter.memory import Machine
+from openruntime_jupyter.runtime.metrics.gpu import Gpu, GpuReadings, Probe, ProbeUnavailable
 from openruntime_jupyter.runtime.metrics.gpu.apple import AppleProbe
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings, Probe, ProbeUnavailable
 from openruntime_jupyter.runtime.metrics.gpu.nvidia import NvidiaProbe
 
 log = logging.getLogger(__name__)
@@ -192,11 +192,11 @@ class Probes:
         except Exception as problem:  # a vendor's library may raise anything; tasks run without its metrics
             reason = str(problem) if isinstance(problem, ProbeUnavailable) else f"{type(problem).__name__}: {problem}"
             log.warning("Cannot read metrics of %s: %s", ", ".join(gpu.name for gpu in gpus), reason)
-            self.problems |= {gpu.key: f"Cannot read its utilisation and memory: {reason}" for gpu in gpus}
+            self.problems |= {gpu.key: f"Cannot read its utilization and memory: {reason}" for gpu in gpus}
 
 
 SETTLE_SECONDS = 1.0
-"""A driver reports the utilisation of its last window, up to a second long, so values right after a start include earlier work."""
+"""A driver reports the utilization of its last window, up to a second long, so values right after a start include earlier work."""
 
 
 @dataclass(slots=True)
@@ -229,7 +229,7 @@ class Meters:
             self._meters[task_id] = _Meter(gpu, time.monotonic(), alone=not others)
 
     def end(self, task_id: str) -> float | None:
-        """Return the mean utilisation in percent; None without a sample during the run, or if the task shared the GPU."""
+        """Return the mean utilization in percent; None without a sample during the run, or if the task shared the GPU."""
         with self._lock:
             meter = self._meters.pop(task_id, None)
             if meter is None or not meter.alone or not meter.count:

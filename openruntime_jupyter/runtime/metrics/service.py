@@ -7,11 +7,11 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
-from openruntime_jupyter.engines.protocol import WorkerReport, held
+from openruntime_jupyter.engines.protocol import WorkerReport, total_resident
 from openruntime_jupyter.memory import Machine
-from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.metrics.counters import Clock, Counters
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, Gpu, GpuReadings
+from openruntime_jupyter.runtime.metrics.gpu import NOTHING, Gpu, GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Meters, Sample, Sampler
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns
@@ -89,7 +89,7 @@ class MetricsService:
     def _publish(self) -> None:
         self._watch()
         metrics = self._metrics()
-        self._recorder.sampled(self._sampler.latest, metrics, held(self._workers()))
+        self._recorder.sampled(self._sampler.latest, metrics, total_resident(self._workers()))
         if self._bus.watched("metrics"):
             self._bus.publish("metrics", {"type": "metrics", "timestamp": timestamp(time.time()), "metrics": metrics.model_dump()})
 

@@ -16,7 +16,7 @@ from openruntime_jupyter.runtime.tasks.entry import Entry
 
 log = logging.getLogger(__name__)
 
-TELL_SECONDS = 0.25
+HOLDER_SECONDS = 0.25
 
 
 class DeviceLock:
@@ -34,34 +34,34 @@ class DeviceLock:
             return lane.device.type in ("gpu", "cpu")
         return self._settings.device_lock == "gpu" and lane.device.type == "gpu"
 
-    async def begin(self, lane: Lane, slot: int) -> None:
+    async def acquire(self, lane: Lane, slot: int) -> None:
         """Lock the slot. If locks can't be used, log it and continue without."""
         lock = self._lock(lane, slot)
-        me = self._words(None)
+        holder = self._holder(None)
         try:
-            if lock.try_acquire(me):
+            if lock.try_acquire(holder):
                 return
-            telling = asyncio.create_task(self._tell_who(lane, lock))
+            reporting = asyncio.create_task(self._report_holder(lane, lock))
             try:
-                await lock.acquire(me)
+                await lock.acquire(holder)
             finally:
-                telling.cancel()
+                reporting.cancel()
                 lane.waiting_for = None
         except StorageUnavailable as problem:
             if not self._refused:
                 self._refused = True
                 log.warning("Devices are not shared by turns: %s", problem)
 
-    async def _tell_who(self, lane: Lane, lock: DeviceSlotLock) -> None:
+    async def _report_holder(self, lane: Lane, lock: DeviceSlotLock) -> None:
         while True:
             lane.waiting_for = describe(lane, lock.holder())
-            await asyncio.sleep(TELL_SECONDS)
+            await asyncio.sleep(HOLDER_SECONDS)
 
-    def tell(self, lane: Lane, slot: int, entry: Entry) -> None:
+    def show(self, lane: Lane, slot: int, entry: Entry) -> None:
         """Write the running task into the lock file."""
-        self._lock(lane, slot).retell(self._words(entry))
+        self._lock(lane, slot).update_holder(self._holder(entry))
 
-    def end(self, lane: Lane, slot: int) -> None:
+    def release(self, lane: Lane, slot: int) -> None:
         """Unlock the slot."""
         self._lock(lane, slot).release()
 
@@ -78,7 +78,7 @@ class DeviceLock:
             self._locks[key] = DeviceSlotLock(self._settings.locks, *key)
         return self._locks[key]
 
-    def _words(self, entry: Entry | None) -> dict[str, Any]:
+    def _holder(self, entry: Entry | None) -> dict[str, Any]:
         return {
             "runtime": self._runtime,
             "label": self._settings.label,

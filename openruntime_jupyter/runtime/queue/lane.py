@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator
 from heapq import heapify, heapreplace
 from typing import NamedTuple
 
 from sortedcontainers import SortedDict
 
-from openruntime_jupyter.engines.protocol import DeviceReport, Engine, Runs
+from openruntime_jupyter.engines.protocol import DeviceReport, Engine, JobRunner
 from openruntime_jupyter.errors import MemoryRefused, UnknownDevice, gigabytes
 from openruntime_jupyter.memory import Machine
-from openruntime_jupyter.runtime.metrics.gpu.base import NOTHING, GpuReadings
-from openruntime_jupyter.runtime.queue.durations import Durations
+from openruntime_jupyter.runtime.metrics.gpu import NOTHING, GpuReadings
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 
 LOOK_PAST = 100
@@ -23,6 +24,35 @@ LOOK_PAST = 100
 
 LAST_ESTIMATED = 100
 """Last position in the queue with an estimated start. An estimate takes up to 0.1 ms, and later ones would mean little."""
+
+RECENT_DURATIONS = 20
+"""Durations kept for each kind."""
+KINDS_KEPT = 500
+"""Kinds kept; the least recently used is dropped."""
+
+
+class Durations:
+    """Recent durations of completed tasks, in seconds, by kind."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[Hashable, deque[float]] = OrderedDict()
+
+    def add(self, kind: Hashable, seconds: float) -> None:
+        """Add the duration of a task."""
+        self._of.setdefault(kind, deque(maxlen=RECENT_DURATIONS)).append(seconds)
+        self._of.move_to_end(kind)
+        if len(self._of) > KINDS_KEPT:
+            self._of.popitem(last=False)
+
+    def typical(self, kind: Hashable) -> float | None:
+        """Return the median duration; None before the first task of this kind has completed."""
+        return self.left(kind, 0.0)
+
+    def left(self, kind: Hashable, elapsed: float) -> float | None:
+        """Return the remaining seconds of a task that has run for `elapsed` seconds, by the durations that are longer."""
+        known = sorted(self._of.get(kind, ()))
+        longer = bisect_right(known, elapsed)
+        return None if longer == len(known) else known[(longer + len(known)) // 2] - elapsed
 
 
 class Blocked(NamedTuple):
@@ -41,7 +71,7 @@ class Lane:
     `changed` is set whenever a slot whose task waits for memory may find something new to do.
     """
 
-    def __init__(self, lane_id: str, device: DeviceReport, slots: int, aging_seconds: float, engine: Runs) -> None:
+    def __init__(self, lane_id: str, device: DeviceReport, slots: int, aging_seconds: float, engine: JobRunner) -> None:
         self.id = lane_id
         self.device = device
         self.engine = engine
@@ -235,8 +265,8 @@ class Lanes:
 class Admission:
     """Memory admission by the operations' estimates and the memory that workers hold.
 
-    `gpu(device)` returns a GPU's figures. `give_up(bytes)` begins to release memory that is kept only for speed, and returns whether there
-    is any.
+    `gpu(device)` returns a GPU's figures. `release_memory(bytes)` begins to release memory that is kept only for speed, and returns whether
+    there is any.
     """
 
     def __init__(
@@ -244,12 +274,12 @@ class Admission:
         machine: Machine,
         engine: Engine,
         gpu: Callable[[str], GpuReadings] = lambda device: NOTHING,
-        give_up: Callable[[int], bool] = lambda wanted: False,
+        release_memory: Callable[[int], bool] = lambda wanted: False,
     ) -> None:
         self._machine = machine
         self._engine = engine
         self._gpu = gpu
-        self._give_up = give_up
+        self._release_memory = release_memory
 
     def machine_total(self) -> int:
         """Return the machine's memory in bytes."""
@@ -294,13 +324,13 @@ class Admission:
             return None
         needs = entry.needs
         if model is not None:
-            needs = max(0, needs - self._engine.holds(lane.id, model))
+            needs = max(0, needs - self._engine.models.holds(lane.id, model))
         free = self.free(lane)
         if needs <= free:
             return None
-        if lane.shares_memory and self._give_up(needs - free):
+        if lane.shares_memory and self._release_memory(needs - free):
             room = "; memory that was kept for arrays is given back for it"
         else:
-            leaving = self._engine.make_room(lane.id, model)
+            leaving = self._engine.models.make_room(lane.id, model)
             room = f"; the idle model {leaving} is unloaded for it" if leaving else ""
         return Blocked(f"memory: it needs {gigabytes(needs)} and {gigabytes(free)} are free{room}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from openruntime_jupyter.engines import failures
 from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
@@ -18,6 +19,7 @@ from openruntime_jupyter.engines.protocol import (
     Engine,
     Job,
     Measurements,
+    NeedsMemory,
     Outcome,
     RaisedError,
     Stage,
@@ -26,12 +28,11 @@ from openruntime_jupyter.engines.protocol import (
 )
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend, StorageUnavailable, TaskConflict, Unavailable
 from openruntime_jupyter.runtime.arrays.store import ArrayStore, result_name
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu
+from openruntime_jupyter.runtime.metrics.gpu import Gpu
 from openruntime_jupyter.runtime.metrics.sampler import Meters
 from openruntime_jupyter.runtime.queue.device_lock import DeviceLock
 from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.tasks import failures
 from openruntime_jupyter.runtime.tasks.entry import Entry, Stream
 from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
@@ -107,7 +108,7 @@ class Scheduler:
         """Take a pending task out of its lane; return False if it is not there."""
         removed = self._lanes[entry.lane].remove(entry)
         if removed and entry.session is not None:
-            self._sessions.leave(entry.session)
+            self._sessions.remove_task(entry.session)
         return removed
 
     def reprioritise(self, entry: Entry, priority: int) -> None:
@@ -152,16 +153,16 @@ class Scheduler:
     async def _take_turn(self, lane: Lane, slot: int, shared: bool) -> None:
         lane.changed.clear()
         if shared:
-            await self._device_lock.begin(lane, slot)
+            await self._device_lock.acquire(lane, slot)
         try:
             entry = lane.take(self._admission.blocked_reason) if not self._stopping else None
             if entry is not None:
                 if shared:
-                    self._device_lock.tell(lane, slot, entry)
+                    self._device_lock.show(lane, slot, entry)
                 await self._execute(lane, entry)
         finally:
             if shared:
-                self._device_lock.end(lane, slot)
+                self._device_lock.release(lane, slot)
         if entry is None:
             await self._wait_for_memory(lane)
 
@@ -187,12 +188,12 @@ class Scheduler:
             if not await self._registry.record(entry):
                 return
             # The task may have been cancelled while its state was written.
-            refused = self._sessions.refusal(entry.session, entry.session_number) if entry.session is not None else None
+            rejected = self._sessions.rejection(entry.session, entry.session_number) if entry.session is not None else None
             outcome: Outcome
             if entry.stop_reason is not None:
                 outcome = Stopped(entry.stop_reason, Stage.QUEUE, Measurements())
-            elif refused is not None:
-                outcome = Died(refused, retry=False)
+            elif rejected is not None:
+                outcome = Died(rejected, retry=False)
             else:
                 outcome = await self._run(lane, entry)
         except Exception as problem:  # a bug must end this task, not the lane
@@ -201,7 +202,7 @@ class Scheduler:
         finally:
             del lane.running[entry.task_id]
             if entry.session is not None:
-                self._sessions.finish(entry.session, entry.session_number, entry.worker is not None)
+                self._sessions.end_task(entry.session, entry.session_number, entry.worker is not None)
             lane.changed.set()
         try:
             await self._conclude(lane, entry, outcome)
@@ -214,11 +215,11 @@ class Scheduler:
                 entry.done.reach()
 
     async def _run(self, lane: Lane, entry: Entry) -> Outcome:
-        watcher = Watcher(entry, lane, self._registry, self._meters)
+        observer = AttemptObserver(entry, lane, self._registry, self._meters)
         try:
-            return await lane.engine.run(self._job(lane, entry), watcher)
+            return await lane.engine.run(self._job(lane, entry), observer)
         finally:
-            watcher.close()
+            observer.close()
 
     def _job(self, lane: Lane, entry: Entry) -> Job:
         return Job(
@@ -230,6 +231,7 @@ class Scheduler:
             device_index=lane.device.index,
             memory_total=self._admission.total(lane),
             memory_limit=entry.memory_limit or self._settings.memory_limit or int(0.9 * self._admission.machine_total()),
+            memory_reserved=entry.needs or 0,
             threads=max(1, CORES // len(lane.running)),
             payload_name=f"{entry.task_id}.{entry.attempt}",
             interpreter=entry.interpreter,
@@ -266,9 +268,15 @@ class Scheduler:
             await self._end(entry, TaskState.FAILED, outcome.failure)
         elif isinstance(outcome, Stopped):
             entry.cancel_stage = outcome.stage.value
-            await self._end(entry, *failures.stopped(outcome, entry))
+            await self._end(entry, *failures.stopped(outcome, entry.timeout, entry.memory_limit))
+        elif isinstance(outcome, NeedsMemory):  # it waits in the queue until that is free
+            entry.needs = outcome.needs
+            entry.attempt -= 1
+            await self._requeue(lane, entry)
         elif outcome.retry and self._may_retry(entry):
-            await self._again(lane, entry, outcome)
+            entry.output.note(f"[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
+            self._registry.output_changed(entry)
+            await self._requeue(lane, entry)
         else:
             await self._end(entry, TaskState.FAILED, outcome.failure)
 
@@ -291,9 +299,7 @@ class Scheduler:
             message = f"The result can't be stored. {problem}"
             return [], RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.measurements)
 
-    async def _again(self, lane: Lane, entry: Entry, outcome: Died) -> None:
-        entry.output.note(f"[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
-        self._registry.output_changed(entry)
+    async def _requeue(self, lane: Lane, entry: Entry) -> None:
         entry.execution_time = entry.started = entry.started_mono = entry.progress = None
         if entry.tokens is not None:
             entry.tokens.restart()
@@ -332,7 +338,7 @@ class Scheduler:
         if entry.tokens is not None:
             entry.tokens.close()
         entry.done.reach()
-        entry.tell()
+        entry.wake_readers()
 
 
 def _log_crash(task: asyncio.Task[None]) -> None:
@@ -340,7 +346,7 @@ def _log_crash(task: asyncio.Task[None]) -> None:
         log.critical("A slot of the queue ended; this is a fault in openruntime", exc_info=task.exception())
 
 
-class Watcher:
+class AttemptObserver:
     """Observer of one running attempt."""
 
     def __init__(self, entry: Entry, lane: Lane, registry: TaskRegistry, meters: Meters) -> None:
@@ -406,7 +412,7 @@ class DeviceDiscovery:
     ) -> None:
         self.problem: EngineError | None = None
         """Why no device was found."""
-        self.coming: list[asyncio.Task[Any]] = []
+        self.tasks: list[asyncio.Task[Any]] = []
         """Running discovery, to be cancelled at the stop."""
         self._settings = settings
         self._engine = engine
@@ -418,7 +424,7 @@ class DeviceDiscovery:
         """Start the discovery in the background."""
         opening = asyncio.get_running_loop().create_task(self._open(None))
         opening.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self.coming = [opening]
+        self.tasks = [opening]
 
     async def need(self, interpreter: str | None) -> None:
         """Wait until devices are known; raise `Unavailable` with advice if none is found.
@@ -427,10 +433,10 @@ class DeviceDiscovery:
         """
         if self._lanes.devices:
             return
-        if self.coming[0].done():
+        if self.tasks[0].done():
             self.begin()
         try:
-            await asyncio.shield(self.coming[0])
+            await asyncio.shield(self.tasks[0])
         except EngineError as problem:
             if isinstance(problem, NoBackend) and interpreter is not None:
                 # The caller's environment may have the package that the server's lacks.
@@ -482,7 +488,7 @@ class WorkerStats:
         self._records: dict[str, _Record] = {}
 
     def add_run(self, worker: str, seconds: float, measurements: Measurements, gpu_utilization: float | None) -> None:
-        """Add an ended task that used the worker for `seconds`, with the GPU's mean utilisation in percent."""
+        """Add an ended task that used the worker for `seconds`, with the GPU's mean utilization in percent."""
         record = self._records.get(worker)
         if record is None:
             self._forget()

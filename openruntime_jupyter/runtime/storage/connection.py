@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -12,8 +14,8 @@ from typing import Literal
 
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.locks import LockFile, lock_within
-from openruntime_jupyter.runtime.permissions import private_file, private_folder
-from openruntime_jupyter.runtime.storage.schema import SchemaTooNew, migrate, refuse_newer, version
+from openruntime_jupyter.runtime.permissions import UnsafePath, check_private, private_file, private_folder
+from openruntime_jupyter.runtime.storage.schema import SchemaTooNew, check_parts, migrate, refuse_newer, version
 
 log = logging.getLogger(__name__)
 
@@ -24,42 +26,66 @@ BUSY_SECONDS = 5.0
 WAL_BYTES = 64 * 1024 * 1024
 """Size to which the write-ahead log is truncated."""
 CACHE_KIB = 8 * 1024
+OTHER_CAUSES = ("full", "locked", "readonly", "disk I/O", "unable to open", "out of memory", "interrupted")
+"""Texts of SQLite's errors that do not mean damage."""
+
+DATABASE_ERRORS = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""Errors of SQLite. Python raises the second one for messages that quote damaged text."""
+
+Identity = tuple[int, int]
+_text = functools.partial(str, encoding="utf-8", errors="replace")
+
+
+class Connection(sqlite3.Connection):
+    """Connection that records its files' identities, because SQLite continues to write to files that were renamed or removed."""
+
+    identity: Identity | None = None
+    log_identity: Identity | None = None
 
 
 class HistoryFile:
     """One SQLite file that several runtimes of a user write at once.
 
     `notice` describes damage or replacement of the file for users, None if neither happened. `volatile` is true if a newer release
-    wrote the file: connections then use an in-memory database, which ends with its connection.
+    wrote the file: connections then use an in-memory database, which ends with its connection. `replaced` counts the files that took the
+    place of an earlier one.
     """
 
     def __init__(self, folder: Path, durability: Literal["normal", "full"]) -> None:
         self.path = folder / NAME
         self.notice: str | None = None
         self.volatile = False
+        self.replaced = 0
         self._durability = durability
+        self._log = folder / f"{NAME}-wal"
+        self._connected: Identity | None = None
+        self._connected_log: Identity | None = None
 
-    def connect(self) -> sqlite3.Connection:
+    def connect(self) -> Connection:
         """Return a writing connection; create the file, migrate its schema, and move a damaged file aside.
 
         Raises `SchemaTooNew` once, after which it connects to memory; passes on `sqlite3.Error` and `OSError`.
         """
         if self.volatile:
-            return self._prepared(sqlite3.connect(":memory:", isolation_level=None))
+            return self._prepared(sqlite3.connect(":memory:", isolation_level=None, factory=Connection))
         private_folder(self.path.parent)
         with self._alone():
             try:
-                return self._open()
+                connection = self._open()
             except SchemaTooNew:
                 self.volatile = True
                 raise
-            except sqlite3.DatabaseError as error:
-                if not is_damage(error):
+            except DATABASE_ERRORS as error:
+                if not self.suspicious(error) or self._sound(error):
                     raise
                 self._set_aside(error)
-                return self._open()
+                connection = self._open()
+            if self._connected not in (None, connection.identity):
+                self.replaced += 1
+            self._connected, self._connected_log = connection.identity, connection.log_identity
+        return connection
 
-    def connect_for_reading(self) -> sqlite3.Connection:
+    def connect_for_reading(self) -> Connection:
         """Return a read-only connection; the file must exist."""
         with self._alone():
             connection = self._raw()
@@ -67,40 +93,59 @@ class HistoryFile:
                 connection.execute("PRAGMA query_only = ON")
                 # SQLite opens the companion files at the first read, which must not happen while a process moves them aside.
                 version(connection)
+                connection.log_identity = _identity(self._log)
             except BaseException:
                 connection.close()
                 raise
         return connection
 
-    def heal(self, connection: sqlite3.Connection, error: Exception) -> None:
-        """Move the file aside if a new connection finds the damage as well; call `connect()` next."""
+    def heal(self, connection: Connection, error: Exception) -> None:
+        """Close a connection that reported damage, and move the file aside if a new one finds it as well; call `connect()` next."""
+        if not self.in_place(connection):
+            self.leave(connection)
+            return
         with self._alone():
-            in_place = not self.volatile and self.in_place(connection)
             connection.close()
-            if not in_place:
-                self.notice_replaced()
-            elif not self._sound():
+            if not self.volatile and not self._sound(error):
                 self._set_aside(error)
 
-    def notice_replaced(self) -> None:
-        """Set and log the notice that another process removed or replaced the open file."""
-        if self.notice is None:
+    def leave(self, connection: Connection) -> bool:
+        """Close a connection that is not in place. Return whether the file has everything that was committed on it.
+
+        If only the write-ahead log was removed, its content is still open here and is copied into the file first.
+        """
+        saved = False
+        with self._alone():
+            same_file = connection.identity == _identity(self.path)
+            # Another process that found the log removed has saved its content and made a new one.
+            saved_by_other = same_file and _identity(self._log) is not None
+            if same_file and not saved_by_other:
+                with contextlib.suppress(sqlite3.Error):
+                    saved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+            connection.close()
+        if saved or saved_by_other:
+            log.warning("The write-ahead log of the history %s was removed while it was in use. Its content was saved.", self.path)
+        elif self.notice is None:
             self.notice = f"The history {self.path} was removed or replaced while it was in use: earlier tasks are not listed"
             log.warning(self.notice)
+        return saved
 
-    def identity(self) -> tuple[int, int] | None:
-        """Return device and inode of the file at the path, or None if it is missing."""
-        try:
-            found = self.path.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
+    def in_place(self, connection: Connection) -> bool:
+        """Return whether `connection` still uses the files at the path, not ones that were moved or removed."""
+        if self.volatile:
+            return True
+        return connection.identity == _identity(self.path) and connection.log_identity == _identity(self._log)
 
-    def in_place(self, connection: sqlite3.Connection) -> bool:
-        """Return whether `connection` still uses the file at the path, not one that was moved or removed."""
-        return self.volatile or (isinstance(connection, _Connection) and connection.identity == self.identity())
+    def readable(self, connection: Connection) -> bool:
+        """Return whether a reading connection is up to date. It is until the writer has saved a removed write-ahead log."""
+        return connection.identity == _identity(self.path) and _identity(self._log) in (connection.log_identity, None)
 
-    def check(self, connection: sqlite3.Connection) -> None:
+    @property
+    def log_removed(self) -> bool:
+        """True if the write-ahead log was removed. Readers must not connect before the writer has saved its content."""
+        return self._connected_log not in (None, _identity(self._log))
+
+    def check(self, connection: Connection) -> None:
         """Raise `SchemaTooNew` if a newer release has changed the schema since `connection` was made."""
         try:
             refuse_newer(connection, self.path)
@@ -108,27 +153,40 @@ class HistoryFile:
             self.volatile = True
             raise
 
-    def _open(self) -> sqlite3.Connection:
+    def suspicious(self, error: Exception) -> bool:
+        """Return whether the error may be due to damage. A damaged header may forbid writing to a file that this user may write."""
+        if isinstance(error, sqlite3.OperationalError) and "readonly" in str(error):
+            return os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)
+        return is_damage(error)
+
+    def _open(self) -> Connection:
         private_file(self.path)
         return self._prepared(self._raw())
 
-    def _raw(self) -> _Connection:
+    def _raw(self) -> Connection:
+        for ending in ("", *COMPANIONS):
+            with contextlib.suppress(FileNotFoundError):
+                path = Path(f"{self.path}{ending}")
+                check_private(path, os.lstat(path))
         while True:
-            before = self.identity()
+            before = _identity(self.path)
             # The URI's mode keeps SQLite from creating the file with the umask's permissions.
             connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS, isolation_level=None, factory=_Connection
+                f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS, isolation_level=None, factory=Connection
             )
-            if before is not None and before == self.identity():
+            if before is not None and before == _identity(self.path):
                 connection.identity = before
+                # Damaged text must not fail the query of its row.
+                connection.text_factory = _text
                 return connection
             connection.close()
 
-    def _prepared(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+    def _prepared(self, connection: Connection) -> Connection:
         try:
             if not self.volatile:
-                # Must be first: the next statement would already change a newer file.
+                # Must be first: the next statements would already change a newer file, or one of another program.
                 refuse_newer(connection, self.path)
+                check_parts(connection)
                 # Effective only on an empty file. Allows the sweep to return free pages to the disk.
                 connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -142,21 +200,29 @@ class HistoryFile:
             connection.execute("PRAGMA temp_store = MEMORY")
             migrate(connection)
             connection.execute("SELECT count(*) FROM counters").fetchone()
+            connection.log_identity = _identity(self._log)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _sound(self) -> bool:
+    def _sound(self, error: Exception) -> bool:
+        """Return whether a new connection finds no damage after `error`, not even in the header, which may forbid writing."""
         try:
-            connection = self._raw()
-        except sqlite3.Error:
-            return False
-        with contextlib.closing(connection):
-            try:
-                return bool(connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
-            except sqlite3.Error as error:
-                return not is_damage(error)
+            with contextlib.closing(self._raw()) as connection:
+                refuse_newer(connection, self.path)
+                check_parts(connection)
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute(f"PRAGMA user_version = {version(connection)}")
+                connection.execute("ROLLBACK")
+                # The quick check does not compare indexes with their tables, which takes a minute for a large history.
+                check = "integrity_check" if "malformed" in str(error) else "quick_check"
+                return bool(connection.execute(f"PRAGMA {check}(1)").fetchone()[0] == "ok")
+        except SchemaTooNew:
+            return True
+        except DATABASE_ERRORS as found:
+            return not self.suspicious(found)
 
     def _set_aside(self, error: Exception) -> None:
         stamp = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
@@ -183,15 +249,28 @@ class HistoryFile:
             lock.close()
 
 
-class _Connection(sqlite3.Connection):
-    """Connection that records its file's identity, because SQLite continues to write to a file that was renamed or removed."""
+def _identity(path: Path) -> Identity | None:
+    """Return device and inode of the file at the path, or None if it is missing."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
-    identity: tuple[int, int] | None = None
+
+def is_storage(error: BaseException) -> bool:
+    """Return whether the file or its disk caused the error, not the data to write."""
+    if isinstance(error, DATABASE_ERRORS):
+        return not isinstance(error, (sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.IntegrityError))
+    return isinstance(error, (OSError, StorageUnavailable))
 
 
 def is_damage(error: BaseException) -> bool:
-    """Return whether SQLite reports a damaged file."""
-    return isinstance(error, sqlite3.DatabaseError) and any(text in str(error) for text in ("malformed", "not a database"))
+    """Return whether the error may be due to a damaged file.
+
+    SQLite reports damage in many forms, such as missing tables, so that everything but the known other causes counts.
+    """
+    return isinstance(error, DATABASE_ERRORS) and is_storage(error) and not any(text in str(error) for text in OTHER_CAUSES)
 
 
 def is_full(error: BaseException) -> bool:
@@ -199,25 +278,21 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, sqlite3.OperationalError) and "full" in str(error)
 
 
-def is_storage(error: BaseException) -> bool:
-    """Return whether the file or its disk caused the error, not the data to write."""
-    if is_damage(error) or isinstance(error, (OSError, SchemaTooNew)):
-        return True
-    texts = ("full", "locked", "readonly", "disk I/O", "unable to open", "no such table")
-    return isinstance(error, sqlite3.OperationalError) and any(text in str(error) for text in texts)
-
-
-def unavailable(error: BaseException, path: Path) -> StorageUnavailable:
+def unavailable(error: BaseException, path: Path, action: Literal["read", "write"] = "write") -> StorageUnavailable:
     """Return `error` as a message for users that says how to fix it."""
     if isinstance(error, StorageUnavailable):
         return error
     text = str(error)
-    if "full" in text or "No space" in text:
+    if isinstance(error, UnsafePath):
+        advice = f"The history is not used, because {error.filename} is unsafe: {error.strerror}. Move it or choose another `data_dir`"
+    elif "full" in text or "No space" in text:
         advice = f"The disk that holds the history ({path}) is full: free some space"
     elif "locked" in text:
         advice = f"Another process keeps the history ({path}) locked: end it, or wait until it has finished"
     elif "readonly" in text or "unable to open" in text or isinstance(error, PermissionError):
         advice = f"Cannot open the history ({path}) for writing ({text}): make the file and its folder writable for this user"
     else:
-        advice = f"Cannot write the history ({path}): {text}. Check the disk that holds it"
+        advice = f"Cannot {action} the history ({path}): {text}. Check the disk that holds it"
+    if action == "read":
+        return StorageUnavailable(advice)
     return StorageUnavailable(f"{advice}. Until then asynchronous tasks are rejected; synchronous tasks still run.")

@@ -56,20 +56,12 @@ def one(connection: sqlite3.Connection, owner: str, name: str) -> tuple[Conversa
     row = connection.execute(f"{GROUPS} WHERE owner = ? AND conversation = ? GROUP BY owner, conversation", (owner, name)).fetchone()
     if row is None:
         return None
-    # As bytes, because a model may have written invalid UTF-8.
     turns = connection.execute(
-        "SELECT task_id, CAST(prompt AS BLOB), CAST(answer AS BLOB), model, finished FROM turns WHERE owner = ? AND conversation = ? "
-        "ORDER BY submitted, task_id",
+        "SELECT task_id, prompt, answer, model, finished FROM turns WHERE owner = ? AND conversation = ? ORDER BY submitted, task_id",
         (owner, name),
     )
     return _info(row), [
-        Turn(
-            task_id=task_id,
-            prompt=prompt.decode("utf-8", "replace"),
-            answer=answer.decode("utf-8", "replace"),
-            model_used=model,
-            timestamp=timestamp(finished / 1e6),
-        )
+        Turn(task_id=task_id, prompt=prompt, answer=answer, model_used=model, timestamp=timestamp(finished / 1e6))
         for task_id, prompt, answer, model, finished in turns
     ]
 

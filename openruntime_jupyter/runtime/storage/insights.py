@@ -5,6 +5,7 @@ Every query reads a bounded number of rows, however long the history is. Times a
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import zlib
 from collections.abc import Sequence
@@ -106,7 +107,7 @@ def ended(connection: sqlite3.Connection, begin: float, end: float) -> Ended:
 
 
 def _failures(connection: sqlite3.Connection, state: str, begin: float, end: float) -> list[TaskRow]:
-    query = f"SELECT {_ROW} FROM tasks WHERE state = ? AND submitted >= ? AND +finished BETWEEN ? AND ? ORDER BY submitted DESC LIMIT ?"  # noqa: S608
+    query = f"SELECT {_ROW} FROM tasks WHERE state = ? AND submitted >= ? AND +finished BETWEEN ? AND ? ORDER BY submitted DESC LIMIT ?"  # noqa: S608 - constants
     return _rows(connection, query, (state, _micros(begin - LOOK_BACK), _micros(begin), _micros(end), MOST_FAILURES))
 
 
@@ -155,8 +156,12 @@ def durations(connection: sqlite3.Connection, operation: str, begin: float, end:
 
 
 def _rows(connection: sqlite3.Connection, query: str, values: Sequence[object]) -> list[TaskRow]:
-    rows = connection.execute(query, values)
-    return [TaskRow._make((*row[:7], None if row[7] is None else micros(row[7]) / 1e6, *row[8:])) for row in rows]
+    found = []
+    for row in connection.execute(query, values):
+        # A damaged time must not fail the query.
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            found.append(TaskRow._make((*row[:7], None if row[7] is None else micros(row[7]) / 1e6, *row[8:])))
+    return found
 
 
 def _micros(seconds: float) -> int:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from openruntime_jupyter.errors import InvalidRequest, TaskConflict
-from openruntime_jupyter.runtime.storage.rows import ROW, TaskRecord, task_of, write_or_raise
-from openruntime_jupyter.schemas.tasks import Task, TaskOutput
+from openruntime_jupyter.runtime.storage.rows import ROW, TaskRecord, task_of, title_of, write_or_raise
+from openruntime_jupyter.runtime.storage.schema import STATES
+from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput
 
-NEWEST_FIRST = "ORDER BY submitted DESC, sequence DESC"
 KEY_MICROSECONDS = 24 * 3600 * 1_000_000
 """Lifetime of an idempotency key."""
+COLLECTING = 3
+"""Cost of collecting a matching task and sorting it, relative to that of reading a task in order."""
+MARKS = 500
+"""Maximum number of values in one statement."""
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +36,6 @@ class Filter:
     name: str | None = None
     """Part of the name or, of an unnamed task, of the operation; case is ignored."""
 
-    @property
-    def index(self) -> str | None:
-        """Return the index of a notebook or name, which must be used: the planner does not know how expensive these columns are."""
-        if self.notebook is not None:
-            return "tasks_notebook"
-        return "tasks_title" if self.name is not None else None
-
-    @property
-    def table(self) -> str:
-        """Return the table with the index to use, for FROM."""
-        return "tasks" if self.index is None else f"tasks INDEXED BY {self.index}"
-
     def rest(self) -> tuple[str, list[Any]]:
         """Return the SQL of all conditions except the states, starting with AND, and its values."""
         conditions = {
@@ -51,36 +47,109 @@ class Filter:
         given = {condition: value for condition, value in conditions.items() if value is not None}
         return "".join(f" AND {condition}" for condition in given), list(given.values())
 
-    def every(self) -> tuple[str, list[Any]]:
-        """Return the SQL of all conditions, without AND at the start, and its values."""
-        rest, values = self.rest()
-        if self.states is None:
-            return f"1{rest}", values
-        return f"state IN ({', '.join('?' * len(self.states))}){rest}", [*self.states, *values]
+    @property
+    def counted(self) -> bool:
+        """Return whether the small table `counters` is enough."""
+        return self.notebook is None and self.name is None
+
+    @property
+    def number(self) -> str:
+        """Return the SQL of the number of tasks in these states, in a row of `counters` or `task_groups`."""
+        return " + ".join(state for state in STATES if self.states is None or state in self.states) or "0"
+
+    def matches(self, task: Task) -> bool:
+        """Return whether a task that is not on disk matches."""
+        return (
+            (self.states is None or task.status.value in self.states)
+            and self.operation in (None, task.operation)
+            and self.owner in (None, task.owner)
+            and self.notebook in (None, task.notebook)
+            and (self.name is None or self.name.casefold() in title_of(task))
+        )
 
 
 def one(connection: sqlite3.Connection, task_id: str, me: str) -> Task | None:
     """Return the task with its parameters, or None if it is unknown."""
-    row = connection.execute(f"SELECT {ROW}, parameters FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - a constant
+    row = connection.execute(f"SELECT {ROW}, CAST(parameters AS BLOB) FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - a constant
     return None if row is None else task_of(row[:-1], me, row[-1])
 
 
 def page(
-    connection: sqlite3.Connection, me: str, wanted: Filter, limit: int, before: str | None, offset: int
+    connection: sqlite3.Connection,
+    me: str,
+    wanted: Filter,
+    limit: int,
+    before: str | None,
+    offset: int,
+    unwritten: Sequence[Task] = (),
 ) -> tuple[list[Task], int, str | None]:
     """Return up to `limit` tasks, newest first, after the task `before` and `offset` more.
 
-    Also return the number of all matching tasks and the `before` of the next page.
+    Also return the number of all matching tasks and the `before` of the next page. `unwritten` are tasks in the order of submission whose
+    rows are missing or old.
     """
-    if wanted.states == ():
-        return [], 0, None
-    total = count(connection, wanted)
-    place = None if before is None else _place(connection, before)
-    sequences, values = _sequences(wanted, place, limit + 1, offset)
-    query = f"SELECT {ROW} FROM tasks WHERE sequence IN ({sequences}) {NEWEST_FIRST}"  # noqa: S608 - constants
-    rows = connection.execute(query, values).fetchall()
-    tasks = [task_of(row, me) for row in rows[:limit]]
-    return tasks, total, tasks[-1].task_id if tasks and len(rows) > limit else None
+    new = _Unwritten(connection, wanted, unwritten)
+    place = None if before is None else new.places.get(before) or _place(connection, before)
+    stored = count(connection, wanted)
+    total = stored - len(new.hidden) + len(new.matching)
+    number = offset + limit + 1 + len(new.hidden) if unwritten else limit + 1
+    found = _sequences(connection, wanted, stored, place, number, 0 if unwritten else offset)
+    if unwritten:
+        matching = (sequence for sequence in new.matching if place is None or sequence < place)
+        found = sorted({*found, *matching}.difference(new.hidden.difference(new.matching)), reverse=True)[offset : offset + limit + 1]
+    tasks = _tasks(connection, me, found[:limit], new.matching)
+    return tasks, total, tasks[-1].task_id if tasks and len(found) > limit else None
+
+
+def page_of(tasks: Sequence[Task], wanted: Filter, limit: int, before: str | None, offset: int) -> tuple[list[Task], int, str | None]:
+    """Return the page of these tasks, given in the order of submission, while the file cannot be read; see `page`."""
+    newest = [task for task in reversed(tasks) if wanted.matches(task)]
+    start = next((index + 1 for index, task in enumerate(newest) if task.task_id == before), 0) + offset
+    found = newest[start : start + limit]
+    return found, len(newest), found[-1].task_id if found and len(newest) > start + limit else None
+
+
+class _Unwritten:
+    """Unwritten tasks by their sequences: those of their rows, or else the next ones.
+
+    `matching` are those that match the filter, and `hidden` the sequences of their rows that match.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, wanted: Filter, tasks: Sequence[Task]) -> None:
+        self.places: dict[str, int] = {}
+        self.matching: dict[int, Task] = {}
+        self.hidden: set[int] = set()
+        if not tasks:
+            return
+        for ids in _parts([task.task_id for task in tasks]):
+            self.places.update(connection.execute(f"SELECT id, sequence FROM tasks WHERE id IN ({_marks(ids)})", ids))  # noqa: S608
+        conditions, values = _listed(wanted)
+        for some in _parts(list(self.places.values())):
+            query = f"SELECT sequence FROM listed WHERE sequence IN ({_marks(some)}){conditions}"  # noqa: S608 - constants
+            self.hidden.update(sequence for (sequence,) in connection.execute(query, [*some, *values]))
+        (following,) = connection.execute("SELECT ifnull(max(sequence), 0) + 1 FROM tasks").fetchone()
+        for task in tasks:
+            if task.task_id not in self.places:
+                self.places[task.task_id] = following
+                following += 1
+        self.matching = {self.places[task.task_id]: task for task in tasks if wanted.matches(task)}
+
+
+def _parts(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
+    return (values[start : start + MARKS] for start in range(0, len(values), MARKS))
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _tasks(connection: sqlite3.Connection, me: str, sequences: Sequence[int], given: Mapping[int, Task]) -> list[Task]:
+    """Return the tasks with these sequences, from `given` or from their rows."""
+    tasks = dict(given)
+    for some in _parts([sequence for sequence in sequences if sequence not in given]):
+        query = f"SELECT {ROW}, sequence FROM tasks WHERE sequence IN ({_marks(some)})"  # noqa: S608 - constants
+        tasks.update((row[-1], task_of(row[:-1], me)) for row in connection.execute(query, some))
+    return [tasks[sequence] for sequence in sequences if sequence in tasks]
 
 
 def waiting_elsewhere(
@@ -95,57 +164,75 @@ def waiting_elsewhere(
     rest, values = wanted.rest()
     others = f"FROM tasks WHERE state = 'pending' AND runtime != ?{rest}"
     (number,) = connection.execute(f"SELECT count(*) {others}", (me, *values)).fetchone()
-    query = f"SELECT {ROW} {others} ORDER BY submitted, sequence LIMIT ? OFFSET ?"
+    query = f"SELECT {ROW} {others} ORDER BY sequence LIMIT ? OFFSET ?"
     return [task_of(row, me) for row in connection.execute(query, (me, *values, limit, offset))], number
 
 
 def count(connection: sqlite3.Connection, wanted: Filter) -> int:
-    """Return the number of matching tasks.
-
-    It is from the counter table, which stays small however many tasks are stored, except for a notebook or name, which are not counted.
-    """
-    if wanted.index is not None:
-        conditions, values = wanted.every()
-        query = f"SELECT count(*) FROM {wanted.table} WHERE {conditions}"  # noqa: S608 - constants
-        return int(connection.execute(query, values).fetchone()[0])
+    """Return the number of matching tasks, from tables that stay small however many tasks are stored."""
     rest, values = wanted.rest()
-    query = f"SELECT ifnull(sum(number), 0) FROM counters WHERE 1{rest}"  # noqa: S608 - constants
-    if wanted.states is None:
-        return int(connection.execute(query, values).fetchone()[0])
-    return sum(int(connection.execute(f"{query} AND state = ?", [*values, state]).fetchone()[0]) for state in wanted.states)
+    table = "counters" if wanted.counted else "task_groups"
+    query = f"SELECT ifnull(sum({wanted.number}), 0) FROM {table} WHERE 1{rest}"  # noqa: S608 - constants
+    return int(connection.execute(query, values).fetchone()[0])
 
 
-def _place(connection: sqlite3.Connection, task_id: str) -> tuple[int, int]:
+def _place(connection: sqlite3.Connection, task_id: str) -> int:
     for table in ("tasks", "gone"):
-        row = connection.execute(f"SELECT submitted, sequence FROM {table} WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - constants
+        row = connection.execute(f"SELECT sequence FROM {table} WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - constants
         if row is not None:
-            return int(row[0]), int(row[1])
+            return int(row[0])
     raise InvalidRequest.of("before", f"no task has the id {task_id!r}: begin at the newest, without `before`")
 
 
-def _sequences(wanted: Filter, place: tuple[int, int] | None, number: int, offset: int) -> tuple[str, list[Any]]:
-    """Return the query for a page's rows and its values.
+def _listed(wanted: Filter, every_group: bool = False) -> tuple[str, list[Any]]:
+    """Return the conditions on rows of `listed`, starting with AND, and their values."""
+    rest, values = wanted.rest()
+    conditions = ""
+    if rest or every_group:
+        few = wanted.counted and not every_group
+        column, table = ("counter", "counters") if few else ("task_group", "task_groups")
+        conditions += f" AND {column} IN (SELECT id FROM {table} WHERE {wanted.number}{rest})"  # noqa: S608 - constants
+    if wanted.states is not None:
+        conditions += f" AND state IN ({_marks(wanted.states)})"
+        values += wanted.states
+    return conditions, values
 
-    It merges the newest rows of each state from narrow indexes, so every page costs the same. For a notebook or name it reads their
-    index instead.
+
+def _sequences(connection: sqlite3.Connection, wanted: Filter, total: int, place: int | None, number: int, offset: int) -> list[int]:
+    """Return up to `number` sequences of the `total` matching tasks, newest first, after `offset` others below `place`.
+
+    The cheaper of two ways is used: to read all tasks in order, from the nearer end, or to collect the matching ones and sort them.
     """
-    merged = wanted.states is not None and wanted.index is None
-    conditions, values = wanted.rest() if merged else wanted.every()
+    if offset >= total:
+        return []
+    everything = count(connection, Filter())
+    oldest_first = place is None and offset > total // 2
+    if oldest_first:
+        number = min(number, total - offset)
+        offset = total - offset - number
+    collected = COLLECTING * total < min(everything, (offset + number) * everything / total)
+    conditions, values = _listed(wanted, collected)
     if place is not None:
-        conditions += " AND (submitted, sequence) < (?, ?)"
-        values += place
-    values.append(number + offset)
-    query = f"SELECT submitted, sequence FROM {wanted.table} WHERE {'state = ?' if merged else ''}{conditions} {NEWEST_FIRST} LIMIT ?"  # noqa: S608 - constants
-    if merged and wanted.states is not None:
-        query = " UNION ALL ".join(f"SELECT * FROM ({query})" for _ in wanted.states)  # noqa: S608 - constants
-        values = [value for state in wanted.states for value in (state, *values)]
-    return f"SELECT sequence FROM ({query}) {NEWEST_FIRST} LIMIT ? OFFSET ?", [*values, number, offset]  # noqa: S608 - constants
+        conditions += " AND sequence < ?"
+        values.append(place)
+    query = (
+        f"SELECT sequence FROM listed {'INDEXED BY listed_group' if collected else 'NOT INDEXED'} WHERE 1{conditions} "  # noqa: S608 - constants
+        f"ORDER BY sequence {'ASC' if oldest_first else 'DESC'} LIMIT ? OFFSET ?"
+    )
+    found = [sequence for (sequence,) in connection.execute(query, [*values, number, offset])]
+    return found[::-1] if oldest_first else found
 
 
 def output(connection: sqlite3.Connection, task_id: str) -> TaskOutput | None:
     """Return the output of the task, or None if none is stored."""
-    row = connection.execute("SELECT document FROM outputs WHERE task_id = ?", (task_id,)).fetchone()
-    return None if row is None else TaskOutput.model_validate_json(row[0])
+    row = connection.execute("SELECT CAST(document AS BLOB) FROM outputs WHERE task_id = ?", (task_id,)).fetchone()
+    if row is None:
+        return None
+    try:
+        return TaskOutput.model_validate_json(row[0])
+    except ValidationError:
+        lost = OutputItem(output_type="stream", name="stderr", text="The history's record of this output is damaged\n")
+        return TaskOutput(task_id=task_id, items=[lost], next=1, truncated=True)
 
 
 def payloads(connection: sqlite3.Connection, task_ids: Sequence[str], folder: Path) -> dict[str, tuple[bytes | Path, str]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openruntime_jupyter.runtime.storage import conversations
+from openruntime_jupyter.runtime.storage.schema import STATES
 
 STEP_TASKS = 500
 STEP_ROWS = 5_000
@@ -39,66 +40,70 @@ def delete_expired(connection: sqlite3.Connection, limits: Limits) -> tuple[int,
     if not chosen and limits.since:
         conversations.expire(connection, limits.since)
     marks = ",".join("?" * len(chosen))
-    files = connection.execute(f"SELECT file FROM payloads WHERE file IS NOT NULL AND task_id IN ({marks})", chosen).fetchall()  # noqa: S608
-    connection.executemany("DELETE FROM tasks WHERE id = ?", [(task_id,) for task_id in chosen])
+    tasks = f"FROM tasks WHERE sequence IN ({marks})"
+    files = connection.execute(f"SELECT file FROM payloads WHERE file IS NOT NULL AND task_id IN (SELECT id {tasks})", chosen).fetchall()  # noqa: S608 - constants
+    connection.execute(f"DELETE {tasks}", chosen)
     return len(chosen), [name for (name,) in files]
 
 
-def _oldest(connection: sqlite3.Connection, condition: str, number: int) -> list[str]:
-    query = f"SELECT id FROM tasks WHERE finished IS NOT NULL AND {condition} ORDER BY finished LIMIT ?"  # noqa: S608 - constants
-    return [task_id for (task_id,) in connection.execute(query, (min(number, STEP_TASKS),))]
+def _oldest(connection: sqlite3.Connection, condition: str, number: int) -> list[int]:
+    # Rows are named by their sequence, because damaged ids match no row.
+    query = f"SELECT sequence FROM tasks WHERE finished IS NOT NULL AND {condition} ORDER BY finished LIMIT ?"  # noqa: S608 - constants
+    return [sequence for (sequence,) in connection.execute(query, (min(number, STEP_TASKS),))]
 
 
-def _too_old(connection: sqlite3.Connection, limits: Limits) -> list[str]:
+def _too_old(connection: sqlite3.Connection, limits: Limits) -> list[int]:
     return _oldest(connection, f"finished < {limits.since:d}", STEP_TASKS) if limits.since else []
 
 
-def _too_many(connection: sqlite3.Connection, limits: Limits) -> list[str]:
+def _too_many(connection: sqlite3.Connection, limits: Limits) -> list[int]:
     if not limits.tasks:
         return []
-    row = connection.execute("SELECT ifnull(sum(number), 0) FROM counters WHERE state NOT IN ('pending', 'running')").fetchone()
+    finished = " + ".join(STATES[2:])
+    row = connection.execute(f"SELECT ifnull(sum({finished}), 0) FROM counters").fetchone()  # noqa: S608 - constants
     excess = row[0] - limits.tasks
     return _oldest(connection, "1", excess) if excess > 0 else []
 
 
-def _too_large(connection: sqlite3.Connection, limits: Limits) -> list[str]:
+def _too_large(connection: sqlite3.Connection, limits: Limits) -> list[int]:
     if not limits.payload_bytes:
         return []
     excess = connection.execute("SELECT ifnull(sum(size), 0) FROM payloads").fetchone()[0] - limits.payload_bytes
-    chosen: list[str] = []
+    chosen: list[int] = []
     if excess <= 0:
         return chosen
     rows = connection.execute(
-        "SELECT tasks.id, size FROM payloads JOIN tasks ON tasks.id = task_id WHERE finished IS NOT NULL ORDER BY finished LIMIT ?",
+        "SELECT sequence, size FROM payloads JOIN tasks ON tasks.id = task_id WHERE finished IS NOT NULL ORDER BY finished LIMIT ?",
         (STEP_TASKS,),
     )
-    for task_id, size in rows:
+    for sequence, size in rows:
         if excess <= 0:
             break
-        chosen.append(task_id)
+        chosen.append(sequence)
         excess -= size
     return chosen
 
 
 def expire_keys(connection: sqlite3.Connection, now: int) -> None:
-    """Delete idempotency keys and traces of deleted tasks that are older than a day."""
+    """Delete idempotency keys and traces of deleted tasks that are older than a day, and numbers of tasks that no longer exist."""
+    for table in ("counters", "task_groups"):
+        connection.execute(f"DELETE FROM {table} WHERE {' + '.join(STATES)} = 0")  # noqa: S608 - constants
     connection.execute("DELETE FROM keys WHERE stored < ?", (now - DAY,))
     connection.execute("DELETE FROM gone WHERE deleted < ?", (now - DAY,))
 
 
-def orphans(connection: sqlite3.Connection, table: str, after: str) -> tuple[list[str], str | None]:
-    """Return the rows of `table` without a task among the next ones after the id `after`, and the next `after`, None at the end."""
-    query = f"SELECT task_id FROM {table} WHERE task_id > ? ORDER BY task_id LIMIT ?"  # noqa: S608 - constants
-    ids = [task_id for (task_id,) in connection.execute(query, (after, STEP_ROWS))]
-    lone = [task_id for task_id in ids if connection.execute("SELECT 1 FROM tasks WHERE id = ?", (task_id,)).fetchone() is None]
-    return lone, ids[-1] if len(ids) == STEP_ROWS else None
+def orphans(connection: sqlite3.Connection, table: str, after: int) -> tuple[list[int], int | None]:
+    """Return the rows of `table` without a task among the next ones after the row `after`, and the next `after`, None at the end."""
+    query = f"SELECT rowid, NOT EXISTS (SELECT 1 FROM tasks WHERE id = task_id) FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT ?"  # noqa: S608 - constants
+    found = connection.execute(query, (after, STEP_ROWS)).fetchall()
+    return [row for row, lone in found if lone], found[-1][0] if len(found) == STEP_ROWS else None
 
 
-def remove_orphans(connection: sqlite3.Connection, table: str, ids: list[str], now: int) -> None:
+def remove_orphans(connection: sqlite3.Connection, table: str, rows: list[int], now: int) -> None:
     """Delete those older than an hour; the task of a younger one may not be written yet. `unreferenced_files` finds their files."""
     connection.executemany(
-        f"DELETE FROM {table} WHERE task_id = ? AND stored < ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE id = task_id)",  # noqa: S608
-        [(task_id, now - HOUR) for task_id in ids],
+        f"DELETE FROM {table} WHERE rowid = ? AND stored < ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE id = task_id)",  # noqa: S608 - constants
+        [(row, now - HOUR) for row in rows],
     )
 
 

@@ -7,13 +7,14 @@ for a short task (benchmark row "throughput of empty tasks").
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import operator
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -29,8 +30,10 @@ log = logging.getLogger(__name__)
 
 TRANSIENT_FIELDS = {"parameters", "runtime", "here", "position", "estimated_start", "waiting_for"}
 """Fields left out of the document: they have a column, or are valid only while the runtime runs."""
-ROW = "id, runtime, state, operation, submitted, document"
-"""Columns that `task_of` reads."""
+ROW = "id, runtime, state, operation, submitted, CAST(document AS BLOB)"
+"""Columns that `task_of` reads. The document is read as bytes, because text with damaged bytes would be repaired silently."""
+DAMAGED = "The history's record of this task is damaged"
+NEWER = "This release cannot read the record of this task: upgrade openruntime-jupyter to see all of it"
 
 SIZES = (64, 8) if sqlite3.sqlite_version_info >= (3, 33) else ()  # the first version with UPDATE ... FROM
 """Rows of one statement; the remainder is written row by row. Few sizes, because each is prepared and cached as one statement."""
@@ -128,13 +131,13 @@ def record_of(task: Task, runtime: str, embedded: bool) -> TaskRecord:
         task.attempt,
         task.retries,
         task.notebook,
-        _title(task),
+        title_of(task),
         text_of(task, TRANSIENT_FIELDS),
         task.parameters,
     )
 
 
-def _title(task: Task) -> str:
+def title_of(task: Task) -> str:
     """Return the text in which a search by name looks."""
     title = (task.name or task.operation).casefold()
     return title if title.isascii() else title.encode("utf-8", "replace").decode()
@@ -269,58 +272,65 @@ def _execute(connection: sqlite3.Connection, template: str, rows: Sequence[Row])
     return connection.execute(_statement(template, len(rows), len(rows[0])), values).rowcount
 
 
-@cache
+@functools.cache
 def _statement(template: str, rows: int, columns: int) -> str:
     row = f"({', '.join('?' * columns)})"
     return template.format(", ".join([row] * rows))
 
 
-def task_of(row: tuple[Any, ...], me: str, parameters: str | None = None) -> Task:
-    """Return the Task of a row of `ROW`; `me` is the reading runtime."""
-    task_id, runtime, state, operation, submitted, document = row
+def task_of(row: Row, me: str, parameters: bytes | None = None) -> Task:
+    """Return the Task of a row of `ROW`; `me` is the reading runtime. An unreadable record has the reason as its error."""
+    return read_task(row, me, parameters)[0]
+
+
+def read_task(row: Row, me: str, parameters: bytes | None = None) -> tuple[Task, str | None]:
+    """Return the Task of a row of `ROW`, and the reason if its record or its parameters cannot be read."""
+    runtime, document = row[1], row[5]
+    problem = None
     try:
         task = Task.model_validate_json(document)
     except ValidationError:
-        task = _task_of_another_release(document) or _unreadable(task_id, state, operation, submitted)
-    task.runtime = runtime
+        task, problem = _without_unknown_fields(row)
+    task.runtime = str(runtime)
     task.here = runtime == me
     if parameters is not None:
-        task.parameters = json.loads(parameters)
-    return task
+        try:
+            task.parameters = json.loads(parameters)
+        except (ValueError, TypeError, RecursionError):
+            problem = problem or f"{DAMAGED}: its parameters are missing"
+            task.error = task.error or problem
+    return task, problem
 
 
-def _task_of_another_release(document: str) -> Task | None:
-    """Return the task of a record without the fields unknown to this release, or None if the record has other errors."""
-    content = json.loads(document)
+def _without_unknown_fields(row: Row) -> tuple[Task, str | None]:
+    """Return the task of another release's record without the fields unknown to this one, or else of its columns with the reason."""
     try:
-        return Task.model_validate(content)
+        content = json.loads(row[5])
+    except (ValueError, TypeError, RecursionError):
+        return _from_columns(row, DAMAGED), DAMAGED
+    try:
+        return Task.model_validate(content), None
     except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            if problem["type"] != "extra_forbidden":
-                return None
-            *way, name = problem["loc"]
-            place = content
-            for step in way:
-                place = place[step]
-            del place[name]
+        problems = error.errors(include_url=False, include_input=False)
+        unknown = [problem["loc"] for problem in problems if problem["type"] == "extra_forbidden"]
     try:
-        return Task.model_validate(content)
-    except ValidationError:
-        return None
+        for *way, name in unknown:
+            del functools.reduce(operator.getitem, way, content)[name]
+        return Task.model_validate(content), None
+    except (ValidationError, LookupError, TypeError):
+        return _from_columns(row, NEWER), NEWER
 
 
-def _unreadable(task_id: str, state: str, operation: str, submitted: int) -> Task:
+def _from_columns(row: Row, problem: str) -> Task:
     """Return a task built from the columns alone, so that one unreadable record does not fail its whole page."""
-    moment = iso(submitted / 1e6)
+    task_id, _, state, operation, submitted, _ = row
+    try:
+        moment = iso(submitted / 1e6)
+    except (TypeError, ValueError, OverflowError, OSError):
+        moment = iso(0)
     assert moment is not None
-    return Task(
-        task_id=task_id,
-        status=TaskState(state),
-        operation=operation,
-        timestamp=moment,
-        submitted_at=moment,
-        error="This release cannot read the record of this task: upgrade openruntime-jupyter to see all of it",
-    )
+    status = TaskState(state) if state in set(TaskState) else TaskState.FAILED
+    return Task(task_id=str(task_id), status=status, operation=str(operation), timestamp=moment, submitted_at=moment, error=problem)
 
 
 def take_over(connection: sqlite3.Connection, me: str, embedded: bool, is_alive: Callable[[str], bool], now: float) -> list[Task]:
@@ -330,24 +340,34 @@ def take_over(connection: sqlite3.Connection, me: str, embedded: bool, is_alive:
     leaves them for a server.
     """
     rows = connection.execute(
-        f"SELECT {ROW}, parameters, durable, embedded, attempt, retries FROM tasks "  # noqa: S608 - a constant
+        f"SELECT {ROW}, CAST(parameters AS BLOB), durable, embedded, attempt, retries, sequence FROM tasks "  # noqa: S608 - a constant
         "WHERE state IN ('pending', 'running') ORDER BY submitted, sequence"
     ).fetchall()
-    dead = {runtime for runtime in {row[1] for row in rows} if not is_alive(runtime)}
+    dead = {runtime for runtime in {row[1] for row in rows} if not is_alive(str(runtime))}
     requeued = []
     for row in rows:
-        task_of_row, (parameters, durable, hosted, attempt, retries) = row[:6], row[6:]
+        task_of_row, (parameters, durable, hosted, attempt, retries, sequence) = row[:6], row[6:]
         if row[1] not in dead:
             continue
-        waits = durable and not hosted and (row[2] == TaskState.PENDING or attempt <= retries)
+        intact = all(isinstance(number, int) for number in (durable, hosted, attempt, retries)) and "\ufffd" not in str(row[1])
+        waits = not intact or (durable and not hosted and (row[2] == TaskState.PENDING or attempt <= retries))
         if waits and embedded:
             continue
-        task = task_of(task_of_row, me, parameters if waits else None)
-        owner = me if waits else row[1]
-        changed = _requeued(task, now) if waits else _interrupted(task, bool(durable), bool(hosted), now)
+        task, problem = read_task(task_of_row, me, parameters if waits else None)
+        damaged = waits and not (intact and problem is None)
+        waits = waits and not damaged
+        owner = me if waits else str(row[1])
+        if waits:
+            changed = _requeued(task, now)
+        elif damaged:
+            changed = _ended(task, TaskState.FAILED, f"{problem or DAMAGED}. It was not run: submit it again", now)
+        else:
+            changed = _ended(task, TaskState.INTERRUPTED, _reason(bool(durable), bool(hosted)), now)
         record = record_of(changed, owner, bool(hosted))
-        connection.execute("UPDATE tasks SET runtime = ? WHERE id = ?", (owner, task.task_id))
-        connection.execute(UPDATE, record.change)
+        connection.execute(
+            "UPDATE tasks SET runtime = ?, state = ?, finished = ?, attempt = ?, document = ? WHERE sequence = ?",
+            (owner, *record.change[:4], sequence),
+        )
         if waits:
             requeued.append(changed.model_copy(update={"runtime": me, "here": True}))
     return requeued
@@ -369,25 +389,29 @@ def _requeued(task: Task, now: float) -> Task:
     )
 
 
-def _interrupted(task: Task, durable: bool, hosted: bool, now: float) -> Task:
+def _reason(durable: bool, hosted: bool) -> str:
+    """Return why a task of a dead runtime is interrupted."""
     if hosted:
-        message = "The kernel that hosted this task ended before the task finished: run it again"
-    elif durable:
-        message = (
+        return "The kernel that hosted this task ended before the task finished: run it again"
+    if durable:
+        return (
             "The runtime ended while this task ran. It may have done part of its work, so it is not restarted automatically: "
             "submit it again, or use `retries`."
         )
-    else:
-        message = (
-            "The runtime ended before this task finished, and its client is disconnected. Submit it again, "
-            'with `"wait": false` if it should outlive the server.'
-        )
+    return (
+        "The runtime ended before this task finished, and its client is disconnected. Submit it again, "
+        'with `"wait": false` if it should outlive the server.'
+    )
+
+
+def _ended(task: Task, state: TaskState, message: str, now: float) -> Task:
+    kind = FailureKind.INTERRUPTED if state is TaskState.INTERRUPTED else FailureKind.NOT_STARTED
     return task.model_copy(
         update={
-            "status": TaskState.INTERRUPTED,
+            "status": state,
             "timestamp": iso(now),
             "finished_at": iso(now),
             "error": message,
-            "failure": Failure(kind=FailureKind.INTERRUPTED, message=message),
+            "failure": Failure(kind=kind, message=message),
         }
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sqlite3
 from collections.abc import Sequence
 
@@ -125,8 +127,111 @@ CREATE INDEX tasks_notebook ON tasks (notebook, submitted, title) WHERE notebook
 CREATE INDEX tasks_title ON tasks (submitted, title);
 """
 
-MIGRATIONS: Sequence[str] = (TASKS_SCHEMA, METRICS_SCHEMA, TURNS_SCHEMA, PROVENANCE_SCHEMA)
+APPLICATION_ID = 0x4F52544A
+"""SQLite's `application_id` of the file; files of versions below `IDENTIFIED` have 0."""
+
+LARGEST_VERSION = 100
+"""Largest plausible version of a newer release."""
+
+STATES = ("pending", "running", "completed", "failed", "cancelled", "timed_out", "interrupted")
+"""States of tasks, which are also the columns of their numbers in `counters` and `task_groups`."""
+
+
+def _numbers(template: str) -> str:
+    """Return the template, in which {0} stands for a state, for all states."""
+    return ", ".join(template.format(state) for state in STATES)
+
+
+_NUMBERS = _numbers("{0} INTEGER NOT NULL DEFAULT 0")
+_SUMS = _numbers("sum(state = '{0}')")
+_ITS_COUNTER = "id = (SELECT counter FROM listed WHERE sequence = old.sequence)"
+_ITS_GROUP = "id = (SELECT task_group FROM listed WHERE sequence = old.sequence)"
+_MOVED = _numbers("{0} = {0} + (new.state = '{0}') - (old.state = '{0}')")
+_ADDED = _numbers("{0} = {0} + (new.state = '{0}')")
+_REMOVED = _numbers("{0} = {0} - (old.state = '{0}')")
+
+LISTS_SCHEMA = f"""
+PRAGMA application_id = {APPLICATION_ID};
+
+-- The order of tasks in lists is that of `sequence`, which a changed clock does not affect.
+DROP INDEX tasks_submitted;
+DROP INDEX tasks_owner;
+DROP INDEX tasks_notebook;
+DROP INDEX tasks_title;
+DROP TRIGGER tasks_inserted;
+DROP TRIGGER tasks_moved;
+DROP TRIGGER tasks_deleted;
+DROP TABLE counters;
+
+CREATE TABLE counters (
+    id INTEGER PRIMARY KEY,
+    operation TEXT NOT NULL,
+    owner NOT NULL,              -- the number 0 for no owner: no name equals it
+    {_NUMBERS},
+    UNIQUE (operation, owner)
+);
+
+-- Tasks that no filter but the state distinguishes.
+CREATE TABLE task_groups (
+    id INTEGER PRIMARY KEY,
+    operation TEXT NOT NULL,
+    owner NOT NULL,
+    notebook NOT NULL,           -- the number 0 for no notebook
+    title TEXT NOT NULL,
+    {_NUMBERS},
+    UNIQUE (title, notebook, operation, owner)
+);
+
+-- The columns that lists search, because the rows of `tasks` are large.
+CREATE TABLE listed (sequence INTEGER PRIMARY KEY, counter INTEGER NOT NULL, task_group INTEGER NOT NULL, state TEXT NOT NULL);
+CREATE INDEX listed_group ON listed (task_group, state);
+
+INSERT INTO counters SELECT NULL, operation, ifnull(owner, 0), {_SUMS} FROM tasks GROUP BY 2, 3;
+INSERT INTO task_groups SELECT NULL, operation, ifnull(owner, 0), ifnull(notebook, 0), title, {_SUMS} FROM tasks GROUP BY 2, 3, 4, 5;
+INSERT INTO listed SELECT t.sequence, c.id, g.id, t.state FROM tasks AS t
+CROSS JOIN counters AS c ON c.operation = t.operation AND c.owner = ifnull(t.owner, 0)
+CROSS JOIN task_groups AS g ON g.title = t.title AND g.notebook = ifnull(t.notebook, 0) AND g.operation = c.operation AND g.owner = c.owner;
+
+CREATE TRIGGER tasks_inserted AFTER INSERT ON tasks BEGIN
+    INSERT OR IGNORE INTO counters (operation, owner) VALUES (new.operation, ifnull(new.owner, 0));
+    INSERT OR IGNORE INTO task_groups (operation, owner, notebook, title)
+        VALUES (new.operation, ifnull(new.owner, 0), ifnull(new.notebook, 0), new.title);
+    INSERT INTO listed SELECT new.sequence, c.id, g.id, new.state FROM counters AS c
+        CROSS JOIN task_groups AS g ON g.operation = c.operation AND g.owner = c.owner
+        WHERE c.operation = new.operation AND c.owner = ifnull(new.owner, 0) AND title = new.title AND notebook = ifnull(new.notebook, 0);
+    UPDATE counters SET {_ADDED} WHERE id = (SELECT counter FROM listed WHERE sequence = new.sequence);
+    UPDATE task_groups SET {_ADDED} WHERE id = (SELECT task_group FROM listed WHERE sequence = new.sequence);
+END;
+CREATE TRIGGER tasks_moved AFTER UPDATE OF state ON tasks WHEN old.state <> new.state BEGIN
+    UPDATE counters SET {_MOVED} WHERE {_ITS_COUNTER};
+    UPDATE task_groups SET {_MOVED} WHERE {_ITS_GROUP};
+    UPDATE listed SET state = new.state WHERE sequence = old.sequence;
+END;
+CREATE TRIGGER tasks_deleted AFTER DELETE ON tasks BEGIN
+    UPDATE counters SET {_REMOVED} WHERE {_ITS_COUNTER};
+    UPDATE task_groups SET {_REMOVED} WHERE {_ITS_GROUP};
+    DELETE FROM listed WHERE sequence = old.sequence;
+    DELETE FROM outputs WHERE task_id = old.id;
+    DELETE FROM payloads WHERE task_id = old.id;
+    INSERT OR REPLACE INTO gone VALUES (old.id, old.submitted, old.sequence, CAST(strftime('%s', 'now') AS INTEGER) * 1000000);
+END;
+"""  # noqa: S608 - constants
+
+MIGRATIONS: Sequence[str] = (TASKS_SCHEMA, METRICS_SCHEMA, TURNS_SCHEMA, PROVENANCE_SCHEMA, LISTS_SCHEMA)
 """The script at index n makes version n + 1 of version n. Released ones are never edited."""
+IDENTIFIED = MIGRATIONS.index(LISTS_SCHEMA) + 1
+"""First version with an `application_id`."""
+
+_PARTS = """
+SELECT m.type, m.name, CASE WHEN m.type <> 'table' THEN sql END, p.name FROM sqlite_master AS m
+LEFT JOIN pragma_table_info(m.name) AS p ON m.type = 'table' WHERE m.name NOT LIKE 'sqlite_%'
+"""
+
+Parts = set[tuple[str, str, str | None, str | None]]
+
+
+class BadSchema(sqlite3.DatabaseError):
+    """Error for a file that is not a history, or a history without some of its tables."""
 
 
 class SchemaTooNew(StorageUnavailable):
@@ -146,10 +251,32 @@ def version(connection: sqlite3.Connection) -> int:
 
 
 def refuse_newer(connection: sqlite3.Connection, path: object) -> None:
-    """Raise `SchemaTooNew` if a newer release wrote the file."""
+    """Raise `SchemaTooNew` if a newer release wrote the file, and `BadSchema` if another program did."""
     found = version(connection)
-    if found > len(MIGRATIONS):
-        raise SchemaTooNew(found, len(MIGRATIONS), path)
+    if 0 <= found <= len(MIGRATIONS):
+        return
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID or not 0 <= found <= LARGEST_VERSION:
+        raise BadSchema("the file belongs to another program, or its header is damaged")
+    raise SchemaTooNew(found, len(MIGRATIONS), path)
+
+
+def check_parts(connection: sqlite3.Connection) -> None:
+    """Raise `BadSchema` unless the file has the tables, indexes, triggers and views of its version. An empty file has none."""
+    found = version(connection)
+    identity = connection.execute("PRAGMA application_id").fetchone()[0]
+    parts: Parts = set(connection.execute(_PARTS))
+    if identity != (APPLICATION_ID if found >= IDENTIFIED else 0) or (found == 0 and parts):
+        raise BadSchema("the file belongs to another program")
+    if missing := _expected_parts(found) - parts:
+        kind, name, *_ = min(missing, key=str)
+        raise BadSchema(f"its {kind} {name} is missing or was changed")
+
+
+@functools.cache
+def _expected_parts(found: int) -> Parts:
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection, MIGRATIONS[:found])
+        return set(connection.execute(_PARTS))
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[str] | None = None) -> None:

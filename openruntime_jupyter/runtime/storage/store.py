@@ -1,6 +1,6 @@
 """Task history of a user on disk, shared by all runtimes on the machine.
 
-One thread writes and one reads; the code here runs on the runtime's loop and never blocks it. See `connection.py` for the file, its
+One thread writes and several read; the code here runs on the runtime's loop and never blocks it. See `connection.py` for the file, its
 damage and its permissions, `writer.py` for the threads, and `rows.py` for rows and guards.
 """
 
@@ -12,10 +12,11 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from openruntime_jupyter.errors import Stopping, StorageUnavailable
@@ -24,11 +25,11 @@ from openruntime_jupyter.runtime.metrics.counters import Buckets
 from openruntime_jupyter.runtime.permissions import private_folder
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage import queries, retention, rows
-from openruntime_jupyter.runtime.storage.connection import HistoryFile
+from openruntime_jupyter.runtime.storage.connection import HistoryFile, unavailable
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns, MetricsWriteBehind, read, window
 from openruntime_jupyter.runtime.storage.rows import Payload, TaskRecord, now_micros, record_of
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew
-from openruntime_jupyter.runtime.storage.writer import Job, Outcome, Reader, Writer, resolve, settle
+from openruntime_jupyter.runtime.storage.writer import Job, JobQueue, Outcome, Reader, Writer, resolve, settle
 from openruntime_jupyter.schemas.base import iso
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskState
 
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 READ_AFTER_SECONDS = 2.0
 """Maximum wait of a list for pending writes; with a slow disk the list is stale rather than blocked."""
+READERS = 4
+"""Threads that read. They connect at their first query."""
 MOST_LISTED = 10_000
 VOLATILE_TASKS = 10_000
 """Finished tasks kept in memory if no file can be used."""
@@ -58,14 +61,15 @@ class History:
 
     Call `open()` once, then all methods on one loop, then `close()`; later calls raise `Stopping`. While writing fails, `problem`
     holds the reason and the fix; it is cleared once writing works again. If a newer release wrote the file, `problem` stays set and the
-    history is kept in memory only.
+    history is kept in memory only. `on_replaced()` is called on the loop after a new file has replaced a damaged or removed one: it writes
+    the live tasks again.
     """
 
     def __init__(self, settings: Settings, runtime_id: str) -> None:
         self._settings = settings
         self._me = runtime_id
         self._payload_folder = settings.payloads
-        self._runtimes = settings.data_dir / "runtimes"
+        self._runtimes = settings.runtimes
         facts = {
             "runtime": runtime_id,
             "pid": os.getpid(),
@@ -77,19 +81,23 @@ class History:
         self._file = HistoryFile(settings.data_dir, settings.history_durability)
         # The lock must be held before the first write, or another runtime would take the tasks over.
         self._writer = Writer(self._file, self._lock.acquire, partial(self._deliver, self._settle_written))
-        self._reader = Reader(self._file, partial(self._deliver, settle))
+        jobs: JobQueue = SimpleQueue()
+        self._readers = [Reader(self._file, partial(self._deliver, self._settle_read), jobs) for _ in range(READERS)]
         self._behind = WriteBehind(runtime_id, settings.embedded, self._submit, lambda: self._problem is not None)
         self._metrics = MetricsWriteBehind(runtime_id, self._submit)
         self._outbox: list[Job] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
+        self._read_problem: str | None = None
         self._refusal: str | None = None
         self._closed = False
+        self._replaced = 0
+        self.on_replaced: Callable[[], None] = lambda: None
 
     @property
     def problem(self) -> str | None:
-        """Reason for failing writes and how to fix it; None if writing works."""
-        return self._refusal or self._problem
+        """Reason for failing writes or reads and how to fix it; None if both work."""
+        return self._refusal or self._problem or self._read_problem
 
     @property
     def notice(self) -> str | None:
@@ -103,17 +111,24 @@ class History:
         even then: `problem` is set, asynchronous commits are rejected, and writing starts once it works.
         """
         self._writer.start()
-        self._reader.start()
+        for reader in self._readers:
+            reader.start()
         try:
             private_folder(self._payload_folder)
             # Tasks with this runtime's id are from an earlier run, because this one has just started.
             tasks: list[Task] = self._writer.call(partial(self._take_over, is_alive=self._is_other_alive))
             locks.remove_dead_locks(self._runtimes)
+        except StorageUnavailable:
+            raise
         except OSError as error:
-            self._fail(
-                StorageUnavailable(f"Cannot use the data folder {self._settings.data_dir} ({error}): make it writable for this user")
-            )
-            raise StorageUnavailable(str(self._problem)) from error
+            folder = self._settings.data_dir
+            failure = StorageUnavailable(f"Cannot use the data folder {folder} ({error}): make it writable for this user and no other")
+            self._fail(failure)
+            raise failure from error
+        except Exception as error:  # whatever is wrong with the file, the runtime must start
+            failure = unavailable(error, self._file.path)
+            self._fail(failure)
+            raise failure from error
         self._behind.known.update(task.task_id for task in tasks)
         return tasks
 
@@ -265,22 +280,47 @@ class History:
         owner: str | None = None,
         notebook: str | None = None,
         name: str | None = None,
+        live: Callable[[], Mapping[str, Describe]] = dict,
     ) -> tuple[list[Task], int, str | None]:
         """Return up to `limit` tasks without parameters, newest first, the number of matches, and the next `before`, None at the end.
 
-        A page costs the same for every `before`, which works even after its task was deleted. Unknown ids raise `InvalidRequest`.
+        A page costs the same for every `before`, which works even after its task was deleted. Unknown ids raise `InvalidRequest`. The
+        tasks of `live()` are included while the history cannot be written.
         """
         those = None if states is None else tuple(dict.fromkeys(str(state) for state in states))
         wanted = queries.Filter(those, operation, owner, notebook, name)
         most = min(max(limit, 0), MOST_LISTED)
-        return await self.look(lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0)))
+        self._check_open()
+        if self._problem is None:
+            await self._flush()
+        new = await self._unwritten(live)
+        try:
+            return await self._read(lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0), new))
+        except StorageUnavailable:
+            new = await self._unwritten(live)
+            if not new:
+                raise
+        return queries.page_of(new, wanted, most, before, max(offset, 0))
+
+    async def _unwritten(self, live: Callable[[], Mapping[str, Describe]]) -> list[Task]:
+        """Return the tasks whose rows are missing or old, in the order of submission: unwritten ones and, with a problem, `live` ones."""
+        described = {**(live() if self.problem is not None else {}), **self._behind.records.unwritten()}
+        tasks = []
+        for task_id in sorted(described, key=lambda task_id: task_id.rpartition("_")[2]):
+            tasks.append(described[task_id]().model_copy(update={"parameters": None, "runtime": self._me}))
+            if len(tasks) % MOST_RECORDS == 0:
+                await asyncio.sleep(0)
+        return tasks
 
     async def waiting_elsewhere(
         self, here: int, limit: int, offset: int = 0, notebook: str | None = None, name: str | None = None
     ) -> tuple[list[Task], int]:
         """Return up to `limit` pending tasks of other runtimes, oldest first, and their number; `here` is that of all in this one."""
         wanted = queries.Filter(notebook=notebook, name=name)
-        return await self.look(lambda connection: queries.waiting_elsewhere(connection, self._me, wanted, here, limit, offset))
+        try:
+            return await self.look(lambda connection: queries.waiting_elsewhere(connection, self._me, wanted, here, limit, offset))
+        except StorageUnavailable:  # /health reports it; the tasks of this runtime are listed without them
+            return [], 0
 
     async def metrics(
         self, start: float, end: float, points: int, runtime: str | None = None, now: float | None = None, *, sampled_only: bool = False
@@ -323,11 +363,11 @@ class History:
                 break
         await self._write(lambda connection: retention.expire_keys(connection, now))
         for table in ("outputs", "payloads"):
-            after: str | None = ""
+            after: int | None = 0
             while after is not None:
                 lone, after = await self._read(partial(retention.orphans, table=table, after=after))
                 if lone:
-                    await self._write(partial(retention.remove_orphans, table=table, ids=lone, now=now))
+                    await self._write(partial(retention.remove_orphans, table=table, rows=lone, now=now))
         await self._remove(await self._read(lambda connection: retention.unreferenced_files(connection, self._payload_folder, now)))
         while await self._write(retention.vacuum):
             pass
@@ -355,8 +395,10 @@ class History:
         if self._behind.waiting:
             log.warning("The history is closed with %d unwritten items: %s", self._behind.waiting, self.problem)
         self._writer.close()
-        self._reader.close()
-        while (self._writer.alive or self._reader.alive) and time.monotonic() < until:  # noqa: ASYNC110 - threads know no asyncio
+        for reader in self._readers:
+            reader.close()
+        threads = self._writer, *self._readers
+        while any(thread.alive for thread in threads) and time.monotonic() < until:  # noqa: ASYNC110 - threads know no asyncio
             await asyncio.sleep(0.002)
         if self._writer.alive:
             log.warning("The history's writer is still busy: the runtime lock is held until this process ends")
@@ -387,9 +429,12 @@ class History:
     async def _read(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
         if self._file.volatile:
             return await self._write(work)
+        if self._file.log_removed:
+            with contextlib.suppress(StorageUnavailable):
+                await self._write(_barrier)
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = self._loop.create_future()
-        self._reader.put([Job(work, partial(resolve, future))])
+        self._readers[0].put([Job(work, partial(resolve, future))])
         return await future
 
     def _submit(self, jobs: list[Job]) -> None:
@@ -424,12 +469,37 @@ class History:
         if failed is not None:
             self._fail(failed)
         settle(outcomes)
+        if self._replaced != self._file.replaced:
+            self._replaced = self._file.replaced
+            self.on_replaced()
         wrote = failed is None and any(job.work is not _barrier for job, _, _ in outcomes)
         if wrote and self._problem is not None and not self._behind.refused:
             self._problem = None
             log.info("Writing the history works again")
         if self._problem is not None and self._loop is not None and not self._closed:
             self._behind.schedule()
+
+    def _settle_read(self, outcomes: list[Outcome]) -> None:
+        for _, _, error in outcomes:
+            if not isinstance(error, StorageUnavailable):
+                self._read_problem = None
+            elif self._read_problem is None:
+                self._read_problem = str(error)
+                log.warning("%s", error)
+                if self._loop is not None:
+                    self._loop.call_later(RETRY_SECONDS, self._try_reading)
+        settle(outcomes)
+
+    def _try_reading(self) -> None:
+        """Read until it works again, which clears the problem."""
+        if self._closed or self._read_problem is None:
+            return
+
+        def done(_: Any, error: BaseException | None) -> None:
+            if error is not None and self._loop is not None:
+                self._loop.call_later(RETRY_SECONDS, self._try_reading)
+
+        self._readers[0].put([Job(lambda connection: queries.count(connection, queries.Filter()), done)])
 
     def _fail(self, error: StorageUnavailable) -> None:
         if self.problem is None:
@@ -460,6 +530,10 @@ class PendingWrites(Generic[Item]):
             if task_id in items:
                 return items[task_id]
         return None
+
+    def unwritten(self) -> dict[str, Item]:
+        """Return the newest version of each item that is not on disk yet."""
+        return {task_id: item for items in (*self.in_flight, self.waiting) for task_id, item in items.items()}
 
     def take(self, most: int | None = None) -> dict[str, Item]:
         """Remove and return the oldest waiting items, at most `most`."""
@@ -521,7 +595,8 @@ class WriteBehind:
     def add(self, pending: PendingWrites[Item], task_id: str, item: Item) -> None:
         """Write `item` soon, in place of an older one of the same task."""
         pending.waiting[task_id] = item
-        self.schedule()
+        if self._timer is None:
+            self.schedule()
 
     def schedule(self) -> None:
         """Schedule the next write: soon or, while writing fails, within a second."""

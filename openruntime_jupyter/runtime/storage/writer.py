@@ -1,4 +1,4 @@
-"""Writer and reader threads of the task history, each with one connection. The writer groups waiting jobs into one transaction.
+"""Writer thread and reader threads of the task history, each with one connection. The writer groups waiting jobs into one transaction.
 
 The threads are independent of the event loop: they call `deliver` once per group, and its owner passes the outcomes to the loop.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openruntime_jupyter.errors import OpenRuntimeError, Stopping, StorageUnavailable
-from openruntime_jupyter.runtime.storage.connection import HistoryFile, is_damage, is_full, is_storage, unavailable
+from openruntime_jupyter.runtime.storage.connection import Connection, HistoryFile, is_full, is_storage, unavailable
 
 MOST_JOBS = 2_000
 """Maximum number of jobs in one transaction; more would block the writes of other runtimes for too long."""
@@ -34,6 +34,7 @@ class Job:
     done: Callable[[Any, BaseException | None], None]
 
 
+JobQueue = queue.SimpleQueue[list[Job] | None]
 Outcome = tuple[Job, Any, BaseException | None]
 Deliver = Callable[[list[Outcome]], None]
 
@@ -41,12 +42,12 @@ Deliver = Callable[[list[Outcome]], None]
 class DatabaseThread(ABC):
     """Thread that runs jobs in order until it is closed."""
 
-    def __init__(self, name: str, file: HistoryFile, deliver: Deliver) -> None:
+    def __init__(self, name: str, file: HistoryFile, deliver: Deliver, jobs: JobQueue) -> None:
         self._file = file
         self._deliver = deliver
-        self._queue: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+        self._queue = jobs
         self._closed = False
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Connection | None = None
         # A daemon, so that a write blocked by another process does not delay the interpreter's exit.
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
@@ -93,19 +94,9 @@ class DatabaseThread(ABC):
         self.disconnect()
 
     def _next(self) -> tuple[list[Job], bool]:
-        """Return the queued jobs and whether they are the last ones; block while none is queued."""
+        """Return queued jobs and whether they are the last ones; block while none is queued."""
         jobs = self._queue.get()
-        if jobs is None:
-            return [], True
-        while len(jobs) < MOST_JOBS:
-            try:
-                more = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if more is None:
-                return jobs, True
-            jobs = jobs + more
-        return jobs, False
+        return jobs or [], jobs is None
 
     def _heal(self, error: Exception) -> None:
         """Close the connection that found damage, and move the file aside if a new connection finds it as well."""
@@ -125,8 +116,20 @@ class Writer(DatabaseThread):
     """Writer thread. It calls `prepare()` before each connect, which raises `OSError` if this runtime must not write."""
 
     def __init__(self, file: HistoryFile, prepare: Callable[[], None], deliver: Deliver) -> None:
-        super().__init__("openruntime-history-writer", file, deliver)
+        super().__init__("openruntime-history-writer", file, deliver, queue.SimpleQueue())
         self._prepare = prepare
+
+    def _next(self) -> tuple[list[Job], bool]:
+        """Return all queued jobs, as far as they fit into one transaction."""
+        jobs, last = super()._next()
+        while not last and len(jobs) < MOST_JOBS:
+            try:
+                more = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            last = more is None
+            jobs = jobs + (more or [])
+        return jobs, last
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
         """Run all jobs in one transaction. If one of them causes an error, run each alone, so that the others succeed."""
@@ -136,7 +139,7 @@ class Writer(DatabaseThread):
             return self._recover(error, jobs)
 
     def _recover(self, error: Exception, jobs: list[Job]) -> list[Outcome]:
-        if is_damage(error):
+        if self._file.suspicious(error):
             try:
                 self._heal(error)
                 return self._run_group(jobs)
@@ -153,20 +156,21 @@ class Writer(DatabaseThread):
     def _run_group(self, jobs: list[Job]) -> list[Outcome]:
         while True:
             connection = self._connected()
-            outcomes = self._transaction(connection, jobs)
-            if self._file.in_place(connection):
+            outcomes = self._transaction(connection, jobs) if self._file.in_place(connection) else None
+            if outcomes is not None and self._file.in_place(connection):
+                return outcomes
+            self._connection = None
+            if self._file.leave(connection) and outcomes is not None:
                 return outcomes
             # The transaction went to a file that is no longer at the path: write it again to the new one.
-            self.disconnect()
-            self._file.notice_replaced()
 
-    def _connected(self) -> sqlite3.Connection:
+    def _connected(self) -> Connection:
         if self._connection is None:
             self._prepare()
             self._connection = self._file.connect()
         return self._connection
 
-    def _transaction(self, connection: sqlite3.Connection, jobs: list[Job]) -> list[Outcome]:
+    def _transaction(self, connection: Connection, jobs: list[Job]) -> list[Outcome]:
         connection.execute("BEGIN IMMEDIATE")
         try:
             if not self._file.volatile:
@@ -183,10 +187,10 @@ class Writer(DatabaseThread):
 
 
 class Reader(DatabaseThread):
-    """Reader thread, which runs each job in one snapshot."""
+    """Reader thread, which runs each job in one snapshot. Readers share a queue, so that a slow query delays no other."""
 
-    def __init__(self, file: HistoryFile, deliver: Deliver) -> None:
-        super().__init__("openruntime-history-reader", file, deliver)
+    def __init__(self, file: HistoryFile, deliver: Deliver, jobs: JobQueue) -> None:
+        super().__init__("openruntime-history-reader", file, deliver, jobs)
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
         """Run each job alone. A damaged file is moved aside and the job runs on the new one."""
@@ -197,7 +201,7 @@ class Reader(DatabaseThread):
             return self._snapshot(job)
         except Exception as error:
             try:
-                if not is_damage(error):
+                if not self._file.suspicious(error):
                     raise
                 self._heal(error)
                 # The writer creates the new file at its next write; the reader needs it now.
@@ -205,11 +209,11 @@ class Reader(DatabaseThread):
                 return self._snapshot(job)
             except Exception as again:
                 self.disconnect()
-                return job, None, unavailable(again, self._file.path) if is_storage(again) else again
+                return job, None, unavailable(again, self._file.path, "read") if is_storage(again) else again
 
     def _snapshot(self, job: Job) -> Outcome:
         connection = self._connection
-        if connection is None or not self._file.in_place(connection):
+        if connection is None or not self._file.readable(connection):
             self.disconnect()
             connection = self._connection = self._file.connect_for_reading()
         connection.execute("BEGIN")

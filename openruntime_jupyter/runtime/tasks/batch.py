@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
 from pydantic_core import to_json
 
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, TaskConflict, TaskNotFound, Unavailable
-from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.operations.base import validated
 from openruntime_jupyter.runtime.ids import make_ids, neighbour
+from openruntime_jupyter.runtime.large import LARGE, in_thread
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import Entry, wait_for_some
 from openruntime_jupyter.runtime.tasks.registry import OTHERS_POLL, TaskRegistry
@@ -41,7 +41,7 @@ class BatchSubmission:
         self._registry = registry
 
     async def submit(
-        self, requests: Sequence[Any], caller: Caller, idempotency_key: str | None = None, *, durable: bool = True
+        self, requests: Sequence[Any], caller: Caller, idempotency_key: str | None = None, *, durable: bool = True, large: bool = False
     ) -> list[Answer]:
         """Queue a task for each of `requests` (as JSON) and return its record, or the error, in their order.
 
@@ -49,28 +49,30 @@ class BatchSubmission:
         states are written behind, and small tasks run about three times as fast.
 
         A repeated key returns the same tasks, and tries the rejected ones again. Raises `InvalidRequest` for too many requests or a key of
-        other requests, and `Unavailable` and its subclasses if no task can be accepted.
+        other requests, and `Unavailable` and its subclasses if no task can be accepted. Of a `large` batch, large requests are validated
+        on a thread.
         """
         if len(requests) > MOST_IN_BATCH:
             raise InvalidRequest.of("tasks", f"{len(requests):,} tasks exceed the maximum of {MOST_IN_BATCH:,} in one batch")
+        sizes = await in_thread(_sizes, requests) if large else [0] * len(requests)
         if idempotency_key is None:
-            return await self._take(requests, caller, durable, make_ids("task", len(requests)), {})
+            return await self._take(requests, sizes, caller, durable, make_ids("task", len(requests)), {})
         async with self._submission.lock(caller, idempotency_key):
-            return await self._once(requests, caller, durable, idempotency_key)
+            return await self._once(requests, sizes, caller, durable, idempotency_key)
 
-    async def _once(self, requests: Sequence[Any], caller: Caller, durable: bool, name: str) -> list[Answer]:
+    async def _once(self, requests: Sequence[Any], sizes: list[int], caller: Caller, durable: bool, name: str) -> list[Answer]:
         kind = b"batch" if durable else b"transient batch"
-        same = hashlib.sha256(kind + to_json(requests, inf_nan_mode="constants")).hexdigest()
+        same = await in_thread(_fingerprint, kind, requests) if sum(sizes) > LARGE else _fingerprint(kind, requests)
         owner = caller.owner or ""
         earlier = await self._history.remember_key(owner, name, None)
         if earlier is None:
-            return await self._take(requests, caller, durable, make_ids("task", len(requests)), {}, (owner, name, same))
+            return await self._take(requests, sizes, caller, durable, make_ids("task", len(requests)), {}, (owner, name, same))
         first, known = earlier
         fingerprint, _, place = known.partition("@")
         if fingerprint != same or not place:
             raise InvalidRequest.of("Idempotency-Key", "this key was used for another request: take a new one for each request")
         ids = [neighbour(first, index - int(place)) for index in range(len(requests))]
-        return await self._take(requests, caller, durable, ids, await self._known(ids))
+        return await self._take(requests, sizes, caller, durable, ids, await self._known(ids))
 
     async def _known(self, ids: list[str]) -> dict[int, Answer]:
         """Return the tasks that exist already, by index."""
@@ -91,6 +93,7 @@ class BatchSubmission:
     async def _take(
         self,
         requests: Sequence[Any],
+        sizes: list[int],
         caller: Caller,
         durable: bool,
         ids: list[str],
@@ -102,7 +105,7 @@ class BatchSubmission:
             if index in answers:
                 continue
             try:
-                taken[index] = await self._prepare(request, caller, durable, ids[index])
+                taken[index] = await self._prepare(request, caller, durable, ids[index], sizes[index] > LARGE)
             except Unavailable:
                 raise  # the error applies to all of them
             except OpenRuntimeError as problem:
@@ -113,13 +116,10 @@ class BatchSubmission:
             answers[index] = self._registry.view(entry, parameters=False)
         return [answers[index] for index in range(len(requests))]
 
-    async def _prepare(self, request: Any, caller: Caller, durable: bool, task_id: str) -> Entry:
-        try:
-            wanted = TaskRequest.model_validate(request)
-        except ValidationError as problem:
-            raise invalid(problem, known=TaskRequest.model_fields) from None
+    async def _prepare(self, request: Any, caller: Caller, durable: bool, task_id: str, large: bool) -> Entry:
+        wanted = await in_thread(validated, TaskRequest, request) if large else validated(TaskRequest, request)
         wanted.wait = not durable
-        return await self._submission.prepare(wanted, caller, task_id)
+        return await self._submission.prepare(wanted, caller, task_id, large=large)
 
     async def _record(self, taken: dict[int, Entry], answers: dict[int, Answer], key: Key | None) -> dict[int, Entry]:
         """Store and queue as many entries as there is room for, and return them; put the errors of the rest into `answers`."""
@@ -127,22 +127,22 @@ class BatchSubmission:
         try:
             async for index, entry in cooperatively(taken.items()):
                 try:
-                    self._submission.expect(entry)
+                    self._submission.reserve(entry)
                     room[index] = entry
                 except OpenRuntimeError as problem:
                     answers[index] = problem
             refused = await self._write(room, key)
         except BaseException:
             for entry in room.values():
-                self._submission.give_up(entry)
+                self._submission.unreserve(entry)
             raise
         async for index, entry in cooperatively(list(room.items())):
             if entry.task_id in refused:
-                self._submission.give_up(entry)
+                self._submission.unreserve(entry)
                 del room[index]
                 answers[index] = TaskConflict(f"{entry.task_id} was purged, and is not made again: take a new Idempotency-Key")
             else:
-                self._submission.begin(entry)
+                self._submission.enqueue(entry)
         return room
 
     async def _write(self, taken: dict[int, Entry], key: Key | None) -> set[str]:
@@ -220,6 +220,15 @@ class BatchResults:
         return [Ended(task_id, tasks[task_id], _in_memory(payloads.get(task_id))) for task_id in taken]
 
 
+def _sizes(requests: Sequence[Any]) -> list[int]:
+    """Return the sizes of requests in bytes of JSON."""
+    return [len(to_json(request, inf_nan_mode="constants")) for request in requests]
+
+
+def _fingerprint(kind: bytes, requests: Sequence[Any]) -> str:
+    return hashlib.sha256(kind + to_json(requests, inf_nan_mode="constants")).hexdigest()
+
+
 def _lost(entry: Entry) -> bool:
     """Return whether another runtime has taken over the task."""
     return entry.done.reached and not entry.over
@@ -234,13 +243,17 @@ def _in_memory(payload: tuple[bytes | Path, str] | None) -> tuple[bytes, str] | 
 
 AT_ONCE = 50
 """Tasks handled in one loop iteration, which takes a few milliseconds."""
+LONGEST_TURN = 0.01
+"""Seconds after which an iteration with larger tasks ends."""
 
 Item = TypeVar("Item")
 
 
 async def cooperatively(items: Iterable[Item]) -> AsyncIterator[Item]:
     """Yield each of `items`; the loop runs other work in between."""
+    begun = time.perf_counter()
     for number, item in enumerate(items, 1):
         yield item
-        if number % AT_ONCE == 0:
+        if number % AT_ONCE == 0 or time.perf_counter() - begun > LONGEST_TURN:
             await asyncio.sleep(0)
+            begun = time.perf_counter()

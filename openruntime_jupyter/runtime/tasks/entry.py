@@ -17,6 +17,7 @@ from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
 from openruntime_jupyter.schemas.arrays import ArrayReference
 from openruntime_jupyter.schemas.base import construct_unchecked, iso, timestamp
 from openruntime_jupyter.schemas.tasks import (
+    LIVE_WIDGET,
     Failure,
     Origin,
     OutputItem,
@@ -47,7 +48,7 @@ class Completion:
         for callback in callbacks or ():
             callback()
 
-    def call(self, callback: Callable[[], None]) -> None:
+    def add_callback(self, callback: Callable[[], None]) -> None:
         """Call `callback`, which must not raise, once the event is set; at once if it is set already."""
         if self.reached:
             callback()
@@ -55,8 +56,8 @@ class Completion:
         self._callbacks = self._callbacks or []
         self._callbacks.append(callback)
 
-    def uncall(self, callback: Callable[[], None]) -> None:
-        """Undo `call`. Has no effect once the event is set."""
+    def remove_callback(self, callback: Callable[[], None]) -> None:
+        """Undo `add_callback`. Has no effect once the event is set."""
         if not self.reached and self._callbacks is not None:
             self._callbacks.remove(callback)
 
@@ -82,7 +83,7 @@ async def wait_for_some(events: list[Completion], number: int, timeout: float | 
             _wake(enough)
 
     for event in pending:
-        event.call(count)
+        event.add_callback(count)
     timer = None if timeout is None else loop.call_later(timeout, partial(_wake, enough))
     try:
         await enough
@@ -90,7 +91,7 @@ async def wait_for_some(events: list[Completion], number: int, timeout: float | 
         if timer is not None:
             timer.cancel()
         for event in pending:
-            event.uncall(count)
+            event.remove_callback(count)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
@@ -318,7 +319,14 @@ class OutputBuffer:
     def whole(self, task_id: str) -> TaskOutput:
         """Return the whole output for the history. Call it once the task has finished."""
         self.finish()
-        return TaskOutput(task_id=task_id, items=self.items, next=self._sequence, truncated=self.truncated, finished=True)
+        items = [_without_live_widget(item) for item in self.items]
+        return TaskOutput(task_id=task_id, items=items, next=self._sequence, truncated=self.truncated, finished=True)
+
+
+def _without_live_widget(item: OutputItem) -> OutputItem:
+    if item.data is None or LIVE_WIDGET not in item.data:
+        return item
+    return item.model_copy(update={"data": {kind: value for kind, value in item.data.items() if kind != LIVE_WIDGET}})
 
 
 def cleared(items: list[OutputItem]) -> list[OutputItem]:
@@ -427,7 +435,7 @@ class QueueKey(NamedTuple):
         return cls(submitted - priority * aging_seconds, sequence)
 
 
-NEWS = frozenset(
+EVENT_FIELDS = frozenset(
     {
         "task_id",
         "status",
@@ -515,9 +523,10 @@ class Entry:
     failure: Failure | None = None
     metrics: PerformanceMetrics = field(default_factory=lambda: _NO_METRICS)
     done: Completion = field(default_factory=Completion)
-    news: asyncio.Event | None = None
+    output_event: asyncio.Event | None = None
     """Set at the next output and at the end. None without waiters."""
-    told: int = 0
+    published: int = 0
+    """Cursor of the output that was published."""
     _last: Task | None = None
 
     def transition(self, state: TaskState) -> None:
@@ -550,11 +559,11 @@ class Entry:
         """True once the end is recorded."""
         return self.state.terminal and self.done.reached
 
-    def tell(self) -> None:
-        """Wake the waiters for output."""
-        if self.news is not None:
-            self.news.set()
-            self.news = None
+    def wake_readers(self) -> None:
+        """Wake the readers that wait for output."""
+        if self.output_event is not None:
+            self.output_event.set()
+            self.output_event = None
 
     def matches(self, notebook: str | None, name: str | None) -> bool:
         """Return whether the task is of `notebook`, and its name or else its operation contains `name`, ignoring case."""
@@ -568,7 +577,7 @@ class Entry:
             return self._snapshot(parameters)
         if self._last is None:
             self._last = self._snapshot(parameters=True)
-        return self._last if parameters else self._last.model_copy(update={"parameters": None})
+        return self._last if parameters else construct_unchecked(Task, {**vars(self._last), "parameters": None})
 
     def _snapshot(self, parameters: bool) -> Task:
         failure, session = self.failure, self.session
@@ -614,7 +623,7 @@ class Entry:
         )
 
     def event(self) -> dict[str, Any]:
-        """Return the current `NEWS`."""
+        """Return the current `EVENT_FIELDS`."""
         return {
             "task_id": self.task_id,
             "status": self.state.value,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import Any
 
+from openruntime_jupyter.engines import failures
 from openruntime_jupyter.engines.protocol import Stage
 from openruntime_jupyter.errors import InvalidRequest, Unavailable
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tasks import failures
 from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.submission import Caller, TaskSubmission
 from openruntime_jupyter.schemas.base import timestamp
@@ -18,7 +19,7 @@ from openruntime_jupyter.schemas.tasks import Failure, Task, TaskRequest, TaskSt
 
 log = logging.getLogger(__name__)
 
-AGAIN_SECONDS = 30.0
+RETRY_SECONDS = 30.0
 """Seconds between checks for a device to run recovered tasks."""
 
 
@@ -38,7 +39,12 @@ class Recovery:
         while waiting:
             waiting = [task_id for task_id in waiting if not await self._queue(task_id)]
             if waiting:
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def write_again(self) -> None:
+        """Write all recovered tasks, which a new file of the history does not have."""
+        for task_id, task in self._left.items():
+            self._history.write_behind(task_id, partial(Task.model_copy, task))
 
     async def cancel(self, task_id: str) -> bool:
         """Cancel a recovered task; return False if it is not one. Raises what `History.commit` raises; the task stays pending then."""
@@ -59,6 +65,7 @@ class Recovery:
         if task is None:  # cancelled in the meantime
             return True
         try:
+            await self._submission.read_models(_request(task), Caller(task.owner))
             checked = self._submission.check(_request(task), Caller(task.owner))
             if not checked.operation.inline and not await self._lanes(checked.interpreter):
                 return False
@@ -84,8 +91,8 @@ class Recovery:
         if task is None:
             return False
         now = timestamp(time.time())
-        told = {"status": state, "failure": failure, "error": failure.message, "finished_at": now, "timestamp": now}
-        ended = task.model_copy(update={**told, **more})
+        changes = {"status": state, "failure": failure, "error": failure.message, "finished_at": now, "timestamp": now}
+        ended = task.model_copy(update={**changes, **more})
         try:
             await self._history.commit(ended)
         except BaseException:

@@ -7,20 +7,22 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.engines.protocol import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict, TaskNotFound
-from openruntime_jupyter.runtime.events.bus import EventBus
+from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.metrics.counters import Counters
 from openruntime_jupyter.runtime.queue.lane import Lanes
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tasks.entry import NEWS, Entry, TokenPiece, read_stored
+from openruntime_jupyter.runtime.tasks.entry import EVENT_FIELDS, Entry, TokenPiece, read_stored
 from openruntime_jupyter.schemas.base import iso, timestamp
+from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage, TaskState
 
 log = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ class TaskUpdates:
 
     def ended(self, task: Task) -> None:
         """Publish the end of a task that was never queued here."""
-        self._publish(task.model_dump(mode="json", include=set(NEWS)))
+        self._publish(task.model_dump(mode="json", include=set(EVENT_FIELDS)))
 
     def _release(self) -> None:
         self._timer = None
@@ -129,6 +131,11 @@ class TaskRegistry:
         """Add a task of a dead runtime, which the history has already."""
         self._entries[entry.task_id] = entry
 
+    def write_again(self) -> None:
+        """Write all live tasks, which a new file of the history does not have."""
+        for entry in self._entries.values():
+            self._history.write_behind(entry.task_id, entry.record)
+
     def forget(self, task_id: str) -> None:
         """Drop an ended task."""
         self._finished.pop(task_id, None)
@@ -166,7 +173,7 @@ class TaskRegistry:
             except TaskConflict as problem:
                 log.warning("%s is not ours any more: %s", entry.task_id, problem)
                 if not entry.state.terminal:
-                    self._lose(entry)
+                    self._release_lost(entry)
                     return False
             except StorageUnavailable as problem:
                 # The task continues, and its state is written as soon as possible.
@@ -184,7 +191,7 @@ class TaskRegistry:
         self.updates.add(entry)
         return True
 
-    def _lose(self, entry: Entry) -> None:
+    def _release_lost(self, entry: Entry) -> None:
         """Remove a task that another runtime has taken over: queries are answered by the history from now on."""
         self._entries.pop(entry.task_id, None)
         self._counters.lost(entry.task_id)
@@ -208,19 +215,19 @@ class TaskRegistry:
             return
         self._dirty.add(entry)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(OUTPUT_INTERVAL, self._tell_output)
+            self._timer = asyncio.get_running_loop().call_later(OUTPUT_INTERVAL, self._publish_output)
 
-    def _tell_output(self) -> None:
+    def _publish_output(self) -> None:
         self._timer = None
         dirty, self._dirty = self._dirty, set()
         for entry in dirty:
-            self._tell_output_of(entry)
+            self._publish_output_of(entry)
 
-    def _tell_output_of(self, entry: Entry) -> None:
-        entry.tell()
+    def _publish_output_of(self, entry: Entry) -> None:
+        entry.wake_readers()
         if self._bus.watched("task_output"):
-            items, following = entry.output.read(entry.told)
-            entry.told = following
+            items, following = entry.output.read(entry.published)
+            entry.published = following
             if items:
                 body = [item.model_dump(exclude_none=True) for item in items]
                 self._bus.publish(
@@ -231,7 +238,7 @@ class TaskRegistry:
         entry.output.finish()
         self._dirty.discard(entry)
         if entry.output.used:
-            self._tell_output_of(entry)
+            self._publish_output_of(entry)
             self._history.put_output(entry.task_id, entry.output.whole(entry.task_id))
 
     def progressed(self, entry: Entry) -> None:
@@ -292,21 +299,15 @@ class TaskRegistry:
             task.parameters = None
         return task
 
-    async def page(
-        self,
-        limit: int = 100,
-        before: str | None = None,
-        offset: int = 0,
-        states: list[TaskState] | None = None,
-        operation: str | None = None,
-        owner: str | None = None,
-        notebook: str | None = None,
-        name: str | None = None,
-    ) -> TaskPage:
+    async def page(self, query: TasksQuery) -> TaskPage:
         """Return a page of the tasks of all this user's runtimes, newest first."""
-        found, total, following = await self._history.page(limit, before, offset, states, operation, owner, notebook, name)
+        filters = query.state, query.operation, query.owner, query.notebook, query.name
+        found, total, following = await self._history.page(query.limit, query.before, query.offset, *filters, self._describe)
         live = [self._newest(task) for task in found]
         return TaskPage(tasks=live, total_count=total, next_before=following, timestamp=timestamp(time.time()))
+
+    def _describe(self) -> dict[str, Callable[[], Task]]:
+        return {task_id: partial(entry.record, parameters=False) for task_id, entry in self._entries.items()}
 
     def _newest(self, stored: Task) -> Task:
         entry = self._entries.get(stored.task_id)
@@ -327,9 +328,9 @@ class TaskRegistry:
             left = ends - time.monotonic()
             if items or left <= 0 or entry.over:
                 return TaskOutput(task_id=task_id, items=items, next=following, truncated=entry.output.truncated, finished=entry.over)
-            news = entry.news = entry.news or asyncio.Event()
+            output_event = entry.output_event = entry.output_event or asyncio.Event()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(news.wait(), left)
+                await asyncio.wait_for(output_event.wait(), left)
 
     async def _others_output(self, task_id: str, since: int, wait: float) -> TaskOutput:
         """Return the stored output of an ended task, or of one that another runtime runs, by polling."""
@@ -372,4 +373,4 @@ class TaskRegistry:
         self.updates.close()
         if self._timer is not None:
             self._timer.cancel()
-            self._tell_output()
+            self._publish_output()

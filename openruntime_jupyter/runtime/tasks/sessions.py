@@ -19,7 +19,7 @@ from openruntime_jupyter.operations.base import World
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.base import iso, timestamp
-from openruntime_jupyter.schemas.sessions import Session, SessionState
+from openruntime_jupyter.schemas.system import Session, SessionState
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 
 ID = re.compile(r"session_[0-9a-z]{20}")
@@ -133,20 +133,20 @@ class Sessions:
 
     # A task's life
 
-    def refusal(self, entry: SessionEntry, number: int) -> Failure | None:
+    def rejection(self, entry: SessionEntry, number: int) -> Failure | None:
         """Return why a task that was submitted to this session can't start, or None; `number` is the session's at that time."""
         reason = entry.ended if entry.number == number else "it was restarted after this task was submitted, and its variables are gone"
         if reason is None:
             return None
         return Failure(kind=FailureKind.NOT_STARTED, message=f"The session {entry.name!r} can't run this task: {reason}")
 
-    def enter(self, entry: SessionEntry) -> None:
+    def add_task(self, entry: SessionEntry) -> None:
         """Note that a task was accepted for the session; its idle time ends."""
         entry.open += 1
         entry.listed = True
         self._stop_timer(entry)
 
-    def leave(self, entry: SessionEntry) -> None:
+    def remove_task(self, entry: SessionEntry) -> None:
         """Note that such a task has ended or was withdrawn; the idle time starts with the last one."""
         entry.open -= 1
         entry.used = time.time()
@@ -155,12 +155,12 @@ class Sessions:
             self._stop_timer(entry)
             entry.timer = asyncio.get_running_loop().call_later(seconds, self._expire, entry)
 
-    def finish(self, entry: SessionEntry, number: int, ran: bool) -> None:
+    def end_task(self, entry: SessionEntry, number: int, ran: bool) -> None:
         """Note that the session's task has ended. `number` is the session's when the task was submitted, `ran` whether it started."""
         entry.task_id = None
         if ran and entry.number == number:
             entry.tasks += 1
-        self.leave(entry)
+        self.remove_task(entry)
 
     def worker_ended(self, use: SessionUse, reason: str) -> None:
         """Note that the worker of a session has ended, which the engine reports."""

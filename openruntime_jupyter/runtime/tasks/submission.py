@@ -15,10 +15,12 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, QueueFull, Stopping, StorageUnavailable, Unavailable, UnknownOperation
-from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ModelParameters, Operation, Parameters, World, references
+from openruntime_jupyter.local_models.catalog import ModelCatalog
+from openruntime_jupyter.operations.base import PROMPT_TIMEOUT, ArrayRef, ModelParameters, Operation, Parameters, World, references
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.ids import make_id
+from openruntime_jupyter.runtime.large import in_thread
 from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings
@@ -29,7 +31,6 @@ from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.schemas.arrays import ArrayReference
 from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
-from openruntime_jupyter.schemas.values import ModelSource
 
 LONGEST_KEY = 255
 MOST_INPUTS = 20
@@ -63,17 +64,22 @@ class Checked:
     model: ModelUse | None = None
 
 
-FindModel = Callable[[str | None, Caller], ModelSource]
-"""Resolves the name or path of a model for a caller; raises `InvalidRequest`, `NotAllowed` or `Unavailable`."""
-
-
-def minds_execute(name: str) -> bool:
+def needs_execute(name: str) -> bool:
     """Return whether the operation needs the permission to execute code; True for an unknown operation."""
     try:
         kind = operation(name)
     except UnknownOperation:
         return True
     return kind.needs_execute or kind.resident
+
+
+Read = tuple[Parameters, bytes, list[ArrayRef]]
+"""Valid parameters, their JSON, and their references to arrays."""
+
+
+def _read(kind: Operation, given: dict[str, Any]) -> Read:
+    parameters = kind.validate(given)
+    return parameters, to_json(given, inf_nan_mode="constants"), list(references(parameters))
 
 
 def _authorise(kind: Operation, caller: Caller) -> None:
@@ -125,7 +131,7 @@ class TaskSubmission:
         need_lanes: Callable[[str | None], Awaitable[None]],
         arrays: ArrayStore,
         sessions: Sessions,
-        find_model: FindModel,
+        models: ModelCatalog,
     ) -> None:
         self._settings = settings
         self._runtime = runtime_id
@@ -137,10 +143,10 @@ class TaskSubmission:
         self.need_lanes = need_lanes
         self._arrays = arrays
         self._sessions = sessions
-        self._find_model = find_model
+        self._models = models
         self._keys: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
         self._sequence = 0
-        self._coming = 0
+        self._reserved = 0
         """Number of tasks that are being recorded."""
         self._stopping = False
 
@@ -148,19 +154,24 @@ class TaskSubmission:
         """Reject further submissions."""
         self._stopping = True
 
-    async def submit(self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None, same: str | None = None) -> str:
+    async def submit(
+        self, request: TaskRequest, caller: Caller, idempotency_key: str | None = None, same: str | None = None, *, large: bool = False
+    ) -> str:
         """Queue a task and return its id; an asynchronous task (`request.wait` false) is on disk by then.
 
         Raises `InvalidRequest` and its kinds, `NotAllowed`, `QueueFull`, `Stopping`, `StorageUnavailable`. The same
-        `idempotency_key` of the same owner gives the same task; `same` is the fingerprint of what the request was made from.
+        `idempotency_key` of the same owner gives the same task; `same` is the fingerprint of what the request was made from. A `large`
+        request is validated on a thread.
         """
-        entry = await self.prepare(request, caller)
+        entry = await self.prepare(request, caller, large=large)
         if idempotency_key is None:
             await self._admit(entry)
             return entry.task_id
         self._require_room(entry)
         async with self.lock(caller, idempotency_key):
-            return await self._once(entry, same or fingerprint(request), idempotency_key)
+            if same is None:
+                same = await in_thread(fingerprint, request) if large else fingerprint(request)
+            return await self._once(entry, same, idempotency_key)
 
     async def earlier(self, caller: Caller, key: str, same: str) -> str | None:
         """Return the id of the task that a key belongs to, or None; raise `InvalidRequest` if the key belongs to another request."""
@@ -171,7 +182,7 @@ class TaskSubmission:
         if earlier is None:
             return None
         task_id, known = earlier
-        _must_be(known, same)
+        _require_same_request(known, same)
         return task_id if await self._is_known(task_id) else None
 
     async def _is_known(self, task_id: str) -> bool:
@@ -181,31 +192,41 @@ class TaskSubmission:
         """Return the lock of a key: requests with the same key run one after the other."""
         return self._keys.setdefault((caller.owner, key), asyncio.Lock())
 
-    async def prepare(self, request: TaskRequest, caller: Caller, task_id: str | None = None) -> Entry:
-        """Validate a request and return its entry. Raises what `submit` raises, except `QueueFull`."""
-        checked = self.check(request, caller)
+    async def prepare(self, request: TaskRequest, caller: Caller, task_id: str | None = None, *, large: bool = False) -> Entry:
+        """Validate a request, a `large` one on a thread, and return its entry. Raises what `submit` raises, except `QueueFull`."""
+        read = None
+        if large:
+            kind = operation(request.operation)
+            _authorise(kind, caller)
+            read = await in_thread(_read, kind, request.parameters)
+        await self.read_models(request, caller)
+        checked = self.check(request, caller, read)
         lane = await self.place(checked, request.device_preference)
         self._admission.check(checked.needs, lane)
         self._require_open()
         return self._entry(request, checked, caller.owner, lane, task_id)
 
-    def check(self, request: TaskRequest, caller: Caller) -> Checked:
-        """Validate and authorise a request; raise `InvalidRequest` and its subclasses, `NotAllowed`, and what `find_model` raises.
+    async def read_models(self, request: TaskRequest, caller: Caller) -> None:
+        """Read the files of new models in a thread, if the request needs a model: `check` runs on the event loop."""
+        if operation(request.operation).resident:
+            name = request.parameters.get("model")
+            await self._models.refresh(name if isinstance(name, str) else None, caller)
+
+    def check(self, request: TaskRequest, caller: Caller, read: Read | None = None) -> Checked:
+        """Validate and authorise a request; raise `InvalidRequest` and its subclasses, and what `ModelCatalog.resolve` raises.
 
         Missing arrays are rejected later, when the task would lease them: a repeated request must find its task though its arrays may be
-        gone.
+        gone. `read` has the parameters if they were read before.
         """
         kind = operation(request.operation)
         _authorise(kind, caller)
-        parameters = kind.validate(request.parameters)
-        encoded = to_json(request.parameters, inf_nan_mode="constants")
+        parameters, encoded, named = read or _read(kind, request.parameters)
         most = self._settings.max_parameters_bytes
         if len(encoded) > most:
             raise InvalidRequest.of(
                 "parameters",
                 f"{len(encoded):,} bytes of JSON, and the most is {most:,} (max_parameters_bytes); let the task load large data itself",
             )
-        named = list(references(parameters))
         inputs: dict[str, ArrayReference] = {}
         for each in named:
             if (layout := self._arrays.known(each.array)) is not None:
@@ -216,7 +237,7 @@ class TaskSubmission:
                     )
         model = None
         if isinstance(parameters, ModelParameters):
-            source = self._find_model(parameters.model, caller)
+            source = self._models.resolve(parameters.model, caller)
             parameters.use(source)
             model = ModelUse(source, self._settings.keep_alive if parameters.keep_alive is None else parameters.keep_alive)
         timeout = request.timeout or (PROMPT_TIMEOUT if kind.answers_prompts else None)
@@ -252,35 +273,35 @@ class TaskSubmission:
 
     def _require_room(self, entry: Entry) -> None:
         """Raise `QueueFull` if the queue has no room for the task."""
-        waiting, lane = self._lanes.pending + self._coming, self._lanes[entry.lane]
+        waiting, lane = self._lanes.pending + self._reserved, self._lanes[entry.lane]
         if waiting < self._settings.max_pending:
             return
-        if self._settings.max_pending == 0 and len(lane.running) + self._coming < lane.slots:
+        if self._settings.max_pending == 0 and len(lane.running) + self._reserved < lane.slots:
             return
         raise QueueFull(
             f"{waiting:,} tasks are pending, and max_pending is {self._settings.max_pending:,}: try again later", retry_after=5.0
         )
 
-    def expect(self, entry: Entry) -> None:
+    def reserve(self, entry: Entry) -> None:
         """Reserve a place in the queue and the arrays of a task to be recorded; raise `QueueFull` or `InvalidRequest`."""
         self._require_room(entry)
         if entry.arrays:
             self._arrays.lease(entry.arrays, entry.task_id)
-        self._coming += 1
+        self._reserved += 1
         if entry.session is not None:
-            self._sessions.enter(entry.session)
+            self._sessions.add_task(entry.session)
 
-    def give_up(self, entry: Entry) -> None:
-        """Undo `expect` for a task that was not recorded."""
-        self._coming -= 1
+    def unreserve(self, entry: Entry) -> None:
+        """Undo `reserve` for a task that was not recorded."""
+        self._reserved -= 1
         if entry.arrays:
             self._arrays.release(entry.task_id, entry.arrays)
         if entry.session is not None:
-            self._sessions.leave(entry.session)
+            self._sessions.remove_task(entry.session)
 
-    def begin(self, entry: Entry) -> None:
-        """Queue a recorded task after `expect`."""
-        self._coming -= 1
+    def enqueue(self, entry: Entry) -> None:
+        """Queue a recorded task after `reserve`."""
+        self._reserved -= 1
         self._scheduler.enqueue(entry)
         self._registry.updates.add(entry)
 
@@ -302,7 +323,7 @@ class TaskSubmission:
         if earlier is None:
             return entry.task_id
         task_id, known = earlier
-        _must_be(known, same)
+        _require_same_request(known, same)
         if not await self._is_known(task_id):
             # The key was stored and its task was not: the server died, or the disk was full, between the two.
             entry.task_id = task_id
@@ -312,16 +333,16 @@ class TaskSubmission:
     async def _admit(self, entry: Entry, key: tuple[str, str, str] | None = None) -> tuple[str, str] | None:
         """Record and queue a task; see `TaskRegistry.admit`."""
         self._require_open()
-        self.expect(entry)
+        self.reserve(entry)
         try:
             earlier = await self._registry.admit(entry, key)
         except BaseException:
-            self.give_up(entry)
+            self.unreserve(entry)
             raise
         if earlier is None:
-            self.begin(entry)
+            self.enqueue(entry)
         else:
-            self.give_up(entry)
+            self.unreserve(entry)
         return earlier
 
     def _entry(self, request: TaskRequest, checked: Checked, owner: str | None, lane: Lane, task_id: str | None = None) -> Entry:
@@ -379,6 +400,6 @@ class TaskSubmission:
         self._registry.updates.add(entry)
 
 
-def _must_be(known: str, same: str) -> None:
+def _require_same_request(known: str, same: str) -> None:
     if known != same:
         raise InvalidRequest.of("Idempotency-Key", "this key was used for another request: take a new one for each request")

@@ -3,39 +3,87 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic_core import to_json
 
 from openruntime_jupyter.errors import InvalidRequest, TaskNotFound
+from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.ai import AiRequest, ConversationList, Unloaded
-from openruntime_jupyter.schemas.endpoints import (
-    ANALYSE_HISTORY,
-    DELETE_CONVERSATION,
-    GET_CONVERSATION,
-    LIST_AGENTS,
-    LIST_CONVERSATIONS,
-    LIST_MODELS,
-    LIST_WORKFLOWS,
-    STREAM_TOKENS,
-    SUBMIT_PROMPT,
-    UNLOAD_MODEL,
-)
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.schemas.queries import ConversationsQuery, TokensQuery
 from openruntime_jupyter.server.http.base import Handler, WaitingMixin, serves
 from openruntime_jupyter.server.http.requests import read_key, read_preference
-from openruntime_jupyter.server.http.sse import TokenStream
 
 if TYPE_CHECKING:
+    from openruntime_jupyter.ai.service import AiService
     from openruntime_jupyter.runtime.runtime import Runtime
 
 AI_ID = "ai_task_"
+
+HEARTBEAT_SECONDS = 10.0
+"""Seconds between heartbeats. Many proxies close connections that are idle for longer."""
+HEARTBEAT = b": heartbeat\n\n"
+
+Item = TypeVar("Item")
+
+
+def event(name: str, data: Any, number: int | None = None) -> bytes:
+    """Return an encoded event. JSON has no line breaks, so `data` is a single line."""
+    head = f"event: {name}\n" if number is None else f"event: {name}\nid: {number}\n"
+    return head.encode() + b"data: " + to_json(data, inf_nan_mode="null") + b"\n\n"
+
+
+async def with_pauses(items: AsyncIterator[Item], seconds: float) -> AsyncIterator[Item | None]:
+    """Yield the items, and None whenever there was no item for `seconds`."""
+    coming: asyncio.Future[Item] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(items))
+            await asyncio.wait({coming}, timeout=seconds)
+            if not coming.done():
+                yield None
+                continue
+            done, coming = coming, None
+            try:
+                item = done.result()
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        if coming is not None:
+            coming.cancel()
+
+
+class TokenStream(Handler):
+    """Base class of handlers that respond with server-sent events."""
+
+    async def stream(self, service: AiService, task_id: str, since: int = 0) -> None:
+        """Send the text after `since` characters while it is generated, then the finished task, at the speed of the client."""
+        self.set_header("Content-Type", api.EVENT_STREAM)
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Accel-Buffering", "no")  # prevents buffering by nginx
+        # Send the headers immediately, so that the client sees that the request was accepted.
+        await self.write_chunk()
+        if self.request.method == "HEAD":
+            self.finish(set_content_type=api.EVENT_STREAM)
+            return
+        async for chunk in with_pauses(service.runtime.tasks.tokens(task_id, since), HEARTBEAT_SECONDS):
+            if chunk is None:
+                await self.write_chunk(HEARTBEAT)
+            else:
+                token = {"text": chunk.text, "index": chunk.index}
+                await self.write_chunk(event("token", token, chunk.index + len(chunk.text)))
+        self.write(event("task", await service.get(task_id, None)))
+        self.finish(set_content_type=api.EVENT_STREAM)
 
 
 class AgentsHandler(Handler):
     """Handler of `GET /ai/agents`."""
 
-    @serves(LIST_AGENTS)
+    @serves(api.LIST_AGENTS)
     async def get(self) -> None:
         """List the agents: roles with instructions for the model."""
         service = await self.ai()
@@ -45,7 +93,7 @@ class AgentsHandler(Handler):
 class WorkflowsHandler(Handler):
     """Handler of `GET /ai/workflows`."""
 
-    @serves(LIST_WORKFLOWS)
+    @serves(api.LIST_WORKFLOWS)
     async def get(self) -> None:
         """List the workflows with agent, context and the schema of their parameters."""
         from openruntime_jupyter.ai.workflows import workflows
@@ -56,7 +104,7 @@ class WorkflowsHandler(Handler):
 class AiTasksHandler(WaitingMixin, TokenStream):
     """Handler of `POST /ai/tasks`."""
 
-    @serves(SUBMIT_PROMPT)
+    @serves(api.SUBMIT_PROMPT)
     async def post(self) -> None:
         """Send a prompt to a model, and wait for the response or submit it asynchronously.
 
@@ -65,7 +113,7 @@ class AiTasksHandler(WaitingMixin, TokenStream):
         header `Prefer`, the task is asynchronous: it is on disk before the response, and continues if the client disconnects or the
         server restarts. `GET /tasks/{task_id}/tokens` streams its text.
         """
-        request = self.body(AiRequest)
+        request = await self.body(AiRequest)
         key = read_key(self.request.headers.get("Idempotency-Key"))
         preference = read_preference(self.request.headers.get_list("Prefer"))
         if preference.applied is not None:
@@ -89,7 +137,7 @@ class AiTasksHandler(WaitingMixin, TokenStream):
 class TokensHandler(TokenStream):
     """Handler of `GET /tasks/{id}/tokens`."""
 
-    @serves(STREAM_TOKENS)
+    @serves(api.STREAM_TOKENS)
     async def get(self, task_id: str) -> None:
         """Stream the text of a running or finished AI task after `since`, and then the finished task."""
         query = self.query(TokensQuery)
@@ -105,17 +153,17 @@ class TokensHandler(TokenStream):
 class ModelsHandler(Handler):
     """Handler of `GET /models`."""
 
-    @serves(LIST_MODELS)
+    @serves(api.LIST_MODELS)
     async def get(self) -> None:
         """List the available models, and the workers that keep them in memory."""
         service = await self.ai()
-        self.reply(service.models(await self.caller()))
+        self.reply(await service.models(await self.caller()))
 
 
 class ModelHandler(Handler):
     """Handler of `DELETE /models/{name}`."""
 
-    @serves(UNLOAD_MODEL)
+    @serves(api.UNLOAD_MODEL)
     async def delete(self, name: str) -> None:
         """Unload an idle model from memory. The memory is free when the response is sent."""
         service = await self.ai()
@@ -125,7 +173,7 @@ class ModelHandler(Handler):
 class ConversationsHandler(Handler):
     """Handler of `GET /ai/conversations`."""
 
-    @serves(LIST_CONVERSATIONS)
+    @serves(api.LIST_CONVERSATIONS)
     async def get(self) -> None:
         """List the conversations of all users or of one user, most recently used first."""
         query = self.query(ConversationsQuery)
@@ -137,14 +185,14 @@ class ConversationsHandler(Handler):
 class ConversationHandler(Handler):
     """Handler of `/ai/conversations/{name}`."""
 
-    @serves(GET_CONVERSATION)
+    @serves(api.GET_CONVERSATION)
     async def get(self, name: str) -> None:
         """Return a conversation of the caller or of `owner` with its prompts and responses in order."""
         query = self.query(ConversationsQuery)
         service = await self.ai()
         self.reply(await service.conversations.get(query.owner or (await self.caller()).owner, name))
 
-    @serves(DELETE_CONVERSATION)
+    @serves(api.DELETE_CONVERSATION)
     async def delete(self, name: str) -> None:
         """Delete a conversation of the caller or of `owner`, and return it. Its tasks stay in the history."""
         query = self.query(ConversationsQuery)
@@ -155,7 +203,7 @@ class ConversationHandler(Handler):
 class InsightsHandler(Handler):
     """Handler of `POST /ai/insights`."""
 
-    @serves(ANALYSE_HISTORY)
+    @serves(api.ANALYSE_HISTORY)
     async def post(self) -> None:
         """Analyse the recorded history for performance, memory, efficiency or errors.
 
@@ -163,12 +211,12 @@ class InsightsHandler(Handler):
         They are computed from recorded data. A model may rewrite the text but adds no information: texts with missing or additional
         numbers are rejected.
         """
-        request = self.body(InsightsRequest)
+        request = await self.body(InsightsRequest)
         runtime = await self.runtime()
         self.reply(await self.while_connected(self._insights(runtime, request)))
 
     async def _insights(self, runtime: Runtime, request: InsightsRequest) -> Insights:
-        choose = (await self.ai()).rewriters(await self.caller())
+        choose = await (await self.ai()).rewriters(await self.caller())
         # Imported on a thread at the first request, because most servers get none and NumPy is slow to import.
         answer = await asyncio.to_thread(import_module, "openruntime_jupyter.ai.insights.report")
         found: Insights = await answer.insights(runtime, request, choose)

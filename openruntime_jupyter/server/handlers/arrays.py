@@ -13,19 +13,9 @@ from tornado import web
 
 from openruntime_jupyter.arrays import array_file
 from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedRequest, gigabytes
+from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayRequest
-from openruntime_jupyter.schemas.endpoints import (
-    ALLOCATE_ARRAY,
-    BINARY,
-    DELETE_ARRAY,
-    ENVELOPE,
-    GET_ARRAY,
-    JSON,
-    LIST_ARRAYS,
-    MARK_ARRAY_READY,
-    PUT_ARRAY,
-    SAFETENSORS,
-)
+from openruntime_jupyter.schemas.endpoints import BINARY, ENVELOPE, JSON, SAFETENSORS
 from openruntime_jupyter.schemas.values import LEASE_HEADER, LEASED
 from openruntime_jupyter.server.auth.identity import owner_of
 from openruntime_jupyter.server.handlers.uploads import Upload
@@ -55,17 +45,17 @@ class _ArrayBaseHandler(Handler):
 class ArraysHandler(_ArrayBaseHandler):
     """Handler of `/arrays`."""
 
-    @serves(LIST_ARRAYS)
+    @serves(api.LIST_ARRAYS)
     async def get(self) -> None:
         """List the arrays of this runtime, newest first."""
         store = (await self.runtime()).arrays
         page = store.page()
         self.reply(page.model_copy(update={"arrays": [self.visible_info(store, info) for info in page.arrays]}))
 
-    @serves(ALLOCATE_ARRAY)
+    @serves(api.ALLOCATE_ARRAY)
     async def post(self) -> None:
         """Allocate an array. Upload its data with PUT, or write it to its file from a program on the same machine."""
-        request = self.body(ArrayRequest)
+        request = await self.body(ArrayRequest)
         layout = array_file.check_bounds(request.shape, request.dtype, request.kind)
         store = (await self.runtime()).arrays
         info = self.visible_info(store, await store.allocate(layout, owner_of(self.user)))
@@ -149,7 +139,7 @@ class ArrayHandler(_ArrayBaseHandler):
                 await self._upload.abandon()
         self._start_stall_timer()
 
-    @serves(PUT_ARRAY)
+    @serves(api.PUT_ARRAY)
     async def put(self, array_id: str) -> None:
         """Upload the complete array as a safetensors file."""
         self._stop_stall_timer()
@@ -172,7 +162,7 @@ class ArrayHandler(_ArrayBaseHandler):
         if self._upload is not None:
             self.services.in_background(self._upload.abandon())
 
-    @serves(GET_ARRAY)
+    @serves(api.GET_ARRAY)
     async def get(self, array_id: str) -> None:
         """Download the array as a safetensors file or a range of it. With `Accept: application/json`, return its metadata."""
         runtime = await self.runtime()
@@ -240,7 +230,7 @@ class ArrayHandler(_ArrayBaseHandler):
         self.set_header("Content-Range", f"bytes {begin}-{end}/{size}")
         return begin, end
 
-    @serves(DELETE_ARRAY)
+    @serves(api.DELETE_ARRAY)
     async def delete(self, array_id: str) -> None:
         """Delete the array and return its metadata. Tasks that use it can continue."""
         runtime = await self.runtime()
@@ -252,7 +242,7 @@ class ArrayHandler(_ArrayBaseHandler):
 class ArrayReadyHandler(_ArrayBaseHandler):
     """Handler of `POST /arrays/{id}/ready`."""
 
-    @serves(MARK_ARRAY_READY)
+    @serves(api.MARK_ARRAY_READY)
     async def post(self, array_id: str) -> None:
         """Mark the array as complete after its file was written. It can then be used and no longer be changed."""
         store = (await self.runtime()).arrays

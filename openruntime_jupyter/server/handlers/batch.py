@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic_core import to_json
 
 from openruntime_jupyter.runtime.tasks.batch import cooperatively
+from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.batch import (
     BatchItem,
     BatchProblem,
@@ -16,7 +17,6 @@ from openruntime_jupyter.schemas.batch import (
     ResultPayload,
     ResultsRequest,
 )
-from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, SUBMIT_BATCH
 from openruntime_jupyter.schemas.problems import Detail
 from openruntime_jupyter.schemas.tasks import Ended, Task
 from openruntime_jupyter.server.http.base import Handler, serves
@@ -28,39 +28,45 @@ if TYPE_CHECKING:
     from openruntime_jupyter.runtime.tasks.batch import Answer
 
 MOST_BYTES = 4_000_000
-"""Size in bytes after which a response with results ends."""
+"""Size in bytes after which a response with results ends, or has no more details of invalid tasks."""
+LONGEST_PROBLEM = 500
+"""Maximum length in characters of a message without details."""
 
 
 class BatchHandler(Handler):
     """Handler of `/tasks/batch`."""
 
-    @serves(SUBMIT_BATCH)
+    @serves(api.SUBMIT_BATCH)
     async def post(self) -> None:
         """Submit many tasks.
 
         The response has an outcome for each task, in order. Invalid tasks do not affect the others. Accepted tasks are written to
         disk in one transaction before the response.
         """
-        batch = self.body(BatchRequest)
+        batch = await self.body(BatchRequest)
         key = read_key(self.request.headers.get("Idempotency-Key"))
         runtime = await self.runtime()
-        answers = await runtime.batches.submit(batch.tasks, await self.caller(), key, durable=batch.durable)
+        answers = await runtime.batches.submit(batch.tasks, await self.caller(), key, durable=batch.durable, large=self.is_large)
         # Yields to the event loop in between, because encoding thousands of tasks at once would block it noticeably.
-        items = [to_json(_item(answer), inf_nan_mode="null") async for answer in cooperatively(answers)]
+        items: list[bytes] = []
+        size = 0
+        async for answer in cooperatively(answers):
+            items.append(to_json(_item(answer, brief=size > MOST_BYTES), inf_nan_mode="null"))
+            size += len(items[-1]) if not isinstance(answer, Task) else 0
         self.send(b'{"tasks":[%b]}' % b",".join(items), 202)
 
 
 class ResultsHandler(Handler):
     """Handler of `/tasks/batch/results`."""
 
-    @serves(COLLECT_RESULTS)
+    @serves(api.COLLECT_RESULTS)
     async def post(self) -> None:
         """Collect the results of many tasks.
 
         Returns the finished tasks when at least `at_least` of them have finished or after `wait` seconds. The request changes nothing.
         It is a POST because a URL is too short for thousands of ids.
         """
-        request = self.body(ResultsRequest)
+        request = await self.body(ResultsRequest)
         runtime = await self.runtime()
         ended = await self.while_connected(runtime.results.collect(request.tasks, request.at_least, request.wait))
         items: list[bytes] = []
@@ -86,10 +92,13 @@ def _result(ended: Ended) -> ResultItem:
     return ResultItem.model_construct(task_id=ended.task_id, task=ended.task, payload=payload)
 
 
-def _item(answer: Answer) -> BatchItem:
+def _item(answer: Answer, *, brief: bool) -> BatchItem:
     if isinstance(answer, Task):
         return BatchItem.model_construct(task=answer)
-    return BatchItem.model_construct(error=_problem(answer))
+    problem = _problem(answer)
+    if brief:
+        problem = BatchProblem(code=problem.code, message=problem.message[:LONGEST_PROBLEM], retry_after=problem.retry_after)
+    return BatchItem.model_construct(error=problem)
 
 
 def _problem(error: OpenRuntimeError) -> BatchProblem:

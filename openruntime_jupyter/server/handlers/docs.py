@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from openruntime_jupyter.operations.registry import operations
-from openruntime_jupyter.schemas.endpoints import GET_DOCS, GET_OPENAPI, JSON
+from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.server.auth.identity import StandaloneIdentity
 from openruntime_jupyter.server.http.base import Handler, protected, serves
 
@@ -60,10 +60,10 @@ class AboutHandler(Handler):
 class OpenApiHandler(AboutHandler):
     """Handler of `GET /openapi.json`."""
 
-    @serves(GET_OPENAPI)
+    @serves(api.GET_OPENAPI)
     async def get(self) -> None:
         """Return this description as an OpenAPI document."""
-        self.finish(to_json(self.document()), set_content_type=JSON)
+        self.finish(to_json(self.document()), set_content_type=api.JSON)
 
 
 class DocsHandler(AboutHandler):
@@ -74,7 +74,7 @@ class DocsHandler(AboutHandler):
         """Jupyter's restrictive policy for APIs, extended by what Swagger UI needs from this server."""
         return f"{super().content_security_policy}; {POLICY}"
 
-    @serves(GET_DOCS)
+    @serves(api.GET_DOCS)
     async def get(self) -> None:
         """Return an HTML page on which the API can be read and tried."""
         # Reading the token also sets its cookie, with which the page's requests are compared.

@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from openruntime_jupyter.engines.protocol import WorkerState, held
+from openruntime_jupyter.engines.protocol import WorkerState, total_resident
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Histogram
 from openruntime_jupyter.runtime.runtime import Runtime
@@ -85,7 +85,7 @@ class RuntimeCollector(Collector):
         for state in get_args(WorkerState):
             by_state.add_metric((state,), numbers[state])
         yield by_state
-        if (resident := held(workers)) is not None:
+        if (resident := total_resident(workers)) is not None:
             yield _gauge("openruntime_worker_memory_bytes", "Resident memory of all workers.", resident)
         deaths = CounterMetricFamily(
             "openruntime_worker_deaths", "Number of tasks that failed because their worker died or exceeded its memory limit."

@@ -6,21 +6,7 @@ from tornado import web
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.operations.registry import describe_operations
-from openruntime_jupyter.schemas.endpoints import (
-    ENVELOPE,
-    FREE_SESSION,
-    GET_HEALTH,
-    GET_METRICS,
-    GET_METRICS_HISTORY,
-    GET_SERVICE,
-    JSON,
-    LIST_DEVICES,
-    LIST_OPERATIONS,
-    LIST_SESSIONS,
-    LIST_WORKERS,
-    RESTART_SESSION,
-    VERSIONS,
-)
+from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.queries import HistoryQuery
 from openruntime_jupyter.server.http.base import Handler, protected, serves
 from openruntime_jupyter.server.http.requests import preferred
@@ -29,7 +15,7 @@ from openruntime_jupyter.server.http.requests import preferred
 class RootHandler(Handler):
     """Handler of `GET /`."""
 
-    @serves(GET_SERVICE)
+    @serves(api.GET_SERVICE)
     async def get(self) -> None:
         """Return the name and version of the service."""
         self.reply({"name": "OpenRuntime", "version": __version__, "status": "running"})
@@ -38,7 +24,7 @@ class RootHandler(Handler):
 class HealthHandler(Handler):
     """Handler of `GET /health`."""
 
-    @serves(GET_HEALTH)
+    @serves(api.GET_HEALTH)
     async def get(self) -> None:
         """Return the health of the server, and its problems with suggested fixes."""
         runtime = await self.runtime()
@@ -48,7 +34,7 @@ class HealthHandler(Handler):
 class DevicesHandler(Handler):
     """Handler of `GET /devices`."""
 
-    @serves(LIST_DEVICES)
+    @serves(api.LIST_DEVICES)
     async def get(self) -> None:
         """List the compute devices of MLX."""
         runtime = await self.runtime()
@@ -58,7 +44,7 @@ class DevicesHandler(Handler):
 class WorkersHandler(Handler):
     """Handler of `GET /workers`."""
 
-    @serves(LIST_WORKERS)
+    @serves(api.LIST_WORKERS)
     async def get(self) -> None:
         """List the worker processes with their statistics."""
         runtime = await self.runtime()
@@ -68,9 +54,9 @@ class WorkersHandler(Handler):
 class OperationsHandler(Handler):
     """Handler of `GET /operations`."""
 
-    @serves(LIST_OPERATIONS)
+    @serves(api.LIST_OPERATIONS)
     async def get(self) -> None:
-        """List the operations with the JSON schemas of their parameters."""
+        """List the operations with the api.JSON schemas of their parameters."""
         await self.runtime()
         self.reply({"operations": describe_operations()})
 
@@ -89,12 +75,12 @@ class NotFoundHandler(Handler):
 class MetricsHandler(Handler):
     """Handler of `GET /metrics`."""
 
-    @serves(GET_METRICS)
+    @serves(api.GET_METRICS)
     async def get(self) -> None:
-        """Return the current metrics: as JSON, or in Prometheus format if the client prefers `text/plain` or OpenMetrics."""
+        """Return the current metrics: as api.JSON, or in Prometheus format if the client prefers `text/plain` or OpenMetrics."""
         runtime = await self.runtime()
-        media_type = preferred(self.request.headers.get("Accept"), (JSON, ENVELOPE, *VERSIONS))
-        if media_type in VERSIONS:
+        media_type = preferred(self.request.headers.get("Accept"), (api.JSON, api.ENVELOPE, *api.VERSIONS))
+        if media_type in api.VERSIONS:
             from openruntime_jupyter.server.handlers.prometheus import exposition
 
             text, content_type = exposition(runtime, media_type)
@@ -107,7 +93,7 @@ class MetricsHandler(Handler):
 class MetricsHistoryHandler(Handler):
     """Handler of `GET /metrics/history`."""
 
-    @serves(GET_METRICS_HISTORY)
+    @serves(api.GET_METRICS_HISTORY)
     async def get(self) -> None:
         """Return the metrics of the last minutes, hours or days as columns of equal length."""
         query = self.query(HistoryQuery)
@@ -118,7 +104,7 @@ class MetricsHistoryHandler(Handler):
 class SessionsHandler(Handler):
     """Handler of `GET /sessions`."""
 
-    @serves(LIST_SESSIONS)
+    @serves(api.LIST_SESSIONS)
     async def get(self) -> None:
         """List the sessions with their memory."""
         runtime = await self.runtime()
@@ -128,7 +114,7 @@ class SessionsHandler(Handler):
 class SessionHandler(Handler):
     """Handler of `DELETE /sessions/{id}`."""
 
-    @serves(FREE_SESSION)
+    @serves(api.FREE_SESSION)
     async def delete(self, session_id: str) -> None:
         """End a session and its running task. Its memory is freed and its variables are lost."""
         runtime = await self.runtime()
@@ -138,7 +124,7 @@ class SessionHandler(Handler):
 class SessionRestartHandler(Handler):
     """Handler of `POST /sessions/{id}/restart`."""
 
-    @serves(RESTART_SESSION)
+    @serves(api.RESTART_SESSION)
     async def post(self, session_id: str) -> None:
         """Restart the worker of a session and end its running task. The next task starts with an empty namespace."""
         runtime = await self.runtime()

@@ -35,19 +35,7 @@ class TasksHandler(WaitingMixin):
         """List tasks page by page with filters: newest first, or pending tasks in the order in which they will run."""
         query = self.query(TasksQuery)
         runtime = await self.runtime()
-        self.reply(
-            await runtime.list_tasks(
-                query.limit,
-                query.before,
-                query.offset,
-                query.state,
-                query.operation,
-                query.owner,
-                query.order,
-                query.notebook,
-                query.name,
-            )
-        )
+        self.reply(await runtime.list_tasks(query))
 
     @serves(SUBMIT_TASK)
     async def post(self) -> None:
@@ -57,14 +45,14 @@ class TasksHandler(WaitingMixin):
         `"wait": false` in the body, or the header `Prefer`, the task is asynchronous: it is on disk before the response, and continues
         if the client disconnects or the server restarts.
         """
-        request = self.body(TaskRequest)
+        request = await self.body(TaskRequest)
         key = read_key(self.request.headers.get("Idempotency-Key"))
         preference = read_preference(self.request.headers.get_list("Prefer"))
         runtime = await self.runtime()
         caller = await self.caller(request.operation)
         if preference.applied is not None:
             request = request.model_copy(update={"wait": False})
-        task_id = await runtime.submission.submit(request, caller, key)
+        task_id = await runtime.submission.submit(request, caller, key, large=self.is_large)
         # Parameters are omitted: the client has them, and they may be large.
         if request.wait:
             self.reply(await self.while_wanted(runtime, task_id, runtime.tasks.wait(task_id, parameters=False)))
@@ -84,11 +72,11 @@ class FollowedTaskHandler(Handler):
         The response is that of `GET /tasks/{id}/output` with `record=true`, which returns later output. For a short task, this saves a
         request. `wait` in the body is ignored.
         """
-        request = self.body(TaskRequest).model_copy(update={"wait": False})
+        request = (await self.body(TaskRequest)).model_copy(update={"wait": False})
         query = self.query(WaitQuery)
         key = read_key(self.request.headers.get("Idempotency-Key"))
         runtime = await self.runtime()
-        task_id = await runtime.submission.submit(request, await self.caller(request.operation), key)
+        task_id = await runtime.submission.submit(request, await self.caller(request.operation), key, large=self.is_large)
         output = await self.while_connected(runtime.tasks.output(task_id, 0, query.wait, record=True))
         self.reply(output, 202, {"Location": url_path_join(self.services.options.url_path, "tasks", task_id)})
 
@@ -101,7 +89,7 @@ class EnhancedTasksHandler(Handler):
         """List tasks with performance metrics, newest first."""
         query = self.query(PageQuery)
         runtime = await self.runtime()
-        self.reply(await runtime.list_tasks(query.limit, query.before, query.offset))
+        self.reply(await runtime.list_tasks(TasksQuery(**query.model_dump())))
 
 
 class TaskHandler(Handler):
@@ -123,7 +111,7 @@ class TaskHandler(Handler):
     @serves(CHANGE_TASK)
     async def patch(self, task_id: str) -> None:
         """Change the priority of a pending task."""
-        change = self.body(TaskChange)
+        change = await self.body(TaskChange)
         runtime = await self.runtime()
         self.reply(await runtime.reprioritise(task_id, change.priority))
 

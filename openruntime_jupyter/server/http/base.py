@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jupyter_server.auth.authorizer import Authorizer
@@ -19,6 +19,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed
+from openruntime_jupyter.runtime.large import LARGE, in_thread
 from openruntime_jupyter.schemas.ai import AiTask
 from openruntime_jupyter.schemas.endpoints import ENVELOPE, Endpoint
 from openruntime_jupyter.schemas.tasks import Task
@@ -176,11 +177,11 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
 
     async def caller(self, operation: str | None = None) -> Caller:
         """Return the runtime's `Caller` for a request of one operation, or of any operation."""
-        from openruntime_jupyter.runtime.tasks.submission import Caller, minds_execute
+        from openruntime_jupyter.runtime.tasks.submission import Caller, needs_execute
 
         trusted = not isinstance(self.user, LocalUser)
         # Only if necessary: the authorizer may query a remote service.
-        needs_permission = trusted and (operation is None or minds_execute(operation))
+        needs_permission = trusted and (operation is None or needs_execute(operation))
         may_execute = needs_permission and await self.allowed("execute", "kernels")
         # Without peer credentials, the client may be any user of the machine.
         may_spend = trusted or isinstance(self.user, OwnUser)
@@ -295,10 +296,16 @@ class Handler(BaseHandler, APIHandler):
         if not isinstance(self.user, LocalUser):
             super().check_xsrf_cookie()
 
-    def body(self, model: type[Model]) -> Model:
-        """Return the body as a `model`; raises `MalformedRequest` or `InvalidRequest`."""
+    @property
+    def is_large(self) -> bool:
+        """True if the body is large; see `runtime/large.py`."""
+        return len(self._body) > LARGE
+
+    async def body(self, model: type[Model]) -> Model:
+        """Return the body as a `model`; raises `MalformedRequest`, `BodyTooLarge` or `InvalidRequest`."""
         headers = self.request.headers
-        return read_json(model, self._body, headers.get("Content-Type"), headers.get("Content-Encoding"))
+        read = partial(read_json, model, self._body, headers.get("Content-Type"), headers.get("Content-Encoding"))
+        return await in_thread(read) if self.is_large else read()
 
     def reply(self, data: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         """Send `data` (a wire type, or a dict of them) as JSON, in the envelope if the client accepts it."""

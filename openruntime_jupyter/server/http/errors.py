@@ -29,6 +29,9 @@ ADVICE = {
 
 XSRF = "Send the value of the cookie _xsrf as the header X-XSRFToken, or the server's token as `Authorization: token <token>`"
 
+LONGEST_ERROR = 10_000
+"""Maximum length of a message in characters. Some messages quote values of the request."""
+
 log = logging.getLogger(__name__)
 
 
@@ -72,7 +75,7 @@ def _expected(error: errors.OpenRuntimeError) -> Problem:
         # Whole seconds, and at least 1, because clients would retry in a busy loop with 0.
         headers["Retry-After"] = str(max(1, round(error.retry_after or 5)))
     details = error.details or None if isinstance(error, errors.InvalidRequest) else None
-    return Problem(status, str(error), details, headers)
+    return Problem(status, str(error)[:LONGEST_ERROR], details, headers)
 
 
 def _from_tornado(error: web.HTTPError) -> Problem:

@@ -9,20 +9,27 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic_core import from_json
 
-from openruntime_jupyter.errors import InvalidRequest, MalformedRequest
-from openruntime_jupyter.operations.base import invalid
+from openruntime_jupyter.errors import BodyTooLarge, InvalidRequest, MalformedRequest
+from openruntime_jupyter.operations.base import validated
+from openruntime_jupyter.runtime.large import LARGE
 from openruntime_jupyter.schemas.queries import LONGEST_WAIT
 
 LONGEST_KEY = 255
 
 Model = TypeVar("Model", bound=BaseModel)
 
+MOST_VALUES = 150_000
+"""Maximum number of values in a JSON body: parsing or validating more of them would hold the interpreter's lock for over 50 ms."""
+ESCAPES = 20
+"""Number of escapes in strings that take as long to parse as a value."""
+PIECE = 65_536
+
 # Only a number that contains one of these can exceed a float. A regular expression would take longer than parsing.
 _ALIKE = bytes.maketrans(b"023456789E", b"111111111e")
-_HUGE = (b"1e111", b"1e+111", 309 * b"1")
+_HUGE = (b"1e111", b"1e+111", 200 * b"1")
 _PREFERENCE = re.compile(r"""\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*(?:=\s*(?:"([^"]*)"|([^\s;,"]*))\s*)?(?:;[^,]*)?(?:,|$)""")
 
 
@@ -45,28 +52,55 @@ NO_PREFERENCE = Preference()
 
 
 def read_json(model: type[Model], body: bytes | bytearray, content_type: str | None, encoding: str | None = None) -> Model:
-    """Return `body` as a `model`.
+    """Return `body` as a `model`. Call it in the thread of `runtime/large.py` for a large body.
 
-    Raises `MalformedRequest` for invalid JSON, and `InvalidRequest` with all invalid fields for JSON that does not match the model.
-    Only `application/json` is accepted, because pages of other origins cannot send it without a preflight request. If a key is
-    repeated, the last value counts.
+    Raises `MalformedRequest` for invalid JSON, `BodyTooLarge` for too many values, and `InvalidRequest` with the invalid fields for JSON
+    that does not match the model. Only `application/json` is accepted, because pages of other origins cannot send it without a preflight
+    request. If a key is repeated, the last value counts.
     """
     media_type = (content_type or "").split(";")[0].strip().lower()
     if media_type != "application/json":
         raise MalformedRequest(f"The body's content type is {media_type or 'missing'}: send JSON, with `Content-Type: application/json`")
     if (encoding or "identity").strip().lower() != "identity":
         raise MalformedRequest(f"The body is compressed ({encoding}): send it uncompressed")
+    large = len(body) > LARGE
+    if large and (count := _count_values(body)) > MOST_VALUES:
+        raise BodyTooLarge(
+            f"The body has about {count:,} JSON values, and the most is {MOST_VALUES:,}: upload large arrays with PUT /arrays/ID, "
+            "or send fewer tasks in one request"
+        )
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as problem:
         raise MalformedRequest(f"The body is not valid JSON: {problem}") from None
-    alike = body.translate(_ALIKE)
-    if any(huge in alike for huge in _HUGE) and any(number in (math.inf, -math.inf) for number in _numbers(value)):
+    if (large or _may_be_infinite(body)) and any(number in (math.inf, -math.inf) for number in _numbers(value)):
         raise MalformedRequest("The body contains a number that is too large for a 64-bit float")
-    try:
-        return model.model_validate(value)
-    except ValidationError as problem:
-        raise invalid(problem, known=model.model_fields) from None
+    return validated(model, value)
+
+
+def _may_be_infinite(body: bytes | bytearray) -> bool:
+    alike = body.translate(_ALIKE)
+    return any(huge in alike for huge in _HUGE)
+
+
+def _count_values(body: bytes | bytearray) -> int:
+    """Return the number of commas and opening brackets outside of strings, plus an equivalent for escapes in strings."""
+    count = escapes = start = 0
+    in_string = False
+    while start < len(body):
+        end = min(start + PIECE, len(body))
+        while end < len(body) and body[end - 1] == ord("\\"):  # keep an escape in one piece
+            end += 1
+        piece = body[start:end]
+        start = end
+        if b"\\" in piece:
+            escapes += piece.count(b"\\")
+            piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.split(b'"')
+        outside = b"".join(parts[in_string::2])
+        count += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        in_string ^= len(parts) % 2 == 0
+    return count + escapes // ESCAPES
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -91,10 +125,7 @@ def read_query(model: type[Model], given: dict[str, list[str]]) -> Model:
     for name in model.model_fields:
         if given.get(name):
             values[name] = given[name] if name == "state" else given[name][-1]
-    try:
-        return model.model_validate(values)
-    except ValidationError as problem:
-        raise invalid(problem, known=model.model_fields) from None
+    return validated(model, values)
 
 
 def read_preference(headers: Sequence[str]) -> Preference:

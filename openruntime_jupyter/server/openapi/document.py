@@ -18,8 +18,7 @@ from openruntime_jupyter.schemas import insights
 from openruntime_jupyter.schemas.batch import BatchAnswer, ResultsAnswer
 from openruntime_jupyter.schemas.endpoints import ENVELOPE, JSON, TAGS, Answer, Endpoint, Header
 from openruntime_jupyter.schemas.problems import ErrorEnvelope
-from openruntime_jupyter.schemas.sessions import Session
-from openruntime_jupyter.schemas.system import Health, ServiceInfo, SystemMetrics, Worker
+from openruntime_jupyter.schemas.system import Health, ServiceInfo, Session, SystemMetrics, Worker
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage
 from openruntime_jupyter.server.http.base import endpoint_of
 
@@ -273,75 +272,52 @@ def _security(verb: str, without_token: bool) -> list[Schema]:
     return [*ways, {}] if without_token else ways
 
 
+def _example(model: type[BaseModel], **fields: Any) -> Schema:
+    """Return an example of a model: these fields, and the defaults of the others."""
+    return model.model_validate(fields).model_dump(mode="json")
+
+
 NOW = "2026-01-01T12:00:02.000000Z"
-TASK: dict[str, Any] = {
-    "task_id": "task_01kdw8m3s0fs5g8c1v5x2k",
-    "status": "completed",
-    "operation": "matrix_multiply",
-    "name": None,
-    "owner": None,
-    "origin": "rest",
-    "notebook": "/home/jovyan/work/train.ipynb",
-    "priority": 5,
-    "device_preference": "auto",
-    "device_used": "device_0",
-    "session": None,
-    "session_name": None,
-    "timeout": None,
-    "retries": 0,
-    "attempt": 1,
-    "wait": True,
-    "memory_limit": None,
-    "timestamp": NOW,
-    "submitted_at": "2026-01-01T12:00:01.000000Z",
-    "started_at": "2026-01-01T12:00:01.002000Z",
-    "finished_at": NOW,
-    "execution_time": 0.998,
-    "position": None,
-    "estimated_start": None,
-    "waiting_for": None,
-    "progress": None,
-    "cancel_stage": None,
-    "result": {
-        "execution_time": 0.991,
-        "device_used": "device_0",
-        "output": {"gflops": 171.2, "iterations": 10},
-        "payload": None,
-        "arrays": [],
-    },
-    "error": None,
-    "failure": None,
-    "performance_metrics": {
+NOTEBOOK = "/home/jovyan/work/train.ipynb"
+TASK = _example(
+    Task,
+    task_id="task_01kdw8m3s0fs5g8c1v5x2k",
+    status="completed",
+    operation="matrix_multiply",
+    notebook=NOTEBOOK,
+    device_used="device_0",
+    attempt=1,
+    timestamp=NOW,
+    submitted_at="2026-01-01T12:00:01.000000Z",
+    started_at="2026-01-01T12:00:01.002000Z",
+    finished_at=NOW,
+    execution_time=0.998,
+    result={"execution_time": 0.991, "device_used": "device_0", "output": {"gflops": 171.2, "iterations": 10}},
+    performance_metrics={
         "execution_time_ms": 998.0,
         "memory_used_mb": 12.0,
         "gpu_utilization": 0.0,
         "peak_memory_mb": 141.6,
         "device_time_s": 0.998,
     },
-    "runtime": "rt_01kdw8hq5b7r3m9t0q6d1n",
-    "here": True,
-    "inputs": [],
-    "parameters": None,
-}
-SESSION: dict[str, Any] = {
-    "id": "session_01kdw8m3rzfs5g8c1v5x",
-    "name": "train",
-    "state": "busy",
-    "owner": None,
-    "notebook": "/home/jovyan/work/train.ipynb",
-    "kernel": "6f0d3b0e5f0b4f2c9a8d7e6c5b4a3f21",
-    "interpreter": "/usr/bin/python3",
-    "directory": "/home/jovyan/work",
-    "worker": "worker_2",
-    "resident_bytes": 151_000_000,
-    "task_id": TASK["task_id"],
-    "tasks": 12,
-    "created_at": "2026-01-01T11:30:00.000000Z",
-    "used_at": NOW,
-    "expires_at": None,
-    "ended_at": None,
-    "reason": None,
-}
+    runtime="rt_01kdw8hq5b7r3m9t0q6d1n",
+)
+SESSION = _example(
+    Session,
+    id="session_01kdw8m3rzfs5g8c1v5x",
+    name="train",
+    state="busy",
+    notebook=NOTEBOOK,
+    kernel="6f0d3b0e5f0b4f2c9a8d7e6c5b4a3f21",
+    interpreter="/usr/bin/python3",
+    directory="/home/jovyan/work",
+    worker="worker_2",
+    resident_bytes=151_000_000,
+    task_id=TASK["task_id"],
+    tasks=12,
+    created_at="2026-01-01T11:30:00.000000Z",
+    used_at=NOW,
+)
 METRICS: dict[str, Any] = {
     "gpu_utilization": 0.0,
     "memory_usage": 32.1,
@@ -418,57 +394,34 @@ EXAMPLES: dict[type[BaseModel], list[Any]] = {
     Task: [TASK],
     TaskPage: [{"tasks": [TASK], "total_count": 1250, "next_before": TASK["task_id"], "timestamp": NOW}],
     TaskOutput: [
-        {
-            "task_id": TASK["task_id"],
-            "items": [
-                {
-                    "output_type": "stream",
-                    "name": "stdout",
-                    "text": "42\n",
-                    "data": None,
-                    "metadata": None,
-                    "display_id": None,
-                    "wait": None,
-                }
-            ],
-            "next": 1,
-            "truncated": False,
-            "finished": True,
-            "task": None,
-        }
+        _example(
+            TaskOutput,
+            task_id=TASK["task_id"],
+            items=[{"output_type": "stream", "name": "stdout", "text": "42\n"}],
+            next=1,
+            finished=True,
+        )
     ],
     Worker: [
-        {
-            "id": "worker_2",
-            "device": "device_0",
-            "state": "busy",
-            "interpreter": "/usr/bin/python3",
-            "started_at": NOW,
-            "task_id": TASK["task_id"],
-            "model": None,
-            "session": SESSION["id"],
-            "session_name": SESSION["name"],
-            "tasks": 12,
-            "device_time_s": 7.25,
-            "resident_bytes": 151_000_000,
-            "resident_peak_bytes": 312_000_000,
-            "mlx_peak_bytes": 96_000_000,
-            "gpu_utilization": None,
-        }
+        _example(
+            Worker,
+            id="worker_2",
+            device="device_0",
+            state="busy",
+            interpreter="/usr/bin/python3",
+            started_at=NOW,
+            task_id=TASK["task_id"],
+            session=SESSION["id"],
+            session_name=SESSION["name"],
+            tasks=12,
+            device_time_s=7.25,
+            resident_bytes=151_000_000,
+            resident_peak_bytes=312_000_000,
+            mlx_peak_bytes=96_000_000,
+        )
     ],
     Session: [SESSION],
     SystemMetrics: [{**METRICS, "uptime": "2h 15m", "timestamp": NOW}],
     insights.Insights: [INSIGHTS],
-    Health: [
-        {
-            "status": "healthy",
-            "timestamp": NOW,
-            "service": "OpenRuntime",
-            "version": "2.0.0",
-            "devices": 1,
-            "metrics": METRICS,
-            "problems": [],
-            "runtime": TASK["runtime"],
-        }
-    ],
+    Health: [_example(Health, status="healthy", timestamp=NOW, version="2.0.0", devices=1, metrics=METRICS, runtime=TASK["runtime"])],
 }

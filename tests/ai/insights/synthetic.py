@@ -19,7 +19,8 @@ from openruntime_jupyter.schemas.base import epoch, iso
 from openruntime_jupyter.schemas.insights import MetricType
 from openruntime_jupyter.schemas.system import TIMEFRAMES, Device, Timeframe
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, PerformanceMetrics, Task, TaskState
-from tests.runtime.history_support import make_task, moved, opened, until
+from tests.runtime.history_support import make_task, moved, opened
+from tests.runtimes import until
 
 DAY = 86_400.0
 SAMPLES: dict[Timeframe, float] = {"5m": 10.0, "15m": 10.0, "1h": 10.0, "6h": 30.0, "24h": 60.0, "7d": 300.0}

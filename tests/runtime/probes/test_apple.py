@@ -7,9 +7,8 @@ from typing import Any
 import psutil
 import pytest
 
-from openruntime_jupyter.runtime.metrics.gpu import apple
+from openruntime_jupyter.runtime.metrics.gpu import Gpu, GpuReadings, ProbeUnavailable, apple
 from openruntime_jupyter.runtime.metrics.gpu.apple import AppleProbe, Registry
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings, ProbeUnavailable
 from tests.runtime.probes.fake_iokit import RECORDED, TOO_LARGE, Mac
 
 GPU = Gpu("device_0", 0, "Apple M3 Pro", ("metal", "mlx", "unified_memory"))
@@ -27,9 +26,6 @@ def probe_of(mac: Mac) -> AppleProbe:
 
 def figures_of(*statistics: Any) -> GpuReadings:
     return probe_of(Mac(*map(accelerator, statistics))).read()["device_0"]
-
-
-# Metrics
 
 
 @pytest.mark.parametrize(("chip", "percent", "used"), [("M3 Pro", 16.0, 568164352), ("M1 Pro", 34.0, 7688503296)])
@@ -72,9 +68,6 @@ def test_unresponsive_registry_is_unavailable_and_leaks_nothing(trouble: dict[st
     assert not mac.leaked
 
 
-# Reference counts
-
-
 def test_many_samples_leak_no_references() -> None:
     mac = Mac(accelerator(RECORDED["M3 Pro"]), {}, accelerator("no dictionary"), accelerator(RECORDED["M1 Pro"]))
     probe = probe_of(mac)
@@ -95,9 +88,6 @@ def test_registry_that_stops_responding_raises_os_error() -> None:
         probe.read()
     mac.status = 0
     assert probe.read()["device_0"].utilization == 16.0
-
-
-# Real frameworks
 
 
 def test_nothing_is_loaded_except_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:

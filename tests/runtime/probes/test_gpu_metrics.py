@@ -16,18 +16,20 @@ from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import DeviceReport, Job, Observer, Outcome
 from openruntime_jupyter.memory import Machine, Memory
 from openruntime_jupyter.runtime.metrics import sampler as sampler_module
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings
+from openruntime_jupyter.runtime.metrics.gpu import Gpu, GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Sample, Sampler
 from openruntime_jupyter.runtime.queue.lane import Admission, Lane
 from openruntime_jupyter.runtime.runtime import Runtime, view_device
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Task
 from tests.runtime.probes.fake_nvml import GIB, Fails, FakeGpu, FakeNvml
-from tests.runtimes import cell, ended, pickled, submit, until
+from tests.runtimes import cell, completed, ended, pickled, submit, until, waits_for
 from tests.support import wait_until
 from tests.work import spin
 
 NAME = "NVIDIA GeForce RTX 4090"
+LONG = 0.8
+"""Seconds of a task that is long enough to be measured."""
 
 
 class WithGpus(LocalEngine):
@@ -60,11 +62,17 @@ async def runtime_with_gpus(folder: Path, gpus: int = 1, **settings: Any) -> Asy
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    monkeypatch.setattr(sampler_module, "SETTLE_SECONDS", 0.3)
     module = FakeNvml(FakeGpu(), FakeGpu(uuid="GPU-2", utilization=13))
     monkeypatch.setitem(sys.modules, "pynvml", module)
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.delenv(name, raising=False)
     return module
+
+
+def spinning(seconds: float) -> dict[str, Any]:
+    """Return the parameters of a call that computes for so long, in a process that other calls share."""
+    return {**pickled(spin, seconds), "burst": "one"}
 
 
 def busy_percent(task: Task) -> float | None:
@@ -89,20 +97,14 @@ async def test_devices_and_metrics_show_driver_values(tmp_path: Path, nvml: Fake
 
 async def test_task_alone_on_gpu_gets_its_utilization(tmp_path: Path, nvml: FakeNvml) -> None:
     async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
-        long = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6)))
+        long = await ended(runtime, await submit(runtime, "call", spinning(LONG)))
         assert busy_percent(long) == 87.0
-        assert 1.6 <= (long.performance_metrics.device_time_s or 0) < 10
-        short = await ended(runtime, await submit(runtime, "call", pickled(spin, 0.05)))
+        assert LONG <= (long.performance_metrics.device_time_s or 0) < 10
+        short = await ended(runtime, await submit(runtime, "call", spinning(0.05)))
         assert busy_percent(short) is None, "no sample covers its run alone"
-        beside = await ended(runtime, await submit(runtime, "call", pickled(spin, 1.6), device_preference="cpu"))
+        beside = await ended(runtime, await submit(runtime, "call", spinning(LONG), device_preference="cpu"))
         assert busy_percent(beside) is None, "it ran on the CPU"
         assert not runtime.metrics_service._sampler._due(), "metrics are not watched and the GPU is idle"
-
-
-async def test_tasks_that_share_a_gpu_get_no_utilization(tmp_path: Path, nvml: FakeNvml) -> None:
-    async with runtime_with_gpus(tmp_path, sample_interval=0.1, gpu_slots=2) as runtime:
-        both = [await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}) for _ in range(2)]
-        assert [busy_percent(await ended(runtime, one)) for one in both] == [None, None]
 
 
 async def test_device_time_counts_every_attempt(tmp_path: Path, nvml: FakeNvml) -> None:
@@ -128,19 +130,19 @@ async def test_unreadable_gpu_is_null_with_advice(tmp_path: Path, monkeypatch: p
         assert not {"utilization", "temperature_celsius", "power_watts"} & set(gpu.model_dump())
 
 
-def test_lost_gpu_becomes_null(nvml: FakeNvml) -> None:
-    gpu = Gpu("device_0", 0, NAME, ("cuda",))
+def test_lost_gpu_becomes_null_and_others_stay(nvml: FakeNvml) -> None:
+    gpus = [Gpu(f"device_{index}", index, NAME, ("cuda",)) for index in range(2)]
     sampler = Sampler(Machine(), 0.02, 600.0, lambda: None)
     sampler.start()
     try:
         assert sampler.latest.gpus == {}, "a slow driver must not delay the start"
-        sampler.set_gpus([gpu])
+        sampler.set_gpus(gpus)
         sampler.watch(True)
         wait_until(lambda: sampler.latest.gpus.get("device_0"), what="the first figures")
         assert sampler.latest.gpus["device_0"].utilization == 87.0
-        for card in nvml.gpus:
-            card.lose()
+        nvml.gpus[0].lose()
         wait_until(lambda: sampler.latest.gpus["device_0"].utilization is None, what="the loss")
+        assert sampler.latest.gpus["device_1"].utilization == 13.0
         assert sampler.latest.memory_usage is not None
     finally:
         sampler.stop(5.0)
@@ -207,25 +209,19 @@ async def test_task_waits_for_gpu_memory_of_other_programs(tmp_path: Path, nvml:
         await until(lambda: runtime.metrics_service._sampler.latest.gpus, 10, "the first figures")
         size = int((10 * GIB / 4 / 3) ** 0.5)  # three float32 matrices
         waiting = await submit(runtime, "matrix_multiply", {"size": size, "iterations": 1}, wait=False)
-
-        async def told() -> bool:
-            return "are free" in ((await runtime.tasks.get(waiting)).waiting_for or "")
-
-        await until(told, 10, "what it waits for")
-        assert "4.29 GB are free" in ((await runtime.tasks.get(waiting)).waiting_for or "")
+        await waits_for(runtime, waiting, "4.29 GB are free")
         await runtime.cancel(waiting)
         nvml.gpus[0].used = 6 * GIB
-        small = await ended(runtime, await submit(runtime, "matrix_multiply", {"size": 64, "iterations": 1}))
-        assert small.status == "completed"
+        await completed(runtime, await submit(runtime, "matrix_multiply", {"size": 64, "iterations": 1}))
 
 
 async def test_worker_reports_include_their_tasks(tmp_path: Path, nvml: FakeNvml) -> None:
     async with runtime_with_gpus(tmp_path, sample_interval=0.1) as runtime:
-        await ended(runtime, await submit(runtime, "call", {**pickled(spin, 1.6), "burst": "one"}))
-        await ended(runtime, await submit(runtime, "call", {**pickled(spin, 0.05), "burst": "one"}))
+        await ended(runtime, await submit(runtime, "call", spinning(LONG)))
+        await ended(runtime, await submit(runtime, "call", spinning(0.05)))
         (worker,) = [worker for worker in runtime.worker_stats.report() if worker.tasks]
         assert (worker.device, worker.state, worker.task_id, worker.tasks) == ("device_0", "idle", None, 2)
-        assert 1.65 <= worker.device_time_s < 10
+        assert LONG <= worker.device_time_s < 10
         assert worker.gpu_utilization == 87.0, "of the metered task"
         assert worker.resident_bytes
         assert worker.resident_peak_bytes

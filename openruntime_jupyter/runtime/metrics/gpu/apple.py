@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings, ProbeUnavailable, percent
+from openruntime_jupyter.runtime.metrics.gpu import Gpu, GpuReadings, ProbeUnavailable, percent
 
 SERVICE = "IOAccelerator"
 STATISTICS = "PerformanceStatistics"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openruntime_jupyter.runtime.metrics.gpu.base import Gpu, GpuReadings, ProbeUnavailable, percent
+from openruntime_jupyter.runtime.metrics.gpu import Gpu, GpuReadings, ProbeUnavailable, percent
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class NvidiaProbe:
 
     def _figures(self, device: _Device) -> GpuReadings:
         nvml = self._nvml
-        rates = self._try("utilisation", nvml.nvmlDeviceGetUtilizationRates, device.handle)
+        rates = self._try("utilization", nvml.nvmlDeviceGetUtilizationRates, device.handle)
         memory = self._try("memory", nvml.nvmlDeviceGetMemoryInfo, device.handle)
         # MIG devices share the chip's temperature. Its power is the sum over all parts and unknown for a single one.
         milliwatts = None if device.is_part else self._try("power", nvml.nvmlDeviceGetPowerUsage, device.handle)

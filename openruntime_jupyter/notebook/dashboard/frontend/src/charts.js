@@ -1,4 +1,4 @@
-// Charts of utilisation, memory and the queue, each with the current values or the values at the pointer.
+// Charts of utilization, memory and the queue, each with the current values or the values at the pointer.
 import uPlot from "uplot";
 import { make, show, write } from "./dom.js";
 import { clock, figure } from "./format.js";
@@ -6,7 +6,7 @@ import { draw, hue, theme, thin } from "./plot.js";
 
 const CHARTS = [
   {
-    title: "Utilisation",
+    title: "Utilization",
     unit: "percent",
     lines: [
       { name: "gpu_utilization", label: "GPU", colour: "brand" },

@@ -1,4 +1,4 @@
-// Device cards: description, utilisation, memory and queue.
+// Device cards: description, utilization, memory and queue.
 import { Children, make, show, write } from "./dom.js";
 import { bytes, percent } from "./format.js";
 
@@ -37,7 +37,7 @@ function card(device) {
   const kind = make("div", { class: "or-dim" });
   const state = make("span", { class: "or-state" });
   const advice = make("div", { class: "or-advice" });
-  const load = row("utilisation");
+  const load = row("utilization");
   const memory = row("memory");
   const slots = row("slots");
   const waiting = row("waiting");

@@ -9,7 +9,7 @@ import { asOf } from "./format.js";
 import { fromKernel, fromServer } from "./history.js";
 import { Insights } from "./insights.js";
 import { Models } from "./models.js";
-import { Runtime } from "./runtime.js";
+import { Runtime, runAgain } from "./runtime.js";
 import { Sessions } from "./sessions.js";
 import { Tasks } from "./tasks.js";
 import { called } from "./words.js";
@@ -164,7 +164,7 @@ class Page {
     this.received();
     const chart = this.model.get("chart");
     // A busy kernel still sends the previous timeframe.
-    if (chart?.numbers && (chart.timeframe === this.model.get("timeframe") || !this.charted)) this.plot(fromKernel(chart));
+    if (chart?.timeframe && (chart.timeframe === this.model.get("timeframe") || !this.charted)) this.plot(chart.numbers ? fromKernel(chart) : fromServer(chart));
   }
 
   plot(history) {
@@ -176,7 +176,7 @@ class Page {
   /** Fetch the charts from the server until the kernel sends the chosen timeframe. */
   async ask() {
     const timeframe = this.model.get("timeframe");
-    if (this.model.get("chart")?.timeframe === timeframe || !this.runtime.base) return;
+    if (this.model.get("chart")?.timeframe === timeframe || !this.runtime.isDirect) return;
     try {
       const history = await this.runtime.ask("GET", `metrics/history?timeframe=${timeframe}&points=300`);
       if (this.model.get("timeframe") === timeframe && this.model.get("chart")?.timeframe !== timeframe) this.plot(fromServer(history));
@@ -215,7 +215,7 @@ class Page {
     if (this.checking) return;
     this.checking = true;
     const { lastMessage } = this;
-    const silent = (await this.runtime.served()) ? "kernel gone" : "no answer";
+    const silent = !this.runtime.page && (await this.runtime.served()) ? "kernel gone" : "no answer";
     this.checking = false;
     if (this.lastMessage === lastMessage) this.silent = silent;
   }
@@ -224,14 +224,16 @@ class Page {
   connection() {
     const health = this.model.get("health");
     const connection = this.model.get("connection");
-    const gone = this.model.comm_live === false && "kernel gone";
+    // Without a runtime the kernel has nothing to send, so that its silence means nothing.
+    const silent = connection.live === false && this.silent === "kernel gone" ? null : this.silent;
+    const gone = this.model.comm_live === false ? "kernel gone" : silent;
     let text = "";
     let state = (this.reopened ? null : health.status) ?? "connecting";
     const time = this.stale && health.timestamp ? asOf(health.timestamp) : "";
     const shown = time && ` It shows the state ${time}.`;
     if (this.model.get("closed")) [state, text] = ["closed", `This dashboard was closed.${shown} Run its cell again to reopen it.`];
-    else if (gone || this.silent) {
-      state = gone || this.silent;
+    else if (gone) {
+      state = gone;
       text =
         state === "no answer"
           ? `This dashboard gets no response from Jupyter's server.${shown} Updates resume when the server responds.`
@@ -262,6 +264,8 @@ class Page {
     this.runtime.close();
   }
 }
+
+export { runAgain };
 
 export default {
   render({ model, el }) {

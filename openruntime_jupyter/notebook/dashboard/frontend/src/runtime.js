@@ -23,9 +23,30 @@ function jupyter() {
   return new URL(JSON.parse(document.getElementById("jupyter-config-data").textContent).baseUrl, location.href);
 }
 
+/** Return the headers of a request. JupyterHub accepts a cookie only with the XSRF token, also for GET. */
+function headers() {
+  const cookie = document.cookie.match(/(?:^|;\s*)_xsrf=([^;]+)/);
+  return { "Content-Type": "application/json", ...(cookie ? { "X-XSRFToken": decodeURIComponent(cookie[1]) } : {}) };
+}
+
+/** Submit the task `id` again with `request(method, path, body)`, and return the new task. */
+export async function runAgain(request, id, caller = { origin: "notebook" }) {
+  const before = await request("GET", `tasks/${encodeURIComponent(id)}`);
+  const body = { wait: false, ...caller };
+  for (const field of AGAIN) if (before[field] != null) body[field] = before[field];
+  try {
+    return await request("POST", "tasks", body);
+  } catch (problem) {
+    if (!problem.details?.length || !body.parameters?.arrays?.length) throw problem;
+    throw new RequestError("large input arrays are deleted when a task ends, so it cannot be run again from here: rerun its cell or call");
+  }
+}
+
 export class Runtime {
   constructor(model) {
     this.model = model;
+    /** A page with its own connection to the server has `request`. Then no kernel is needed. */
+    this.page = model.request ? (method, path, body) => model.request(method, path, body) : null;
     this.waiting = new Map();
     this.number = 0;
     this.base = null;
@@ -46,12 +67,12 @@ export class Runtime {
 
   /** Detect whether the page's server hosts `runtime`. If so, buttons work while the kernel is busy. */
   async look(runtime) {
-    if (!runtime || this.checkedRuntime === runtime) return;
+    if (this.page || !runtime || this.checkedRuntime === runtime) return;
     this.checkedRuntime = runtime;
     this.base = null;
     try {
       const base = new URL("openruntime/", jupyter());
-      const health = await (await fetch(new URL("health", base))).json();
+      const health = await (await fetch(new URL("health", base), { headers: headers() })).json();
       if (health.runtime === runtime) this.base = base;
     } catch {
       // VS Code, an exported page, or a server without the extension: use the kernel.
@@ -72,12 +93,16 @@ export class Runtime {
     );
   }
 
+  /** True if requests go to the server directly. */
+  get isDirect() {
+    return Boolean(this.page ?? this.base);
+  }
+
   async ask(method, path, body) {
-    const cookie = document.cookie.match(/(?:^|;\s*)_xsrf=([^;]+)/);
-    const headers = { "Content-Type": "application/json", ...(cookie ? { "X-XSRFToken": decodeURIComponent(cookie[1]) } : {}) };
+    if (this.page) return this.page(method, path, body);
     let answer;
     try {
-      answer = await fetch(new URL(path, this.base), { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+      answer = await fetch(new URL(path, this.base), { method, headers: headers(), body: body === undefined ? undefined : JSON.stringify(body) });
     } catch {
       throw new RequestError("no response from the server: try again when the dashboard is connected");
     }
@@ -93,7 +118,7 @@ export class Runtime {
 
   /** Run the action `name`. Rejects with a readable reason. */
   async act(name, args) {
-    return this.base ? this.direct(name, args) : this.throughKernel(name, args);
+    return this.isDirect ? this.direct(name, args) : this.throughKernel(name, args);
   }
 
   async direct(name, args) {
@@ -109,15 +134,7 @@ export class Runtime {
     if (name === "insights") return this.ask("POST", "ai/insights", args);
     if (name === "run") return this.ask("POST", "tasks", { ...args, ...this.caller, wait: false });
     if (name !== "again") throw new Error(`unknown action ${name}`);
-    const before = await this.ask("GET", task);
-    const request = { wait: false, ...this.caller };
-    for (const field of AGAIN) if (before[field] != null) request[field] = before[field];
-    try {
-      return await this.ask("POST", "tasks", request);
-    } catch (problem) {
-      if (!problem.details?.length || !request.parameters?.arrays?.length) throw problem;
-      throw new RequestError("large input arrays are deleted when a task ends, so it cannot be run again from here: rerun its cell or call");
-    }
+    return runAgain((...request) => this.ask(...request), args.id, this.caller);
   }
 
   throughKernel(name, args) {

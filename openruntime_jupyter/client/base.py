@@ -1,0 +1,457 @@
+"""Requests of a client: submit work, run it, call functions, look up tasks, sessions, models and metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from types import CodeType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from openruntime_jupyter.client.arrays import ArrayUploads
+from openruntime_jupyter.client.execution_environment import notebook, world
+from openruntime_jupyter.client.handles import (
+    PromptHandle,
+    TaskHandle,
+    after_cancel,
+    again,
+    handle_of,
+    prompt_request,
+    record,
+    refuse_deadlock,
+)
+from openruntime_jupyter.client.interruption import interruptible, kernel_stops_soon, shown_as_line
+from openruntime_jupyter.client.serialization import named, pack_call, pack_variables, sources_of
+from openruntime_jupyter.client.transport.protocol import Backend, new_key
+from openruntime_jupyter.client.transport.watch import Watch
+from openruntime_jupyter.client.unseen import UnseenTasks
+from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, SessionEnded, SessionNotFound, TaskNotFound
+from openruntime_jupyter.schemas import endpoints as api
+from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
+from openruntime_jupyter.schemas.insights import Insights, MetricType, WordingChoice
+from openruntime_jupyter.schemas.system import Device, Health, MetricsHistory, OperationInfo, Session, SystemMetrics, Timeframe, Worker
+from openruntime_jupyter.schemas.tasks import Origin, Task, TaskOrder, TaskOutput, TaskPage
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Submitted = TypeVar("Submitted", Task, TaskOutput)
+
+FIRST_WAIT = 15.0
+"""Seconds that `run` and `call` wait within the submission itself, which saves a request for most tasks."""
+BEGINNING = re.compile(r"(ai_)?task_[0-9a-z]{4,19}")
+"""Beginning of a task's id, long enough to search for it."""
+SEARCHED = 500
+"""Number of the newest tasks among which a beginning of an id is searched."""
+NOT_SUBMITTED = "interrupted before anything was submitted"
+UNCERTAIN = "interrupted during the submission: tasks() shows whether the task was submitted"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Submission options of a task."""
+
+    priority: int = 5
+    """1 to 10; 10 is the most urgent."""
+    device: str = "auto"
+    """`auto`, `gpu`, `cpu`, or the id of a device."""
+    timeout: float | None = None
+    """Run time limit in seconds; None for no limit."""
+    retries: int = 0
+    """Number of retries if the worker process dies. Exceptions raised by the task are not retried."""
+    name: str | None = None
+    """Display name."""
+    memory_limit: int | None = None
+    """Limit of the worker's resident memory in bytes; None for the runtime's default."""
+    session: str | None = None
+    """Name of this notebook's session in which cells and calls run; None for a separate process."""
+
+    def request(self) -> dict[str, Any]:
+        """Return the options as fields of a `TaskRequest`, without those at their defaults."""
+        fields = asdict(self)
+        return {_field(name): value for name, value in fields.items() if value is not None}
+
+
+class BaseClient:
+    """Options of a client, and its requests to a runtime. `Client` adds maps, executors, sessions and the asynchronous client."""
+
+    def __init__(
+        self, backend: Backend, options: Options | None = None, origin: Origin = "python", session_ids: dict[str, str] | None = None
+    ) -> None:
+        self.backend = backend
+        self.session_ids = {} if session_ids is None else session_ids
+        """Ids of the sessions in use, by name. After a session ends, its name alone would start an empty one."""
+        self.options = options or Options()
+        self.origin: Origin = origin
+
+    @property
+    def where(self) -> str:
+        """Return the runtime's URL, or `embedded` if this process hosts it."""
+        return self.backend.where
+
+    def with_options(self, **changes: Any) -> Self:
+        """Return a client of the same runtime with other options: `client.with_options(priority=9, device="gpu")`.
+
+        Raises `TypeError` for a name that is not a field of `Options`.
+        """
+        return type(self)(self.backend, replace(self.options, **changes), self.origin, self.session_ids)
+
+    def submit(self, operation: str, /, **parameters: Any) -> TaskHandle:
+        """Submit a task of `operation` and return immediately. On a server, the task outlives this process.
+
+        Raises `InvalidRequest` (also as `UnknownOperation`, `UnknownDevice`, `MemoryRefused`), `QueueFull`, `NotAllowed`.
+        """
+        with interruptible(UNCERTAIN), ArrayUploads(self.backend) as uploads:
+            return self._submit(operation, uploads.outside(parameters))
+
+    def run(self, operation: str, /, **parameters: Any) -> Any:
+        """Run a task of `operation` and return its output. Interrupting the call cancels the task.
+
+        Raises the errors of `submit` and `TaskHandle.result`.
+        """
+        with interruptible(NOT_SUBMITTED), ArrayUploads(self.backend) as uploads:
+            return self._finish(operation, uploads.outside(parameters))
+
+    def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle:
+        """Submit `function(*args, **kwargs)` to a worker and return immediately.
+
+        Functions defined in a notebook are pickled by value, with the variables they use. Raises `InvalidRequest` with the name of
+        the argument or variable that can't be pickled.
+        """
+        with interruptible(UNCERTAIN), ArrayUploads(self.backend) as uploads:
+            return self._submit("call", self._call(uploads, function, args, kwargs), name_of(function))
+
+    def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run `function(*args, **kwargs)` in a worker and return its value. Interrupting the call cancels the task.
+
+        Raises the errors of `submit_call` and `TaskHandle.result`.
+        """
+        with interruptible(NOT_SUBMITTED), ArrayUploads(self.backend) as uploads:
+            return self._finish("call", self._call(uploads, function, args, kwargs), name_of(function))
+
+    def watch(self, topics: Iterable[str], tell: Callable[[dict[str, Any]], None]) -> Watch:
+        """Subscribe to events: call `tell(message)` for each until the watch is closed.
+
+        Topics are `task_update`, `task_progress`, `task_output`, `metrics` and `ai_token`, with the messages of the API's WebSocket.
+        There are also `connected` (its `gap` is true if events may have been missed) and `disconnected`. All watchers share the
+        thread that calls `tell`, so it must return quickly. Raises ValueError for an unknown topic.
+        """
+        return self.backend.watch(topics, tell)
+
+    def submit_code(
+        self,
+        code: str,
+        inputs: dict[str, Any] | None = None,
+        outputs: tuple[str, ...] = (),
+        filename: str | None = None,
+        follow: float = 0.0,
+    ) -> TaskHandle:
+        """Submit Python code. The handle's `result()` is a dict of the output variables.
+
+        On a local runtime the code uses this process's interpreter, working directory and import path.
+
+        Parameters
+        ----------
+        inputs
+            Variables that are set before the code runs.
+        outputs
+            Names of the variables to return.
+        filename
+            File name in tracebacks.
+        follow
+            Wait up to this many seconds for output, which saves a request for callers of `follow_output`.
+        """
+        with interruptible(UNCERTAIN), ArrayUploads(self.backend) as uploads:
+            parameters: dict[str, Any] = {
+                "code": code,
+                "pickled": pack_variables(inputs or {}, uploads),
+                "outputs": list(outputs),
+                "world": self._world(),
+            }
+            parameters |= {"arrays": uploads.references()} | ({"filename": filename} if filename else {})
+            return self._submit("python", parameters, follow=follow)
+
+    def ask(
+        self,
+        prompt: str,
+        /,
+        workflow: str = "model_inference",
+        *,
+        profile: str | None = None,
+        model: str | None = None,
+        agent: str | None = None,
+        conversation: str | None = None,
+        **parameters: Any,
+    ) -> PromptHandle:
+        """Submit a prompt and return immediately. `result()` of the handle is the response; `for piece in handle` streams it.
+
+        Without a `profile` or `model` the runtime's default model responds. A prompt waits for the previous prompt of its
+        `conversation`.
+
+        Parameters
+        ----------
+        prompt
+            The prompt.
+        workflow
+            One of `workflows()`. The default sends the prompt unchanged.
+        **parameters
+            Parameters of the workflow, for example `temperature` or `max_tokens`. Values that are None are not sent.
+
+        Raises
+        ------
+        InvalidRequest
+            For an invalid value.
+        Unavailable
+            If no model is available.
+        TaskConflict
+            If the conversation's previous prompt is still pending.
+        """
+        given = {"profile": profile, "model": model, "agent": agent, "conversation": conversation, **parameters}
+        request = prompt_request(prompt, workflow, given, self.options.request(), self.origin)
+        with interruptible(UNCERTAIN):
+            asked = self.backend.call(api.SUBMIT_PROMPT, body=request, key=new_key())
+            return PromptHandle(self.backend, record(self.backend, asked.task_id), asked.left_out)
+
+    def task(self, task_id: str) -> TaskHandle:
+        """Return the handle of a task by id, submitted from any notebook; a `PromptHandle` for AI tasks. Raises `TaskNotFound`.
+
+        A beginning of the id is enough if it is unique among the newest tasks.
+        """
+        if not task_id:
+            raise TaskNotFound("a task id is required: tasks() lists them")
+        try:
+            return handle_of(self.backend, record(self.backend, task_id))
+        except TaskNotFound:
+            if not BEGINNING.fullmatch(task_id):
+                raise
+            found = [task for task in self.tasks(limit=SEARCHED).tasks if task.task_id.startswith(task_id)]
+            if not found:
+                raise
+        if len(found) > 1:
+            raise TaskNotFound(f"{len(found)} tasks have an id that begins with {task_id}: add more of it")
+        return handle_of(self.backend, found[0])
+
+    def tasks(
+        self,
+        limit: int = 100,
+        before: str | None = None,
+        states: list[str] | None = None,
+        operation: str | None = None,
+        owner: str | None = None,
+        *,
+        offset: int = 0,
+        order: TaskOrder = "newest",
+        notebook: str | None = None,
+        name: str | None = None,
+    ) -> TaskPage:
+        """Return a page of at most `limit` tasks, newest first, optionally filtered or older than the task `before`.
+
+        `notebook` is the path of a notebook as its tasks have it, and `name` a part of a task's name; case is ignored. With
+        `order="next"`, return the pending tasks in run order, without the first `offset`. Of the filters, this order takes these two.
+        """
+        query = {"limit": limit, "before": before, "state": states, "operation": operation, "owner": owner}
+        more = {"offset": offset, "order": order, "notebook": notebook, "name": name}
+        return self.backend.call(api.LIST_TASKS, query={**query, **more})
+
+    def cancel(self, task_id: str) -> Task:
+        """Cancel a task and return its final record."""
+        return self.backend.call(api.DELETE_TASK, task_id)
+
+    def again(self, task_id: str, **options: Any) -> TaskHandle:
+        """Submit the work of a task again. `options`, those of `with_options`, override the options of the task.
+
+        Raises `TaskNotFound` and the errors of a submission: `InvalidRequest` if arrays of the task have been deleted.
+        """
+        given = replace(Options(), **options).request()
+        changes = {name: given[name] for name in map(_field, options) if name in given}
+        return handle_of(self.backend, again(self.backend, task_id, self.origin, changes))
+
+    def sessions(self) -> list[Session]:
+        """Return all sessions of the runtime, most recently used first."""
+        return self.backend.call(api.LIST_SESSIONS)
+
+    def restart_session(self, session: str) -> Session:
+        """End the worker of a session (name or id); its next task starts with an empty namespace. Raises `SessionNotFound`."""
+        return self.backend.call(api.RESTART_SESSION, self.find_session(session).id)
+
+    def free_session(self, session: str) -> Session:
+        """End a session (name or id), free its memory and return its last record. Raises `SessionNotFound`."""
+        found = self.find_session(session)
+        self.session_ids.pop(found.name, None)
+        return self.backend.call(api.FREE_SESSION, found.id)
+
+    def find_session(self, session: str) -> Session:
+        """Return a session by id, or by name within this notebook or process.
+
+        A name never means the session of another notebook. Raises `SessionNotFound`, and `InvalidRequest` if the name is ambiguous.
+        """
+        sessions = self.sessions()
+        exact = [each for each in sessions if each.id in (session, self.session_ids.get(session))]
+        named = [each for each in sessions if each.name == session]
+        here: dict[str, Any] = self._world() or {}
+        file, kernel = here.get("notebook"), here.get("kernel")
+        mine = exact or [each for each in named if (each.notebook, each.notebook or each.kernel) == (file, file or kernel)]
+        if len(mine) == 1:
+            return mine[0]
+        if mine:
+            raise InvalidRequest.of("session", f"{len(mine)} sessions of this notebook are called {session!r}. Give the id: {_ids(mine)}")
+        where = f"; other notebooks have {_ids(named)}: give the id" if named else f"; open sessions: {_ids(sessions)}"
+        raise SessionNotFound(f"This notebook has no session {session!r}{where}")
+
+    def devices(self) -> list[Device]:
+        """Return the compute devices."""
+        return self.backend.call(api.LIST_DEVICES)
+
+    def workers(self) -> list[Worker]:
+        """Return the worker processes with their statistics."""
+        return self.backend.call(api.LIST_WORKERS)
+
+    def metrics(self) -> SystemMetrics:
+        """Return the current metrics."""
+        return self.backend.call(api.GET_METRICS)
+
+    def health(self) -> Health:
+        """Return the health report, with advice for each problem."""
+        return self.backend.call(api.GET_HEALTH)
+
+    def models(self) -> ModelList:
+        """Return the available models (marking those in memory) and the remote providers."""
+        return self.backend.call(api.LIST_MODELS)
+
+    def unload(self, name: str) -> list[str]:
+        """Free the memory of an idle model. Raises `ModelNotFound`, and `TaskConflict` while the model is in use."""
+        return self.backend.call(api.UNLOAD_MODEL, name)
+
+    def agents(self) -> AgentList:
+        """Return the available agents and the problems of files in the configured folder."""
+        return self.backend.call(api.LIST_AGENTS)
+
+    def workflows(self) -> list[WorkflowInfo]:
+        """Return the available workflows with their parameter schemas."""
+        return self.backend.call(api.LIST_WORKFLOWS)
+
+    def conversations(self, owner: str | None = None) -> list[ConversationInfo]:
+        """Return the conversations of all users or of `owner`, most recently used first."""
+        return self.backend.call(api.LIST_CONVERSATIONS, query={"owner": owner})
+
+    def conversation(self, name: str, owner: str | None = None) -> Conversation:
+        """Return a conversation of the caller, or of `owner`, with its turns. Raises `ConversationNotFound`."""
+        return self.backend.call(api.GET_CONVERSATION, name, query={"owner": owner})
+
+    def delete_conversation(self, name: str, owner: str | None = None) -> Conversation:
+        """Delete a conversation and return it. Raises `ConversationNotFound`."""
+        return self.backend.call(api.DELETE_CONVERSATION, name, query={"owner": owner})
+
+    def metrics_history(self, timeframe: Timeframe = "5m", points: int = 300) -> MetricsHistory:
+        """Return the metrics of the last `timeframe` (`5m`, `15m`, `1h`, `6h`, `24h`, `7d`) in at most `points` points."""
+        return self.backend.call(api.GET_METRICS_HISTORY, query={"timeframe": timeframe, "points": points})
+
+    def insights(self, metric_type: MetricType = "performance", timeframe: Timeframe = "1h", wording: WordingChoice = "none") -> Insights:
+        """Return findings about `performance`, `memory`, `efficiency` or `errors`. `wording` selects a model to rewrite them."""
+        request = {"metric_type": metric_type, "timeframe": timeframe, "wording": wording}
+        return self.backend.call(api.ANALYSE_HISTORY, body=request)
+
+    def operations(self) -> list[OperationInfo]:
+        """Return the available operations with their parameter schemas."""
+        return self.backend.call(api.LIST_OPERATIONS)
+
+    def close(self) -> None:
+        """Close the connection. Tasks keep running."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.where}>"
+
+    def _call(self, uploads: ArrayUploads, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        codes: list[CodeType] = []
+        pickled = pack_call(function, args, kwargs, uploads, codes)
+        sources = sources_of(codes, self.backend.local)
+        return {**named(function), "pickled": pickled, "arrays": uploads.references(), "sources": sources, "world": self._world()}
+
+    def call_request(self, function: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return the request of a `call` with the options of this client, named after `function`."""
+        return self._request("call", {**named(function), **parameters, "world": self._world()}, name_of(function))
+
+    def _world(self) -> dict[str, Any] | None:
+        return world() if self.backend.local else None
+
+    def _request(self, operation: str, parameters: dict[str, Any], name: str | None) -> dict[str, Any]:
+        session = self.options.session
+        options = replace(self.options, name=self.options.name or name, session=self.session_ids.get(session or "", session))
+        caller = {"origin": self.origin, "notebook": notebook()}
+        return {"operation": operation, "parameters": parameters, **caller, **options.request()}
+
+    def _submit(self, operation: str, parameters: dict[str, Any], name: str | None = None, follow: float = 0.0) -> TaskHandle:
+        request, key = self._request(operation, parameters, name), new_key()
+        if not follow:
+            return TaskHandle(self.backend, self._send(lambda: self.backend.call(api.SUBMIT_TASK, body=request, key=key)))
+        shown = self._send(lambda: self.backend.call(api.SUBMIT_FOLLOWED, body=request, key=key, wait=follow))
+        assert shown.task is not None
+        return TaskHandle(self.backend, shown.task, shown)
+
+    def _send(self, submit: Callable[[], Submitted]) -> Submitted:
+        try:
+            answer = submit()
+        except SessionEnded as problem:
+            self.follow_session(problem)
+            raise
+        self.follow_session(answer.task if isinstance(answer, TaskOutput) else answer)
+        return answer
+
+    def follow_session(self, answer: Task | BaseException | None) -> None:
+        """Store the session's id from the response to a submission.
+
+        An ended session is reported once. The next task with its name uses the runtime's current session of that name.
+        """
+        name = self.options.session
+        if name is None:
+            return
+        if isinstance(answer, SessionEnded):
+            self.session_ids.pop(name, None)
+        elif isinstance(answer, Task) and answer.session is not None:
+            self.session_ids[name] = answer.session
+
+    def _finish(self, operation: str, parameters: dict[str, Any], name: str | None = None) -> Any:
+        refuse_deadlock(self.backend, self.options.device, "a new task")
+        request, key = self._request(operation, parameters, name), new_key()
+        try:
+            task = self._send(lambda: self.backend.call(api.SUBMIT_TASK, body=request, key=key, wait=FIRST_WAIT))
+            return TaskHandle(self.backend, task).result()
+        except KeyboardInterrupt:
+            raise shown_as_line(KeyboardInterrupt(self._interrupted(request, key))) from None
+
+    def _interrupted(self, request: dict[str, Any], key: str) -> str:
+        """Cancel an interrupted task, unless the kernel stops, and return what became of it."""
+        stops = kernel_stops_soon()
+        try:
+            # The same key returns the same task, even if the interrupt came before its id.
+            task = self.backend.call(api.SUBMIT_TASK, body=request, key=key)
+            if stops:
+                UnseenTasks().add(task.task_id)
+                return f"{task.task_id} continues to run without this kernel"
+            return after_cancel(self.cancel(task.task_id))
+        except KeyboardInterrupt:
+            return "interrupted again while the task was being cancelled: tasks() shows its state"
+        except OpenRuntimeError as problem:
+            return f"the task could not be cancelled ({problem})"
+
+
+def _field(option: str) -> str:
+    """Return the `TaskRequest` field of an option."""
+    return "device_preference" if option == "device" else option
+
+
+def _ids(sessions: Iterable[Session]) -> str:
+    return ", ".join(f"{each.id} ({each.name}, {each.notebook or 'no notebook'})" for each in sessions) or "none"
+
+
+def name_of(function: Callable[..., Any]) -> str | None:
+    """Return the task name for `function`, or None if it has no name."""
+    name = str(getattr(function, "__name__", ""))
+    return name[:200] if name.isidentifier() else None

@@ -1,1 +1,0 @@
-"""GGUF files: header, tokenizer, and conversion of weights."""

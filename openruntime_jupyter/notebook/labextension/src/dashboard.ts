@@ -1,0 +1,169 @@
+// The dashboard in a side panel, and in JupyterLab also in a tab of the main area.
+
+import { ILabShell, ILayoutRestorer, JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { ICommandPalette, MainAreaWidget, WidgetTracker } from '@jupyterlab/apputils';
+import { PageConfig, URLExt } from '@jupyterlab/coreutils';
+import { ILauncher } from '@jupyterlab/launcher';
+import { Widget } from '@lumino/widgets';
+
+import { ITask } from './api';
+import { Connection } from './connection';
+import { DashboardModel, Feed } from './feed';
+import { queueIcon } from './icon';
+import { CommandIDs, IOpenRuntime, NAME } from './runtime';
+
+const CATEGORY = 'OpenRuntime';
+
+interface IDashboardModule {
+  default: { render(options: { model: DashboardModel; el: HTMLElement }): () => void };
+  /** Submit a task again. `request` sends a request to the API. */
+  runAgain(request: (method: string, path: string, body?: unknown) => Promise<any>, taskId: string): Promise<ITask>;
+}
+
+/** Load the module of the dashboard, which the widget of notebooks also uses. It is loaded when a dashboard is first shown. */
+function loadModule(): Promise<IDashboardModule> {
+  const url = URLExt.join(PageConfig.getOption('fullLabextensionsUrl'), NAME, 'static', 'dashboard.js');
+  return import(/* webpackIgnore: true */ url);
+}
+
+/** Submit a task again, and return the new one. */
+export async function runAgain(connection: Connection, taskId: string): Promise<ITask> {
+  const { runAgain } = await loadModule();
+  return runAgain((method, path, body) => connection.request(method, path, body), taskId);
+}
+
+/** The dashboard as a widget of Lumino. While it is hidden it requests nothing. */
+class Dashboard extends Widget {
+  constructor(feed: Feed) {
+    super();
+    this.addClass('jp-OpenRuntime-dashboard');
+    this.title.icon = queueIcon;
+    this.title.caption = 'OpenRuntime: tasks of all notebooks on this machine';
+    this.model = new DashboardModel(feed, PageConfig.getBaseUrl());
+  }
+
+  protected override onAfterShow(): void {
+    void this.mount();
+  }
+
+  protected override onAfterAttach(): void {
+    if (this.isVisible) {
+      void this.mount();
+    }
+  }
+
+  protected override onBeforeHide(): void {
+    this.unmount();
+  }
+
+  protected override onBeforeDetach(): void {
+    this.unmount();
+  }
+
+  private async mount(): Promise<void> {
+    if (this.mounted) {
+      return;
+    }
+    this.mounted = true;
+    let loaded: IDashboardModule;
+    try {
+      loaded = await loadModule();
+    } catch (error) {
+      this.mounted = false;
+      this.node.textContent = `The dashboard cannot be loaded: ${error}. Reload the page.`;
+      return;
+    }
+    if (this.mounted && !this.remove) {
+      this.node.replaceChildren();
+      this.remove = loaded.default.render({ model: this.model, el: this.node });
+    }
+  }
+
+  private unmount(): void {
+    this.mounted = false;
+    this.remove?.();
+    this.remove = null;
+    this.node.replaceChildren();
+  }
+
+  private readonly model: DashboardModel;
+  private mounted = false;
+  private remove: (() => void) | null = null;
+}
+
+export const dashboardPlugin: JupyterFrontEndPlugin<void> = {
+  id: `${NAME}:dashboard`,
+  description: 'Adds the dashboard as a side panel and as a tab.',
+  autoStart: true,
+  requires: [IOpenRuntime],
+  optional: [ILabShell, ILayoutRestorer, ICommandPalette, ILauncher],
+  activate: (
+    app: JupyterFrontEnd,
+    { connection, feed }: IOpenRuntime,
+    labShell: ILabShell | null,
+    restorer: ILayoutRestorer | null,
+    palette: ICommandPalette | null,
+    launcher: ILauncher | null
+  ) => {
+    const { commands, shell } = app;
+    const present = () => connection.state !== 'absent';
+
+    const panel = new Dashboard(feed);
+    panel.id = 'openruntime-panel';
+    shell.add(panel, 'right', { rank: 650, type: 'OpenRuntime' });
+    restorer?.add(panel, panel.id);
+    connection.changed.add(() => {
+      commands.notifyCommandChanged();
+      if (!present() && !panel.isDisposed) {
+        panel.dispose();
+      }
+    });
+
+    commands.addCommand(CommandIDs.togglePanel, {
+      label: 'OpenRuntime Tasks',
+      caption: 'Show or hide the tasks of all notebooks on this machine',
+      icon: queueIcon,
+      isToggleable: true,
+      isToggled: () => panel.isVisible,
+      isEnabled: present,
+      isVisible: present,
+      execute: ({ show }) => {
+        if (panel.isVisible && !show) {
+          // Both shells have this method, and no common interface with it.
+          (shell as unknown as { collapseRight?(): void }).collapseRight?.();
+        } else {
+          shell.activateById(panel.id);
+        }
+      }
+    });
+    palette?.addItem({ command: CommandIDs.togglePanel, category: CATEGORY });
+    if (!labShell) {
+      return; // Notebook 7 shows one main widget.
+    }
+
+    const tracker = new WidgetTracker<MainAreaWidget<Dashboard>>({ namespace: 'openruntime-dashboard' });
+    commands.addCommand(CommandIDs.openDashboard, {
+      label: 'OpenRuntime Dashboard',
+      caption: 'Devices, charts and tasks of this machine',
+      icon: queueIcon,
+      isEnabled: present,
+      isVisible: present,
+      execute: () => {
+        let tab = tracker.currentWidget;
+        if (!tab || tab.isDisposed) {
+          tab = new MainAreaWidget({ content: new Dashboard(feed) });
+          tab.id = 'openruntime-dashboard';
+          tab.title.label = 'OpenRuntime';
+          tab.title.icon = queueIcon;
+          labShell.add(tab, 'main', { type: 'OpenRuntime' });
+          void tracker.add(tab);
+        }
+        labShell.activateById(tab.id);
+      }
+    });
+    void restorer?.restore(tracker, { command: CommandIDs.openDashboard, name: () => 'dashboard' });
+    palette?.addItem({ command: CommandIDs.openDashboard, category: CATEGORY });
+    const tile = launcher?.add({ command: CommandIDs.openDashboard, category: 'Other', rank: 3 });
+    connection.changed.add(() => present() || tile?.dispose());
+  }
+};

@@ -1,0 +1,348 @@
+// Outputs of tasks in notebooks: they show the task as it is now, also in a saved notebook, and without a kernel.
+
+import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { OutputAreaModel, SimplifiedOutputArea } from '@jupyterlab/outputarea';
+import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
+import { IRenderMime } from '@jupyterlab/rendermime-interfaces';
+import { Panel, Widget } from '@lumino/widgets';
+
+import { changed, duration, ended, IOutputItem, IProgress, ITask, ITaskOutput, percent, TaskState, titleOf } from './api';
+import { messageOf, ResponseError } from './connection';
+import { runAgain } from './dashboard';
+import { CommandIDs, IOpenRuntime, NAME } from './runtime';
+
+export const MIME_TYPE = 'application/vnd.openruntime.task+json';
+
+/** What the kernel saves in a cell, as `notebook/display/tasks.py` describes it. */
+interface ISavedTask {
+  task_id: string;
+  status: TaskState;
+  operation: string;
+  name?: string;
+  progress?: IProgress;
+  error?: string;
+  /** The state in words, and further facts. */
+  phrase: string;
+  facts: string[];
+  /** Time of the state in seconds since the epoch. */
+  seen_at: number;
+  /** Position in the output of the task up to which the cell shows it. */
+  shown: number;
+  /** True for a card, which stands for a task that runs in the background. */
+  card?: boolean;
+  /** True if the output is an answer in Markdown. */
+  answer?: boolean;
+}
+
+/** Milliseconds without an update by the kernel after which this view asks the server. */
+const KERNEL_SILENT = 3_000;
+/** Interval between requests for output, in milliseconds. */
+const OUTPUT_EVERY = 500;
+
+const SIGNS: Record<TaskState, string> = {
+  pending: '○',
+  running: '●',
+  completed: '✓',
+  failed: '✕',
+  cancelled: '■',
+  timed_out: '✕',
+  interrupted: '✕'
+};
+
+/** The state of a task in words, with the figures of this moment. */
+function describe(task: ITask): string {
+  const { status, progress } = task;
+  const state = status === 'pending' ? 'waiting' : status.replace('_', ' ');
+  if (ended(status)) {
+    const ran = task.execution_time;
+    return ran == null ? state : `${state} ${status === 'completed' ? 'in' : 'after'} ${duration(ran)}`;
+  }
+  const share = percent(progress);
+  return [
+    state,
+    status === 'pending' && task.position && `position ${task.position}`,
+    status === 'pending' && task.waiting_for && `for ${task.waiting_for.replace(/^for /, '')}`,
+    progress && (share === null ? `${progress.n} done` : `${share} %`),
+    progress?.remaining && `about ${duration(Math.round(progress.remaining))} left`,
+    task.started_at && duration(Math.max(0, (Date.now() - Date.parse(task.started_at)) / 1000)),
+    progress?.message
+  ]
+    .filter(Boolean)
+    .join(' · ');
+}
+
+function element(className: string): HTMLSpanElement {
+  const made = document.createElement('span');
+  made.className = className;
+  return made;
+}
+
+/** One task in the output of a cell. While the kernel updates it, it shows what the kernel says, and afterwards what the server says. */
+class TaskRenderer extends Panel implements IRenderMime.IRenderer {
+  constructor(
+    private readonly openruntime: IOpenRuntime,
+    private readonly rendermime: IRenderMimeRegistry,
+    private readonly app: JupyterFrontEnd
+  ) {
+    super();
+    this.addClass('jp-OpenRuntime-task');
+    const line = new Widget();
+    line.addClass('or-line');
+    this.sign.setAttribute('aria-hidden', 'true');
+    this.text.setAttribute('role', 'status');
+    line.node.append(this.sign, this.name, this.text, this.bar, this.buttons, this.more);
+    this.addWidget(line);
+  }
+
+  async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
+    const saved = model.data[MIME_TYPE] as unknown as ISavedTask;
+    if (saved.task_id !== this.saved?.task_id) {
+      this.reset();
+    }
+    this.saved = saved;
+    this.silentAt = 1000 * saved.seen_at + KERNEL_SILENT;
+    this.draw();
+    await this.renderAnswer(model);
+    this.follow();
+  }
+
+  protected override onAfterAttach(): void {
+    this.follow();
+  }
+
+  protected override onBeforeDetach(): void {
+    this.reset();
+  }
+
+  /** True while the kernel updates the output. */
+  private get kernelLive(): boolean {
+    return Date.now() < this.silentAt;
+  }
+
+  /** Follow the task until its end is shown. */
+  private follow(): void {
+    if (this.removals || !this.isAttached || !this.saved || ended(this.saved.status)) {
+      return;
+    }
+    const { connection } = this.openruntime;
+    const removals = [
+      connection.subscribe('task_progress'),
+      connection.changed.add(() => this.draw()),
+      connection.events.add(({ data }) => {
+        if (this.task && data?.task_id === this.task.task_id && !ended(this.task.status)) {
+          this.task = changed(this.task, data);
+        }
+      })
+    ];
+    const timer = window.setInterval(() => void this.tick(), OUTPUT_EVERY);
+    this.removals = [...removals, () => clearInterval(timer)];
+    void this.tick();
+  }
+
+  private stop(): void {
+    this.removals?.forEach(remove => remove());
+    this.removals = null;
+  }
+
+  private reset(): void {
+    this.stop();
+    this.task = null;
+    this.since = 0;
+    this.problem = '';
+    this.area?.dispose();
+    this.area = null;
+    this.displays.clear();
+  }
+
+  /** Ask the server for the state and the output that the cell does not have. */
+  private async tick(): Promise<void> {
+    const { saved } = this;
+    if (!saved || ended(saved.status)) {
+      this.stop(); // the kernel has shown the end
+    } else if (this.openruntime.connection.state !== 'live') {
+      this.task = null;
+    } else if (!this.kernelLive && !this.busy && !document.hidden) {
+      this.busy = true;
+      try {
+        await this.refresh(saved.task_id);
+        this.problem = '';
+      } catch (error) {
+        this.problem = messageOf(error);
+        if (error instanceof ResponseError && error.status === 404) {
+          this.stop(); // deleted, or of a runtime inside the kernel
+          this.problem = '';
+        }
+      }
+      this.busy = false;
+    }
+    this.draw();
+  }
+
+  private async refresh(id: string): Promise<void> {
+    const { connection } = this.openruntime;
+    this.task ??= await connection.request<ITask>('GET', `tasks/${id}?parameters=false`);
+    const final = ended(this.task.status);
+    const since = Math.max(this.since, this.saved?.shown ?? 0);
+    const output = await connection.request<ITaskOutput>('GET', `tasks/${id}/output?since=${since}`);
+    if (this.kernelLive || id !== this.saved?.task_id) {
+      return;
+    }
+    this.since = output.next;
+    output.items.forEach(item => this.append(item));
+    if (final && output.finished) {
+      this.task = await connection.request<ITask>('GET', `tasks/${id}?parameters=false`);
+      this.stop();
+    }
+  }
+
+  /** Add an output that the cell does not have. */
+  private append(item: IOutputItem): void {
+    if (!this.area) {
+      this.area = new SimplifiedOutputArea({ model: new OutputAreaModel(), rendermime: this.rendermime });
+      this.area.addClass('jp-OpenRuntime-task-output');
+      const cell = this.node.closest('.jp-OutputArea');
+      if (cell instanceof HTMLElement && !this.saved?.card) {
+        Widget.attach(this.area, cell); // below the output that the cell has
+      } else {
+        this.addWidget(this.area);
+      }
+    }
+    const { model } = this.area;
+    const { output_type, display_id, text, name, wait } = item;
+    const at = this.displays.get(display_id ?? '');
+    if (output_type === 'clear_output') {
+      model.clear(wait);
+      this.displays.clear();
+    } else if (output_type === 'stream') {
+      model.add({ output_type, name: name ?? 'stdout', text: text ?? '' });
+    } else if (output_type !== 'update_display_data') {
+      model.add({ ...item, metadata: item.metadata ?? {} } as any);
+      if (display_id) {
+        this.displays.set(display_id, model.length - 1);
+      }
+    } else if (at !== undefined) {
+      model.set(at, { ...item, output_type: 'display_data', metadata: item.metadata ?? {} } as any);
+    }
+  }
+
+  /** Render the answer to a prompt. The saved Markdown begins with the line that this view shows itself. */
+  private async renderAnswer(model: IRenderMime.IMimeModel): Promise<void> {
+    if (!this.saved?.answer) {
+      return;
+    }
+    if (!this.answer) {
+      this.answer = this.rendermime.createRenderer('text/markdown');
+      this.addWidget(this.answer);
+    }
+    const markdown = String(model.data['text/markdown'] ?? '');
+    const data = { 'text/markdown': markdown.slice(markdown.indexOf('\n\n') + 2) };
+    await this.answer.renderModel({ trusted: model.trusted, metadata: model.metadata, data, setData: () => undefined });
+  }
+
+  private draw(): void {
+    const { saved } = this;
+    if (!saved) {
+      return;
+    }
+    const task = this.kernelLive || ended(saved.status) ? null : this.task;
+    const { status, progress } = task ?? saved;
+    const { state } = this.openruntime.connection;
+    this.node.dataset.state = status;
+    write(this.sign, SIGNS[status]);
+    write(this.name, titleOf(saved));
+    this.name.title = saved.task_id;
+    const current = task || this.kernelLive || ended(status);
+    const words = task ? describe(task) : [saved.phrase, ...saved.facts].join(' · ');
+    const time = current ? '' : `as of ${new Date(1000 * saved.seen_at).toLocaleString()}`;
+    const away = current || state === 'live' || state === 'connecting' || state === 'absent' ? '' : state;
+    write(this.text, [words, time, away, this.problem].filter(Boolean).join(' · '));
+    const share = percent(progress);
+    this.bar.hidden = ended(status) || share === null;
+    this.bar.style.setProperty('--share', `${share ?? 0}%`);
+    // Below the cell of another task stands the error itself.
+    const result = status === 'completed' ? `%openruntime result ${saved.task_id}` : '';
+    write(this.more, saved.card ? (task ?? saved).error || result : '');
+    this.drawButtons(state !== 'live' || saved.answer ? [] : ended(status) ? ['Retry', 'Open'] : ['Cancel', 'Open']);
+  }
+
+  private drawButtons(labels: string[]): void {
+    if (labels.join() !== [...this.buttons.children].map(button => button.textContent).join()) {
+      this.buttons.replaceChildren(...labels.map(label => this.button(label)));
+    }
+  }
+
+  private button(label: string): HTMLButtonElement {
+    const button = document.createElement('button');
+    button.textContent = label;
+    button.className = 'jp-mod-styled';
+    button.setAttribute('aria-label', `${label} ${titleOf(this.saved!)}`);
+    button.onclick = async () => {
+      button.disabled = true;
+      try {
+        await this.act(label, (this.task ?? this.saved!).task_id);
+        this.problem = '';
+      } catch (error) {
+        this.problem = messageOf(error);
+      }
+      button.disabled = false;
+      this.draw();
+    };
+    return button;
+  }
+
+  private async act(label: string, id: string): Promise<void> {
+    const { connection } = this.openruntime;
+    if (label === 'Cancel') {
+      await connection.request('DELETE', `tasks/${id}`);
+    } else if (label === 'Open') {
+      await this.app.commands.execute(CommandIDs.togglePanel, { show: true, task: id });
+    } else {
+      // The output follows the new task.
+      const again = await runAgain(connection, id);
+      this.reset();
+      this.task = again;
+      this.saved = { ...this.saved!, task_id: again.task_id, status: again.status, seen_at: 0, shown: 0, progress: undefined };
+      this.silentAt = 0;
+      this.follow();
+    }
+  }
+
+  private readonly sign = element('or-sign');
+  private readonly name = element('or-name');
+  private readonly text = element('or-text');
+  private readonly bar = element('or-bar');
+  private readonly buttons = element('or-buttons');
+  private readonly more = element('or-more');
+  /** Positions of displays in the output area by their id. */
+  private readonly displays = new Map<string, number>();
+  private area: SimplifiedOutputArea | null = null;
+  private answer: IRenderMime.IRenderer | null = null;
+  private saved: ISavedTask | null = null;
+  /** The task as the server knows it; null until it was asked. */
+  private task: ITask | null = null;
+  private problem = '';
+  private busy = false;
+  private since = 0;
+  private silentAt = 0;
+  private removals: (() => void)[] | null = null;
+}
+
+/** Set the text of an element if it has changed. */
+function write(node: HTMLElement, text: string): void {
+  if (node.textContent !== text) {
+    node.textContent = text;
+  }
+}
+
+export const outputPlugin: JupyterFrontEndPlugin<void> = {
+  id: `${NAME}:output`,
+  description: 'Shows tasks in the outputs of cells as they are now.',
+  autoStart: true,
+  requires: [IOpenRuntime, IRenderMimeRegistry],
+  activate: (app: JupyterFrontEnd, openruntime: IOpenRuntime, rendermime: IRenderMimeRegistry) => {
+    rendermime.addFactory(
+      { safe: true, mimeTypes: [MIME_TYPE], createRenderer: () => new TaskRenderer(openruntime, rendermime, app) },
+      40 // before text/html, which is for pages without this extension
+    );
+  }
+};

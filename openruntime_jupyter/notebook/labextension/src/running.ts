@@ -1,0 +1,72 @@
+// The tasks of the queue in Jupyter's panel of running things.
+
+import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { IRunningSessionManagers, IRunningSessions } from '@jupyterlab/running';
+import { Signal } from '@lumino/signaling';
+
+import { ITask, ITaskPage, titleOf } from './api';
+import { queueIcon } from './icon';
+import { CommandIDs, IOpenRuntime, NAME } from './runtime';
+
+/** Delay between a change and the request for the list, in milliseconds, so that many changes cause one request. */
+const DELAY = 500;
+const LIMIT = 100;
+
+export const runningPlugin: JupyterFrontEndPlugin<void> = {
+  id: `${NAME}:running`,
+  description: 'Lists running and waiting tasks in the panel of running terminals and kernels.',
+  autoStart: true,
+  requires: [IOpenRuntime],
+  optional: [IRunningSessionManagers],
+  activate: (app: JupyterFrontEnd, { connection }: IOpenRuntime, managers: IRunningSessionManagers | null) => {
+    if (!managers) {
+      return;
+    }
+    let tasks: ITask[] = [];
+    let due = 0;
+    const runningChanged = new Signal<object, void>({});
+
+    const refresh = async () => {
+      due = 0;
+      if (connection.state === 'live') {
+        try {
+          tasks = (await connection.request<ITaskPage>('GET', `tasks?state=running,pending&limit=${LIMIT}`)).tasks;
+        } catch {
+          return; // the connection reports its state
+        }
+      } else {
+        tasks = [];
+      }
+      runningChanged.emit();
+    };
+    const schedule = () => (due ||= window.setTimeout(() => void refresh(), DELAY));
+    connection.events.add(({ type }) => {
+      if ((type === 'task_update' || type === 'connected') && !document.hidden) {
+        schedule();
+      }
+    });
+    document.addEventListener('visibilitychange', schedule);
+
+    const cancel = (task: ITask) => {
+      connection.request('DELETE', `tasks/${task.task_id}`).then(schedule, schedule);
+    };
+    const item = (task: ITask): IRunningSessions.IRunningItem => ({
+      icon: () => queueIcon,
+      label: () => titleOf(task),
+      labelTitle: () => [task.notebook, task.task_id].filter(Boolean).join('\n'),
+      detail: () => (task.status === 'pending' && task.position ? `waiting, position ${task.position}` : task.status),
+      open: () => void app.commands.execute(CommandIDs.togglePanel, { show: true }),
+      shutdown: () => cancel(task)
+    });
+    managers.add({
+      name: 'OpenRuntime Tasks',
+      running: () => tasks.map(item),
+      shutdownAll: () => tasks.forEach(cancel),
+      refreshRunning: schedule,
+      runningChanged,
+      shutdownLabel: 'Cancel',
+      shutdownAllLabel: 'Cancel All',
+      shutdownAllConfirmationText: 'Cancel all running and waiting tasks that you may cancel?'
+    });
+  }
+};

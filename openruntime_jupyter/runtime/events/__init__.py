@@ -1,1 +1,0 @@
-"""Publication of task events, output and tokens."""

@@ -1,0 +1,39 @@
+"""Static forms of widgets in saved notebooks.
+
+While a cell follows a task, its page may show widgets of the task live (`notebook/run/live_widgets.py`). Their models end with the task,
+and a notebook that names them would show "model not found" when it is opened later.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jupyter_core.paths import jupyter_path
+from jupyter_server.serverapp import ServerApp
+from jupyter_server.services.contents.filemanager import FileContentsManager
+
+FRONT_END = "@jupyter-widgets/jupyterlab-manager"
+
+
+def save_static_forms(server: ServerApp) -> bool:
+    """Let `server` save widgets of tasks by their static form. Return whether it does, and its pages can show live ones."""
+    manager = server.contents_manager
+    if not isinstance(manager, FileContentsManager):  # others may not run hooks
+        return False
+    manager.register_pre_save_hook(without_live_widgets)  # type: ignore[no-untyped-call]
+    return any(Path(folder, FRONT_END).is_dir() for folder in jupyter_path("labextensions"))
+
+
+def without_live_widgets(model: dict[str, Any], **_: Any) -> None:
+    """Remove live widgets from a notebook that is about to be saved. Their displays keep the static form."""
+    from openruntime_jupyter.schemas.tasks import MARK, WIDGET  # not earlier, because pydantic would delay the start of Jupyter
+
+    if model.get("type") != "notebook" or not model.get("content"):
+        return
+    for cell in model["content"].get("cells", ()):
+        for output in cell.get("outputs", ()):
+            if WIDGET in output.get("data", ()) and MARK.items() <= output.get("metadata", {}).items():
+                del output["data"][WIDGET]
+                for name in MARK:
+                    del output["metadata"][name]
