@@ -50,11 +50,12 @@ Show = Callable[[dict[str, Any]], None]
 
 
 class Subscription:
-    """One dashboard: its timeframe and callback. `sent` holds the last value of each part."""
+    """One dashboard: its timeframe and callbacks. `sent` holds the last value of each part."""
 
-    def __init__(self, timeframe: Timeframe, show: Show) -> None:
+    def __init__(self, timeframe: Timeframe, show: Show, check: Callable[[], None]) -> None:
         self.timeframe = timeframe
         self.show = show
+        self.check = check
         self.charted_at = -math.inf
         self.sent: dict[str, Any] = {}
 
@@ -72,9 +73,12 @@ class Feed:
         self._changes: dict[str, dict[str, Any]] = {}
         self._flushed = -math.inf
 
-    def open(self, timeframe: Timeframe, show: Show) -> Subscription:
-        """Start sending data to a dashboard. `show(parts)` receives the changed parts, on the event thread."""
-        subscription = Subscription(timeframe, show)
+    def open(self, timeframe: Timeframe, show: Show, check: Callable[[], None] = lambda: None) -> Subscription:
+        """Start sending data to a dashboard.
+
+        `show(parts)` receives the changed parts, and `check()` is called regularly, both on the event thread.
+        """
+        subscription = Subscription(timeframe, show, check)
         with self._lock:
             self._subscriptions.append(subscription)
             if self._watch is None:
@@ -103,6 +107,8 @@ class Feed:
         elif kind in (CONNECTED, "metrics"):
             self._table.mark_stale(every=kind == CONNECTED)
             self._guarded(self._refresh)
+            for subscription in list(self._subscriptions):
+                subscription.check()
         else:
             self._on_change(message["data"])
 
