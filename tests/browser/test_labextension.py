@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from jupyter_server.auth import passwd
+from jupyter_server.auth.security import passwd
 from playwright.async_api import Locator, Page, Route, expect
 
 from tests.browser.chromium import new_page, run
