@@ -23,8 +23,8 @@ NAMES = (
     "prompts",
     "reload",
     "sampler",
-    "schemathesis",
     "soak",
+    "schemathesis",
     "start",
 )
 

@@ -460,6 +460,7 @@ GET_OPENAPI = Endpoint(
 GET_DOCS = Endpoint(
     "GET", "/docs", bytes, ABOUT, answers={200: Answer("Swagger UI, without resources of other hosts.", media={"text/html": TEXT})}
 )
+GET_DASHBOARD = Endpoint("GET", "/dashboard", bytes, ABOUT, answers={200: Answer("Live dashboard.", media={"text/html": TEXT})})
 
 ENDPOINTS: tuple[Endpoint[Any], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Endpoint))
 """All endpoints, in the order of the OpenAPI document."""

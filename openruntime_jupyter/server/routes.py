@@ -7,7 +7,7 @@ import re
 from tornado import web
 
 from openruntime_jupyter.schemas.endpoints import ENDPOINTS, Endpoint
-from openruntime_jupyter.server.handlers import ai, arrays, batch, docs, system, tasks
+from openruntime_jupyter.server.handlers import ai, arrays, batch, pages, system, tasks
 from openruntime_jupyter.server.http.base import endpoint_of
 from openruntime_jupyter.server.websocket import EventsSocket
 
@@ -24,7 +24,7 @@ HANDLERS: tuple[Handler, ...] = (
     *(system.SessionsHandler, system.SessionHandler, system.SessionRestartHandler),
     *(ai.AgentsHandler, ai.WorkflowsHandler, ai.AiTasksHandler, ai.TokensHandler, ai.InsightsHandler),
     *(ai.ConversationsHandler, ai.ConversationHandler, ai.ModelsHandler, ai.ModelHandler),
-    *(EventsSocket, docs.OpenApiHandler, docs.DocsHandler),
+    *(EventsSocket, pages.OpenApiHandler, pages.DocsHandler, pages.DashboardHandler),
 )
 
 
@@ -47,5 +47,5 @@ def routes(mount: str) -> list[tuple[str, Handler]]:
     `mount` is `/openruntime`, or empty for a stand-alone server, which needs Jupyter's route for `jupyter server stop` as well.
     """
     shutdown = [] if mount else [("/api/shutdown", system.ShutdownHandler)]
-    page_files = (f"{mount}/docs/({'|'.join(map(re.escape, docs.FILES))})", docs.DocsFileHandler)
+    page_files = (f"{mount}/({'|'.join(map(re.escape, pages.FILES))})", pages.PageFileHandler)
     return [*((mount + path, handler) for path, handler in ROUTES), page_files, *shutdown, (f"{mount}/.*", system.NotFoundHandler)]

@@ -127,7 +127,8 @@ class StandaloneServer(ServerApp):
     def greet(self) -> None:
         """Print the address of the server and how to authenticate."""
         provider = self.identity_provider
-        lines = [f"OpenRuntime {__version__} listens on {self._get_urlparts().geturl().rstrip('/')}"]
+        url = self._get_urlparts().geturl().rstrip("/")
+        lines = [f"OpenRuntime {__version__} listens on {url}"]
         generated = isinstance(provider, StandaloneIdentity) and provider.has_generated_token
         token = f"Authorization: token {provider.token if generated else '<your token>'}"
         local = isinstance(provider, StandaloneIdentity) and provider.allow_local and not self.allow_remote_access
@@ -135,7 +136,8 @@ class StandaloneServer(ServerApp):
             lines.append("Local programs need the token only to run their own code (python, call):")
         else:
             lines.append("Every request needs the token:")
-        print_message("\n    ".join([*lines, token]) + "\nPress Ctrl-C to stop it.")
+        dashboard = f"{url}/dashboard" + (f"?token={provider.token}" if generated else "" if local else "?token=<your token>")
+        print_message("\n    ".join([*lines, token]) + f"\nDashboard:\n    {dashboard}\nPress Ctrl-C to stop it.")
 
 
 def every_setting() -> str:
