@@ -62,15 +62,16 @@ async def test_answer_streams_into_page_without_running_scripts(server: Server, 
     async with opened(server, f"grow-{app}.ipynb", app) as notebook:
         await notebook.start_all()
         shown = notebook.page.locator(".jp-RenderedMarkdown")
+        line = notebook.page.locator(".jp-OpenRuntime-task")
         await expect(shown).to_contain_text("The first part.")
         await expect(shown.locator("strong")).to_have_text("first")
-        await expect(shown).to_contain_text("running")
+        await expect(line).to_contain_text("running")
         assert "second part" not in await shown.inner_text()
         top = await upper_edge(shown)
         go_on.set()
         await expect(shown).to_contain_text("The second part.")
-        await expect(shown).to_contain_text("completed in")
-        await expect(shown).to_contain_text("5 tokens")
+        await expect(line).to_contain_text("completed in")
+        await expect(line).to_contain_text("5 tokens")
         assert await upper_edge(shown) == top, "the layout does not shift"
         assert await shown.count() == 1
         assert await shown.locator("img").count() == 0
