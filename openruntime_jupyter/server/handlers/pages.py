@@ -10,13 +10,12 @@ from typing import Any
 
 from pydantic_core import to_json
 
-import openruntime_jupyter
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.server.auth.identity import StandaloneIdentity
 from openruntime_jupyter.server.http.base import Handler, protected, serves
 
-PACKAGE = Path(openruntime_jupyter.__file__).parent
+PACKAGE = Path(__file__).parents[2]
 SWAGGER = PACKAGE / "server" / "openapi" / "swagger"
 DASHBOARD = PACKAGE / "notebook" / "dashboard" / "static"
 FILES = {
