@@ -196,7 +196,7 @@ def test_client_that_leaves_within_a_small_body_submits_nothing(standalone: Serv
     address = urlsplit(standalone.url)
     body = json.dumps({"operation": "compute", "parameters": {"expression": "1 + 1"}}).encode()
     head = f"POST /tasks HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection((address.hostname, address.port)) as connection:
+    with socket.create_connection((address.hostname, address.port or 80)) as connection:
         connection.sendall(head.encode() + body[:10])
     assert standalone.get("/tasks")["total_count"] == known
     assert "Uncaught exception" not in standalone.log.read_text()
