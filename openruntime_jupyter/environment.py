@@ -1,4 +1,4 @@
-"""Environment variables: secrets, and the environment at the start of this process."""
+"""Environment variables: secrets, the data folder, and the environment at the start of this process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import os
 from functools import cache
+from pathlib import Path
 
 SECRETS = (
     "OPENRUNTIME_TOKEN",
@@ -28,6 +29,13 @@ AT_IMPORT = dict(os.environ)
 def is_secret(name: str) -> bool:
     """Return whether the variable `name` is withheld from tasks."""
     return name in SECRETS or name.endswith(SECRET_ENDINGS)
+
+
+def default_data_dir() -> Path:
+    """Return `OPENRUNTIME_DATA_DIR`, or the platform's data folder of the user."""
+    from platformdirs import user_data_dir
+
+    return Path(os.environ.get("OPENRUNTIME_DATA_DIR") or user_data_dir("openruntime"))
 
 
 @cache

@@ -20,8 +20,8 @@ from openruntime_jupyter.client.handles import in_worker
 from openruntime_jupyter.client.transport.embedded import embedded
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.protocol import Backend
+from openruntime_jupyter.environment import default_data_dir
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, TaskNotFound, WouldDeadlock
-from openruntime_jupyter.runtime.settings import default_data_dir
 from openruntime_jupyter.schemas.endpoints import GET_HEALTH
 from openruntime_jupyter.schemas.tasks import Origin
 

@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from openruntime_jupyter.client.interruption import kernel_stops
+from openruntime_jupyter.environment import default_data_dir
 from openruntime_jupyter.runtime.permissions import private_file, private_folder
-from openruntime_jupyter.runtime.settings import default_data_dir
 
 KERNEL = uuid.uuid4().hex
 """Random id of this process."""

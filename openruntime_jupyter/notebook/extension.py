@@ -15,6 +15,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 
 from openruntime_jupyter import environment  # noqa: F401 - records the environment before the user's next statement
 from openruntime_jupyter.client.map_progress import Observer, set_default_observer
+from openruntime_jupyter.client.unseen import UnseenTasks
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.imports import load
 from openruntime_jupyter.notebook.ai.last_error import last_failure
@@ -118,8 +119,6 @@ class OpenRuntimeMagics(Magics):
 
     def report_unseen(self) -> None:
         """Report the tasks of this notebook that its earlier kernels left behind."""
-        from openruntime_jupyter.client.unseen import UnseenTasks
-
         if UnseenTasks().of_earlier_kernels():
             session = self.session
             from openruntime_jupyter.notebook.run.background import report_unseen

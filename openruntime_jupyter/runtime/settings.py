@@ -7,12 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from platformdirs import user_data_dir
-
-
-def default_data_dir() -> Path:
-    """Return `OPENRUNTIME_DATA_DIR`, or the platform's data folder of the user."""
-    return Path(os.environ.get("OPENRUNTIME_DATA_DIR") or user_data_dir("openruntime"))
+from openruntime_jupyter.environment import default_data_dir
 
 
 @dataclass(slots=True)

@@ -9,7 +9,8 @@ from typing import Any, cast
 from traitlets import Bool, Dict, Enum, Float, HasTraits, Int, List, Unicode
 
 from openruntime_jupyter.ai.config import AiConfig, InsightsWording
-from openruntime_jupyter.runtime.settings import Settings, default_data_dir
+from openruntime_jupyter.environment import default_data_dir
+from openruntime_jupyter.runtime.settings import Settings
 
 NO_TRAIT = {"embedded": "only kernels host an embedded runtime, servers never do"}
 """Fields without a trait, each with the reason."""
