@@ -157,7 +157,6 @@ class Attempt:
             return
         unread = worker.unread
         if unread is not False and worker.stopped:
-            self.not_begun = bool(unread)
             worker.killed_by_us = "it was suspended (SIGSTOP, or a debugger)"
             worker.signal_group(signal.SIGKILL)
         elif not unread:

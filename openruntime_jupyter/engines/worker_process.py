@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import psutil
 
@@ -387,8 +387,8 @@ async def start_ready(start: Callable[[], WorkerProcess], seconds: float) -> Wor
 
 def _spawn(
     interpreter: str, generation: int, environment: dict[str, str], folder: str, arguments: list[str], marker: str
-) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket, IO[bytes], IO[bytes]]:
-    """Start a worker and return it with the runtime's ends of its data and control channels, and its output pipes.
+) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket, int, int]:
+    """Start a worker and return it with the runtime's ends of its data and control channels, and of its output pipes.
 
     Raises `EngineError` or a subclass.
     """
@@ -396,14 +396,15 @@ def _spawn(
         try:
             data, their_data = _connection(ours, theirs)
             control, their_control = _connection(ours, theirs)
+            out, their_out = _pipe(ours, theirs)
+            err, their_err = _pipe(ours, theirs)
             descriptors = (their_data.fileno(), their_control.fileno())
             command = [interpreter, "-m", "openruntime_jupyter.worker", *map(str, descriptors), str(generation), str(os.getpid()), marker]
             process = subprocess.Popen(
                 [*command, *arguments],
-                bufsize=0,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdout=their_out,
+                stderr=their_err,
                 pass_fds=descriptors,
                 start_new_session=True,
                 cwd=folder,
@@ -414,9 +415,7 @@ def _spawn(
         ours.pop_all()
     data.setblocking(False)
     control.setblocking(False)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    return process, data, control, process.stdout, process.stderr
+    return process, data, control, out, err
 
 
 def _pidfd(pid: int) -> int | None:
@@ -431,6 +430,14 @@ def _connection(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tup
     """Return the parent's and the worker's end of a connection."""
     here, there = socket.socketpair()
     return ours.enter_context(here), theirs.enter_context(there)
+
+
+def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
+    """Return the reading end for the parent and the writing end for the worker. Python before 3.12 leaks those of a failing `Popen`."""
+    reading, writing = os.pipe()
+    ours.callback(os.close, reading)
+    theirs.callback(os.close, writing)
+    return reading, writing
 
 
 def worker_environment(
@@ -461,14 +468,13 @@ REFILL = 0.1
 class OutputPipe:
     """Reader of a pipe. It passes text to `on_text` and keeps its end in `tail`."""
 
-    def __init__(self, pipe: IO[bytes], loop: asyncio.AbstractEventLoop, marker: bytes, on_text: Callable[[str], None]) -> None:
+    def __init__(self, descriptor: int, loop: asyncio.AbstractEventLoop, marker: bytes, on_text: Callable[[str], None]) -> None:
         self.tail = ""
         self._on_text = on_text
         self._unfinished = False
         self._marker = marker
         self._raw = b""
-        self._pipe = pipe
-        self._descriptor = descriptor = pipe.fileno()
+        self._descriptor = descriptor
         self._loop = loop
         self._left = BUDGET
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -558,7 +564,7 @@ class OutputPipe:
         if self._open:
             self._open = False
             self._loop.remove_reader(self._descriptor)
-            self._pipe.close()
+            os.close(self._descriptor)
             if self._refill is not None:
                 self._refill.cancel()
 

@@ -16,7 +16,7 @@ class Output:
     def __init__(self) -> None:
         reader, self.writer = os.pipe()
         self.text = ""
-        self.pipe = OutputPipe(os.fdopen(reader, "rb", 0), asyncio.get_running_loop(), MARKER, self._hear)
+        self.pipe = OutputPipe(reader, asyncio.get_running_loop(), MARKER, self._hear)
 
     def _hear(self, text: str) -> None:
         self.text += text

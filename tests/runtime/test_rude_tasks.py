@@ -127,6 +127,7 @@ async def test_task_of_suspended_idle_worker_runs_on_another(runtime: Runtime, s
 
 async def test_task_of_suspended_worker_fails_if_its_start_is_unknown(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WorkerProcess, "unread", None)
+    monkeypatch.setattr(WorkerProcess, "left_frames", property(lambda self: False, lambda self, value: None), raising=False)
     await stopped_idle_worker(runtime)
     failure = await failed(runtime, await submit(runtime, "call", burst(_who)))
     assert failure.kind == "worker_died"
