@@ -14,8 +14,9 @@ import pytest
 
 from openruntime_jupyter.runtime.storage import queries
 from openruntime_jupyter.runtime.storage.queries import Filter
-from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
+from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, STATES, migrate
 from openruntime_jupyter.runtime.storage.store import READERS
+from openruntime_jupyter.schemas.tasks import TaskState
 from tests.runtime.history_support import opened
 
 TASKS = 20_000
@@ -113,6 +114,10 @@ def test_pages_are_exact_and_cost_little(connection: sqlite3.Connection, wanted:
         before = matching[9]
         tasks, _, _ = queries.page(connection, "rt_1", wanted, 10, before, 0)
         assert [task.task_id for task in tasks] == matching[10:20]
+
+
+def test_every_state_has_a_column_of_numbers() -> None:
+    assert {str(state) for state in TaskState} == set(STATES)
 
 
 async def test_slow_lists_do_not_delay_others(tmp_path: Path) -> None:
