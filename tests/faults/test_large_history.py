@@ -127,7 +127,7 @@ async def test_slow_lists_do_not_delay_others(tmp_path: Path) -> None:
         def block(_: Any) -> None:
             assert release.wait(30)
 
-        slow = [asyncio.create_task(history.look(block)) for _ in range(READERS - 1)]
+        slow = [asyncio.create_task(history.look(block)) for _ in range(2 * READERS)]
         await asyncio.sleep(0)
         try:
             assert await asyncio.wait_for(history.page(10), 10) == ([], 0, None)
