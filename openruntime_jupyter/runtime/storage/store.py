@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 READ_AFTER_SECONDS = 2.0
 """Maximum wait of a list for pending writes; with a slow disk the list is stale rather than blocked."""
 READERS = 2
-"""Reading threads for quick queries, and as many for others. They connect at their first query."""
+"""Threads for quick queries. They connect at their first query."""
+SLOW_READERS = 1 if (os.cpu_count() or 1) <= 2 else 2
+"""Threads for other queries. Two would occupy both cores of a small machine."""
 QUICK_OFFSET = 1_000
 """Largest offset of a quick list."""
 MOST_LISTED = 10_000
@@ -83,7 +85,7 @@ class History:
         self._file = HistoryFile(settings.data_dir, settings.history_durability)
         # The lock must be held before the first write, or another runtime would take the tasks over.
         self._writer = Writer(self._file, self._lock.acquire, partial(self._deliver, self._settle_written))
-        self._quick, self._slow = self._make_readers(), self._make_readers()
+        self._quick, self._slow = self._make_readers(READERS), self._make_readers(SLOW_READERS)
         self._behind = WriteBehind(runtime_id, settings.embedded, self._submit, lambda: self._problem is not None)
         self._metrics = MetricsWriteBehind(runtime_id, self._submit)
         self._outbox: list[Job] = []
@@ -95,9 +97,9 @@ class History:
         self._replaced = 0
         self.on_replaced: Callable[[], None] = lambda: None
 
-    def _make_readers(self) -> list[Reader]:
+    def _make_readers(self, number: int) -> list[Reader]:
         jobs: JobQueue = SimpleQueue()
-        return [Reader(self._file, partial(self._deliver, self._settle_read), jobs) for _ in range(READERS)]
+        return [Reader(self._file, partial(self._deliver, self._settle_read), jobs) for _ in range(number)]
 
     @property
     def problem(self) -> str | None:
