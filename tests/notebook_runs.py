@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.default_model import models_dir
 from tests.support import Home
+from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -27,10 +27,10 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 
 def home_with_model(folder: Path) -> Home:
-    """Return the home of a user who has downloaded the default model."""
+    """Return the home of a user with a tiny model. The default one, which tests/acceptance asks, needs a minute for these prompts."""
     home = Home(folder)
     home.data_dir.mkdir(mode=0o700)
-    (home.data_dir / "models").symlink_to(models_dir())
+    make_tiny_model(home.data_dir / "models" / "tiny", context=4096)
     return home
 
 

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 
+from jupyter_core.utils import ensure_event_loop
 from playwright.async_api import Browser, Page, Playwright, async_playwright
 
 FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 
 
 class _Chromium:
-    """Browser and its event loop, created on first use."""
+    """Browser, started on first use."""
 
     def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
         self.playwright: Playwright | None = None
         self.browser: Browser | None = None
-
-    def run(self, story: Coroutine[object, object, None]) -> None:
-        if self.loop is None:
-            self.loop = asyncio.new_event_loop()
-        self.loop.run_until_complete(story)
 
     async def started(self) -> Browser:
         if self.playwright is None:
@@ -41,12 +35,6 @@ class _Chromium:
             await self.playwright.stop()
         self.browser = self.playwright = None
 
-    def close(self) -> None:
-        if self.loop is not None:
-            self.loop.run_until_complete(self.stop())
-            self.loop.close()
-        self.loop = None
-
 
 _CHROMIUM = _Chromium()
 
@@ -60,12 +48,12 @@ def executable() -> str:
 
 def run(story: Coroutine[object, object, None]) -> None:
     """Run a coroutine on the event loop of the browser."""
-    _CHROMIUM.run(story)
+    ensure_event_loop().run_until_complete(story)
 
 
 def close() -> None:
     """Close the browser if it is running."""
-    _CHROMIUM.close()
+    run(_CHROMIUM.stop())
 
 
 @asynccontextmanager

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Locator, Page, expect
 
-from tests.browser.chromium import new_page, run
+from tests.browser.chromium import new_page
 from tests.support import JUPYTER, STANDALONE, Home, Server, running_server
 
 pytestmark = [pytest.mark.browser]
@@ -18,6 +18,15 @@ pytestmark = [pytest.mark.browser]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running_server(tmp_path_factory.mktemp("docs"), JUPYTER, base_url="/user/x/") as running:
         yield running
+
+
+async def response(page: Page, verb: str, path: str) -> Locator:
+    """Try an operation on the page, and return its response."""
+    block = page.locator(f".opblock-{verb}", has=page.locator(f'[data-path="{path}"]'))
+    await block.locator("button").first.click()
+    await block.get_by_role("button", name="Try it out").click()
+    await block.get_by_role("button", name="Execute").click()
+    return block.locator(".live-responses-table")
 
 
 @asynccontextmanager
@@ -36,28 +45,14 @@ async def docs(server: Server, address: str) -> AsyncIterator[Page]:
     assert errors == []
 
 
-def test_operation_can_be_tried_under_jupyter(server: Server) -> None:
-    async def body() -> None:
-        async with docs(server, f"{server.url}/docs?token={server.token}") as page:
-            block = page.locator(".opblock-post", has=page.locator('[data-path="/tasks"]'))
-            await block.locator("button").first.click()
-            await block.get_by_role("button", name="Try it out").click()
-            await block.get_by_role("button", name="Execute").click()
-            status = block.locator(".live-responses-table .response-col_status").last
-            await expect(status).to_contain_text("200", timeout=60_000)
-            await expect(block.locator(".live-responses-table")).to_contain_text('"status": "completed"')
-
-    run(body())
+async def test_operation_can_be_tried_under_jupyter(server: Server) -> None:
+    async with docs(server, f"{server.url}/docs?token={server.token}") as page:
+        shown = await response(page, "post", "/tasks")
+        await expect(shown.locator(".response-col_status").last).to_contain_text("200", timeout=60_000)
+        await expect(shown).to_contain_text('"status": "completed"')
 
 
-def test_operation_can_be_tried_without_login(tmp_path_factory: pytest.TempPathFactory) -> None:
-    async def body(server: Server) -> None:
-        async with docs(server, f"{server.url}/docs") as page:
-            block = page.locator(".opblock-get", has=page.locator('[data-path="/health"]'))
-            await block.locator("button").first.click()
-            await block.get_by_role("button", name="Try it out").click()
-            await block.get_by_role("button", name="Execute").click()
-            await expect(block.locator(".live-responses-table")).to_contain_text('"devices"', timeout=60_000)
-
+async def test_operation_can_be_tried_without_login(tmp_path_factory: pytest.TempPathFactory) -> None:
     with running_server(Home(tmp_path_factory.mktemp("standalone")), STANDALONE) as server:
-        run(body(server))
+        async with docs(server, f"{server.url}/docs") as page:
+            await expect(await response(page, "get", "/health")).to_contain_text('"devices"', timeout=60_000)

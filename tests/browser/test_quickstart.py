@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.async_api import FloatRect, Locator, expect
 
-from tests.browser.chromium import run
-from tests.browser.lab import APPS, LAB, App, Notebook, new_notebook, opened, until
-from tests.support import Home, Server, running_server
+from tests.browser.lab import Notebook, new_notebook, opened, until
+from tests.support import Server
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -21,53 +19,36 @@ QUICKSTART = Path(__file__).resolve().parents[2] / "notebooks" / "quickstart.ipy
 LOOP = "%%openruntime --name endless\nimport time\nprint('it runs', flush=True)\nwhile True:\n    time.sleep(0.05)"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = Home(tmp_path_factory.mktemp("lab"))
-    with running_server(home, LAB, base_url="/user/x/") as running:
-        yield running
-
-
 def named(server: Server, name: str, *states: str) -> list[dict[str, object]]:
     return [task for task in server.get("/tasks", params={"state": list(states)})["tasks"] if task["name"] == name]
 
 
-@pytest.mark.parametrize("app", APPS)
-def test_quickstart_notebook_runs_without_errors(server: Server, app: App) -> None:
-    name = f"{app}-{QUICKSTART.name}"
-    shutil.copy(QUICKSTART, server.home.path / name)
-
-    async def story() -> None:
-        async with opened(server, name, app) as notebook:
-            await notebook.menu("Edit", "Clear Outputs of All Cells")
-            await notebook.run_all()
-            assert await notebook.errors() == []
-
-    run(story())
+async def test_quickstart_notebook_runs_without_errors(server: Server) -> None:
+    shutil.copy(QUICKSTART, server.home.path)
+    async with opened(server, QUICKSTART.name) as notebook:
+        await notebook.menu("Edit", "Clear Outputs of All Cells")
+        await notebook.run_all()
+        assert await notebook.errors() == []
     assert server.get("/tasks")["total_count"] > 0, "the notebook's tasks ran on the server"
 
 
-def test_interrupt_cancels_task_and_keeps_kernel(server: Server) -> None:
+async def test_interrupt_cancels_task_and_keeps_kernel(server: Server) -> None:
     new_notebook(server, "stop.ipynb", "%load_ext openruntime_jupyter", LOOP, "print('the kernel is', 'usable')")
-
-    async def story() -> None:
-        async with opened(server, "stop.ipynb") as notebook:
-            await notebook.start_all()
-            await until(lambda: bool(named(server, "endless", "running")), "the task runs")
-            line = notebook.page.locator(".jp-OpenRuntime-task").filter(has_text="endless")
-            await expect(line).to_contain_text(re.compile("running.*s"))
-            before = await place(line)
-            await notebook.page.click("[data-command='notebook:interrupt-kernel']")
-            await until(lambda: bool(named(server, "endless", "cancelled")), "the task is cancelled")
-            await expect(line).to_contain_text("cancelled after")
-            assert await place(line) == before, "the layout does not shift"
-            await notebook.idle()
-            await select(notebook, 2)
-            await notebook.menu("Run", "Run Selected Cell")
-            await notebook.done()
-            assert "the kernel is usable" in await notebook.text(2)
-
-    run(story())
+    async with opened(server, "stop.ipynb") as notebook:
+        await notebook.start_all()
+        await until(lambda: bool(named(server, "endless", "running")), "the task runs")
+        line = notebook.page.locator(".jp-OpenRuntime-task").filter(has_text="endless")
+        await expect(line).to_contain_text(re.compile("running.*s"))
+        before = await place(line)
+        await notebook.page.click("[data-command='notebook:interrupt-kernel']")
+        await until(lambda: bool(named(server, "endless", "cancelled")), "the task is cancelled")
+        await expect(line).to_contain_text("cancelled after")
+        assert await place(line) == before, "the layout does not shift"
+        await notebook.idle()
+        await select(notebook, 2)
+        await notebook.menu("Run", "Run Selected Cell")
+        await notebook.done()
+        assert "the kernel is usable" in await notebook.text(2)
 
 
 async def place(line: Locator) -> FloatRect:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 from playwright.async_api import Page
 
-from tests.browser.chromium import run
 from tests.browser.lab import LAB, App, new_notebook, opened
 from tests.support import Home, Server, running_server
 
@@ -40,26 +39,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize(("app", "dark"), [("lab", False), ("notebook7", True)])
-def test_tables_fit_their_cell(server: Server, app: App, dark: bool) -> None:
+async def test_tables_fit_their_cell(server: Server, app: App, dark: bool) -> None:
     name = f"tables-{app}-{dark}.ipynb"
     new_notebook(server, name, SHOW, *(f"%openruntime {word}" for word in OTHERS), EVERY_COLUMN)
-
-    async def story() -> None:
-        async with opened(server, name, app) as notebook:
-            page = notebook.page
-            await notebook.menu("Settings", "Theme", "JupyterLab Dark" if dark else "JupyterLab Light")
-            await notebook.run_all()
-            assert await notebook.errors() == []
-            assert await page.locator(".ort-t").count() >= len(OTHERS)
-            assert await page.evaluate(HEADS) == ["state", "task", "ran", "submitted", "priority", "id"], "common columns are omitted"
-            assert await page.evaluate(TOO_WIDE) == [], "beside the file browser"
-            if app == "lab":
-                await page.keyboard.press("Control+b")
-            await narrow(page)
-            assert await page.evaluate(TOO_WIDE) == [], "on a narrow page"
-            assert await page.evaluate(CARDS)
-
-    run(story())
+    async with opened(server, name, app) as notebook:
+        page = notebook.page
+        await notebook.menu("Settings", "Theme", "JupyterLab Dark" if dark else "JupyterLab Light")
+        await notebook.run_all()
+        assert await notebook.errors() == []
+        assert await page.locator(".ort-t").count() >= len(OTHERS)
+        assert await page.evaluate(HEADS) == ["state", "task", "ran", "submitted", "priority", "id"], "common columns are omitted"
+        assert await page.evaluate(TOO_WIDE) == [], "beside the file browser"
+        if app == "lab":
+            await page.keyboard.press("Control+b")
+        await narrow(page)
+        assert await page.evaluate(TOO_WIDE) == [], "on a narrow page"
+        assert await page.evaluate(CARDS)
 
 
 async def narrow(page: Page) -> None:

@@ -98,6 +98,7 @@ def test_an_item_that_exits_fails_alone(client: Client) -> None:
     assert (list(caught.value.failures), caught.value.results) == ([1], [0, None, 2])
 
 
+@over_http
 def test_an_item_whose_result_cannot_travel_fails_alone(client: Client) -> None:
     def sometimes_stuck(number: int) -> Any:
         import threading
@@ -119,6 +120,7 @@ def test_an_item_whose_result_cannot_travel_fails_alone(client: Client) -> None:
     assert len(result.arrays) == 3
 
 
+@over_http
 def test_a_chunk_whose_worker_dies_fails_alone(client: Client) -> None:
     def deadly(number: int) -> int:
         if number == 2:

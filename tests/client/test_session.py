@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, TaskCancelled, WorkerDied
 from openruntime_jupyter.schemas.endpoints import FREE_SESSION, LIST_SESSIONS
 from tests.client.conftest import over_http
-from tests.support import TOKEN, free_port, running_server, wait_until
+from tests.support import wait_until
 from tests.work import nap
 
 
@@ -111,6 +110,7 @@ def test_restart_empties_the_namespace(client: Client) -> None:
     assert value_of(client, "'x' in globals()") is False
 
 
+@over_http
 def test_ended_session_raises_until_restarted(client: Client) -> None:
     train = client.session("train")
     os.kill(train.call(os.getpid), signal.SIGKILL)
@@ -123,11 +123,23 @@ def test_ended_session_raises_until_restarted(client: Client) -> None:
 
 
 @over_http
+def test_cancelled_call_keeps_the_session(client: Client) -> None:
+    train = client.session("train")
+    train.run_code("x = 1")
+    handle = train.submit_code("import time\nx = 2\nprint('in', flush=True)\nwhile True: time.sleep(0.01)")
+    wait_until(lambda: "in" in handle.output.stdout, 30, "the running cell")
+    handle.cancel()
+    with pytest.raises(TaskCancelled):
+        handle.result()
+    assert value_of(client, "x") == 2
+
+
+@over_http
 def test_freed_session_raises_once(client: Client) -> None:
     train = client.session("train")
     train.run_code("x = 1")
     client.backend.call(FREE_SESSION, train.info.id)
-    with pytest.raises(SessionEnded, match="freed"):
+    with pytest.raises(SessionEnded, match=r"freed, or its runtime was restarted\. The next task"):
         train.run_code("x")
     assert value_of(client, "'x' in globals()") is False
 
@@ -201,29 +213,3 @@ async def test_async_client_uses_sessions(client: Client) -> None:
     assert await inside.call(os.getpid) != pid
     assert (await inside.free_session("train")).name == "train"
     assert await inside.sessions() == []
-
-
-def test_cancelled_call_keeps_the_session(client: Client) -> None:
-    train = client.session("train")
-    train.run_code("x = 1")
-    handle = train.submit_code("import time\nx = 2\nprint('in', flush=True)\nwhile True: time.sleep(0.01)")
-    wait_until(lambda: "in" in handle.output.stdout, 30, "the running cell")
-    handle.cancel()
-    with pytest.raises(TaskCancelled):
-        handle.result()
-    assert value_of(client, "x") == 2
-
-
-def test_restarted_server_ends_its_sessions(tmp_path: Path) -> None:
-    port = free_port()
-
-    with running_server(tmp_path, port=port) as first:
-        client = Client(HttpBackend(first.url, TOKEN))
-        client.session("train").run_code("x = 1")
-        home = first.home
-    with running_server(home, port=port) as second:
-        assert second.url == client.where
-        with pytest.raises(SessionEnded, match=r"freed, or its runtime was restarted\. The next task"):
-            value_of(client, "x")
-        assert value_of(client, "'x' in globals()") is False
-        client.close()

@@ -172,15 +172,6 @@ def test_stream_disconnect_cancels_task(server: Server, provider: ProviderServer
     assert not provider.problems
 
 
-def test_disconnect_of_waiting_client_cancels_ai_task(server: Server) -> None:
-    name = uuid4().hex
-    body = {"workflow_type": "model_inference", "prompt": "hold the line", "name": name}
-    with pytest.raises(Exception, match="timed out"):
-        server.client.post(f"{server.url}/ai/tasks", json=body, headers=server.headers, timeout=1.0)
-    task = wait_until(lambda: next((task for task in server.get("/tasks")["tasks"] if task["name"] == name), None), 10, "the task")
-    assert server.finished(task["task_id"])["status"] == "cancelled"
-
-
 def test_asynchronous_ai_task_can_be_streamed_from_any_position(server: Server) -> None:
     response = post(server, "slow but sure", wait=False)
     assert response.status_code == 202
@@ -198,16 +189,6 @@ def test_asynchronous_ai_task_can_be_streamed_from_any_position(server: Server) 
         with server.client.stream("GET", where + query, headers={**server.headers, **headers}, timeout=30) as again:
             (name, piece), (last, _) = told(again)
         assert (name, piece, last) == ("token", {"text": "slow but sure", "index": 10}, "task")
-
-
-def test_prefer_header_is_applied(server: Server) -> None:
-    taken = post(server, "slowly", headers={"Prefer": "respond-async"})
-    assert (taken.status_code, taken.headers["Preference-Applied"]) == (202, "respond-async")
-    waited = post(server, "slowly", headers={"Prefer": "wait=20"})
-    assert (waited.status_code, waited.json()["status"]) == (200, "completed")
-    short = post(server, "slowly", headers={"Prefer": "wait=0.1"})
-    assert short.status_code == 202
-    assert short.headers["Location"].endswith(short.json()["task_id"])
 
 
 def test_repeated_ai_request_creates_one_task(server: Server) -> None:
@@ -265,16 +246,6 @@ def test_concurrent_prompts_of_conversation_run_in_order(server: Server, provide
     for place, turn in enumerate(said):
         before = [content for role, content in messages(provider, turn["prompt"])[:-1] if role == "user"]
         assert before == [earlier["prompt"] for earlier in said[:place]]
-
-
-def test_oldest_turns_are_omitted_if_context_is_full(server: Server, provider: ProviderServer) -> None:
-    name = uuid4().hex
-    for number in range(3):
-        task = ask(server, f"{number} {'long ' * 4000}", parameters={"conversation": name})
-    assert task["left_out"] == 2
-    task = ask(server, "and now?", parameters={"conversation": name})
-    assert task["left_out"] == 2
-    assert [content[:2] for _, content in messages(provider, "and now?")] == ["2 ", "Yo", "an"]
 
 
 def test_websocket_sends_tokens_to_subscribers(server: Server) -> None:

@@ -101,23 +101,3 @@ def test_invalid_results_request_names_field(standalone: Server, field: str, val
     body = {"tasks": ["task_0"], field: value}
     told = error_of(standalone.request("POST", "/tasks/batch/results", json=body), 422)
     assert told["data"]["details"][0]["field"].split(".")[0] == field
-
-
-def test_results_need_only_read_permission(jupyter: Server) -> None:
-    def status(denied: str) -> int:
-        headers = {"X-Deny": denied}
-        return jupyter.request("POST", "/tasks/batch/results", json={"tasks": ["task_0"]}, headers=headers).status_code
-
-    assert status("read:openruntime") == 403
-    assert status("write:openruntime execute:kernels") == 200
-    assert jupyter.client.post(f"{jupyter.url}/tasks/batch/results", json={"tasks": ["task_0"]}).status_code == 403
-
-
-def test_results_response_size_is_limited(standalone: Server) -> None:
-    size = 300_000
-    code = f"shown = 'x' * {size}"
-    parameters = {"code": code, "outputs": ["shown"]}
-    ids = ids_of(sent(standalone, [{"operation": "python", "parameters": parameters}] * 3))
-    answer = results(standalone, ids, at_least=3, wait=60)
-    assert all("payload" not in each for each in answer.json()["results"]), "large payloads are fetched one by one"
-    assert len(answer.content) < size

@@ -203,16 +203,3 @@ def test_accept_header_selects_metrics_format(jupyter: Server, accept: str, medi
     else:
         assert response.headers["Content-Type"].startswith(media)
         assert value(families(response.content, media), "openruntime_build_info") == 1
-
-
-def test_metrics_support_envelope(jupyter: Server) -> None:
-    response = jupyter.request("GET", "/metrics", headers={"Accept": "application/vnd.openruntime.envelope+json"})
-    assert response.json()["status"] == "success"
-    assert "gpu_utilization" in response.json()["data"]
-
-
-def test_metrics_need_login_in_every_format(jupyter: Server) -> None:
-    for accept in (SCRAPE, "text/plain"):
-        response = jupyter.client.get(f"{jupyter.url}/metrics", headers={"Accept": accept})
-        assert response.status_code == 403
-        assert response.headers["Content-Type"] == "application/json"

@@ -243,14 +243,6 @@ def test_next_server_removes_file_of_killed_server(tmp_path: Path) -> None:
         wait_until(lambda: not killed.descendants(), what="the end of the killed server's workers")
 
 
-def test_unusable_data_folder_is_reported_in_responses(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    with running_server(tmp_path, STANDALONE, f"--data-dir={tmp_path / 'file'}", token=None, ready=503) as server:
-        assert str(tmp_path / "file") in error_of(server.request("GET", "/health"), 503)["error"]
-        assert server.get("/")["status"] == "running"
-        assert "Other programs" in server.tail()
-
-
 def test_server_start_is_fast(tmp_path: Path) -> None:
     # 0.5 s on the reference machine.
     best = 60.0

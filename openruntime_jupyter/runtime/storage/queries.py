@@ -123,7 +123,7 @@ class _Unwritten:
         if not tasks:
             return
         for ids in _parts([task.task_id for task in tasks]):
-            self.places.update(connection.execute(f"SELECT id, sequence FROM tasks WHERE id IN ({_marks(ids)})", ids))  # noqa: S608
+            self.places.update(connection.execute(f"SELECT id, sequence FROM tasks WHERE id IN ({_marks(ids)})", ids))  # noqa: S608 - constants
         conditions, values = _listed(wanted)
         for some in _parts(list(self.places.values())):
             query = f"SELECT sequence FROM listed WHERE sequence IN ({_marks(some)}){conditions}"  # noqa: S608 - constants
