@@ -14,8 +14,9 @@ import pytest
 
 from openruntime_jupyter.runtime.storage import queries
 from openruntime_jupyter.runtime.storage.queries import Filter
-from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, migrate
+from openruntime_jupyter.runtime.storage.schema import MIGRATIONS, STATES, migrate
 from openruntime_jupyter.runtime.storage.store import READERS
+from openruntime_jupyter.schemas.tasks import TaskState
 from tests.runtime.history_support import opened
 
 TASKS = 20_000
@@ -115,6 +116,10 @@ def test_pages_are_exact_and_cost_little(connection: sqlite3.Connection, wanted:
         assert [task.task_id for task in tasks] == matching[10:20]
 
 
+def test_every_state_has_a_column_of_numbers() -> None:
+    assert {str(state) for state in TaskState} == set(STATES)
+
+
 async def test_slow_lists_do_not_delay_others(tmp_path: Path) -> None:
     async with opened(tmp_path) as history:
         release = threading.Event()
@@ -122,7 +127,7 @@ async def test_slow_lists_do_not_delay_others(tmp_path: Path) -> None:
         def block(_: Any) -> None:
             assert release.wait(30)
 
-        slow = [asyncio.create_task(history.look(block)) for _ in range(READERS - 1)]
+        slow = [asyncio.create_task(history.look(block)) for _ in range(2 * READERS)]
         await asyncio.sleep(0)
         try:
             assert await asyncio.wait_for(history.page(10), 10) == ([], 0, None)

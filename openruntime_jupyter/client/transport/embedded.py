@@ -335,7 +335,7 @@ def _with_folder(settings: Settings) -> tuple[Settings, str | None]:
     try:
         folder = Path(tempfile.mkdtemp(prefix="openruntime-"))
     except OSError as problem:
-        raise StorageUnavailable(f"{reason}. There is no room for a temporary one either ({problem})") from problem
+        raise StorageUnavailable(f"{reason}. A temporary one cannot be made either ({problem})") from problem
     at_exit(lambda: shutil.rmtree(folder, ignore_errors=True))
     log.warning("%s. Tasks are kept until this process ends.", reason)
     return replace(settings, data_dir=folder, models_dir=settings.models), f"{reason}. Until then tasks are kept until this process ends."

@@ -138,7 +138,7 @@ STATES = ("pending", "running", "completed", "failed", "cancelled", "timed_out",
 
 
 def _numbers(template: str) -> str:
-    """Return the template, in which {0} stands for a state, for all states."""
+    """Return the template once for each state, which replaces {0}."""
     return ", ".join(template.format(state) for state in STATES)
 
 

@@ -37,8 +37,12 @@ log = logging.getLogger(__name__)
 
 READ_AFTER_SECONDS = 2.0
 """Maximum wait of a list for pending writes; with a slow disk the list is stale rather than blocked."""
-READERS = 4
-"""Threads that read. They connect at their first query."""
+READERS = 2
+"""Threads for quick queries. They connect at their first query."""
+SLOW_READERS = 1 if (os.cpu_count() or 1) <= 2 else 2
+"""Threads for other queries. Two would occupy both cores of a small machine."""
+QUICK_OFFSET = 1_000
+"""Largest offset of a quick list."""
 MOST_LISTED = 10_000
 VOLATILE_TASKS = 10_000
 """Finished tasks kept in memory if no file can be used."""
@@ -81,8 +85,7 @@ class History:
         self._file = HistoryFile(settings.data_dir, settings.history_durability)
         # The lock must be held before the first write, or another runtime would take the tasks over.
         self._writer = Writer(self._file, self._lock.acquire, partial(self._deliver, self._settle_written))
-        jobs: JobQueue = SimpleQueue()
-        self._readers = [Reader(self._file, partial(self._deliver, self._settle_read), jobs) for _ in range(READERS)]
+        self._quick, self._slow = self._make_readers(READERS), self._make_readers(SLOW_READERS)
         self._behind = WriteBehind(runtime_id, settings.embedded, self._submit, lambda: self._problem is not None)
         self._metrics = MetricsWriteBehind(runtime_id, self._submit)
         self._outbox: list[Job] = []
@@ -93,6 +96,10 @@ class History:
         self._closed = False
         self._replaced = 0
         self.on_replaced: Callable[[], None] = lambda: None
+
+    def _make_readers(self, number: int) -> list[Reader]:
+        jobs: JobQueue = SimpleQueue()
+        return [Reader(self._file, partial(self._deliver, self._settle_read), jobs) for _ in range(number)]
 
     @property
     def problem(self) -> str | None:
@@ -111,7 +118,7 @@ class History:
         even then: `problem` is set, asynchronous commits are rejected, and writing starts once it works.
         """
         self._writer.start()
-        for reader in self._readers:
+        for reader in (*self._quick, *self._slow):
             reader.start()
         try:
             private_folder(self._payload_folder)
@@ -290,12 +297,13 @@ class History:
         those = None if states is None else tuple(dict.fromkeys(str(state) for state in states))
         wanted = queries.Filter(those, operation, owner, notebook, name)
         most = min(max(limit, 0), MOST_LISTED)
-        self._check_open()
-        if self._problem is None:
-            await self._flush()
+        await self._flush_unless_failing()
         new = await self._unwritten(live)
         try:
-            return await self._read(lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0), new))
+            return await self._read(
+                lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0), new),
+                slow=name is not None or offset > QUICK_OFFSET,
+            )
         except StorageUnavailable:
             new = await self._unwritten(live)
             if not new:
@@ -318,7 +326,8 @@ class History:
         """Return up to `limit` pending tasks of other runtimes, oldest first, and their number; `here` is that of all in this one."""
         wanted = queries.Filter(notebook=notebook, name=name)
         try:
-            return await self.look(lambda connection: queries.waiting_elsewhere(connection, self._me, wanted, here, limit, offset))
+            await self._flush_unless_failing()
+            return await self._read(lambda connection: queries.waiting_elsewhere(connection, self._me, wanted, here, limit, offset))
         except StorageUnavailable:  # /health reports it; the tasks of this runtime are listed without them
             return [], 0
 
@@ -334,14 +343,17 @@ class History:
         self._check_open()
         wanted = window(start, end, points, time.time() if now is None else now)
         await self._flush()
-        return await self._read(lambda connection: read(connection, wanted, runtime, sampled_only))
+        return await self._read(lambda connection: read(connection, wanted, runtime, sampled_only), slow=True)
 
     async def look(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """Run `work`, which must not write, on the reader's thread after flushing pending writes, and return its result."""
+        """Run `work`, which must not write, on a reader's thread after flushing pending writes, and return its result."""
+        await self._flush_unless_failing()
+        return await self._read(work, slow=True)
+
+    async def _flush_unless_failing(self) -> None:
         self._check_open()
         if self._problem is None:
             await self._flush()
-        return await self._read(work)
 
     # Retention
 
@@ -365,10 +377,12 @@ class History:
         for table in ("outputs", "payloads"):
             after: int | None = 0
             while after is not None:
-                lone, after = await self._read(partial(retention.orphans, table=table, after=after))
+                lone, after = await self._read(partial(retention.orphans, table=table, after=after), slow=True)
                 if lone:
                     await self._write(partial(retention.remove_orphans, table=table, rows=lone, now=now))
-        await self._remove(await self._read(lambda connection: retention.unreferenced_files(connection, self._payload_folder, now)))
+        await self._remove(
+            await self._read(lambda connection: retention.unreferenced_files(connection, self._payload_folder, now), slow=True)
+        )
         while await self._write(retention.vacuum):
             pass
         return deleted
@@ -376,7 +390,7 @@ class History:
     async def _remove(self, files: list[str]) -> None:
         if files:
             # In the reader's thread, because removing a large file takes a while.
-            await self._read(lambda connection: retention.remove_files(self._payload_folder, files))
+            await self._read(lambda connection: retention.remove_files(self._payload_folder, files), slow=True)
 
     # Threads
 
@@ -395,9 +409,9 @@ class History:
         if self._behind.waiting:
             log.warning("The history is closed with %d unwritten items: %s", self._behind.waiting, self.problem)
         self._writer.close()
-        for reader in self._readers:
+        for reader in (*self._quick, *self._slow):
             reader.close()
-        threads = self._writer, *self._readers
+        threads = self._writer, *self._quick, *self._slow
         while any(thread.alive for thread in threads) and time.monotonic() < until:  # noqa: ASYNC110 - threads know no asyncio
             await asyncio.sleep(0.002)
         if self._writer.alive:
@@ -426,7 +440,7 @@ class History:
         self._submit([*before, Job(work, partial(resolve, future))])
         return await future
 
-    async def _read(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+    async def _read(self, work: Callable[[sqlite3.Connection], Answer], slow: bool = False) -> Answer:
         if self._file.volatile:
             return await self._write(work)
         if self._file.log_removed:
@@ -434,7 +448,7 @@ class History:
                 await self._write(_barrier)
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = self._loop.create_future()
-        self._readers[0].put([Job(work, partial(resolve, future))])
+        (self._slow if slow else self._quick)[0].put([Job(work, partial(resolve, future))])
         return await future
 
     def _submit(self, jobs: list[Job]) -> None:
@@ -503,7 +517,7 @@ class History:
             if error is not None and self._loop is not None:
                 self._loop.call_later(RETRY_SECONDS, self._try_reading)
 
-        self._readers[0].put([Job(lambda connection: queries.count(connection, queries.Filter()), done)])
+        self._quick[0].put([Job(lambda connection: queries.count(connection, queries.Filter()), done)])
 
     def _fail(self, error: StorageUnavailable) -> None:
         if self.problem is None:
