@@ -15,7 +15,7 @@ from openruntime_jupyter.client.handles import Output, PromptHandle, TaskHandle,
 from openruntime_jupyter.client.interruption import kernel_stops_soon_async, pulse, shown_as_line
 from openruntime_jupyter.client.map import MapStopped, run_map
 from openruntime_jupyter.client.transport.watch import CONNECTED
-from openruntime_jupyter.client.unseen import UnseenTasks, awaited
+from openruntime_jupyter.client.unseen import awaited, leave
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
@@ -296,18 +296,17 @@ class AsyncClient:
                 handle = await asyncio.shield(submitted)
             return await handle.result()
         except asyncio.CancelledError:
-            raise shown_as_line(asyncio.CancelledError(await asyncio.shield(_cancelled(submitted)))) from None
+            raise shown_as_line(asyncio.CancelledError(await asyncio.shield(_cancelled(submitted, self.client.where)))) from None
         finally:
             awaited.difference_update(task_ids)
 
 
-async def _cancelled(submitted: asyncio.Future[AsyncTaskHandle]) -> str:
+async def _cancelled(submitted: asyncio.Future[AsyncTaskHandle], where: str) -> str:
     """Cancel a task, whose submission may still be under way, unless the kernel stops. Return what became of it."""
     try:
         handle = await submitted
         if await kernel_stops_soon_async():
-            UnseenTasks().add(handle.id)
-            return f"{handle.id} continues to run without this kernel"
+            return leave(where, handle.id)
         return after_cancel(await handle.cancel())
     except OpenRuntimeError as problem:
         return f"the task could not be cancelled ({problem})"

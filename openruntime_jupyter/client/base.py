@@ -24,7 +24,7 @@ from openruntime_jupyter.client.interruption import interruptible, kernel_stops_
 from openruntime_jupyter.client.serialization import named, pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.client.transport.watch import Watch
-from openruntime_jupyter.client.unseen import UnseenTasks
+from openruntime_jupyter.client.unseen import leave
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, SessionEnded, SessionNotFound, TaskNotFound
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
@@ -433,8 +433,7 @@ class BaseClient:
             # The same key returns the same task, even if the interrupt came before its id.
             task = self.backend.call(api.SUBMIT_TASK, body=request, key=key)
             if stops:
-                UnseenTasks().add(task.task_id)
-                return f"{task.task_id} continues to run without this kernel"
+                return leave(self.where, task.task_id)
             return after_cancel(self.cancel(task.task_id))
         except KeyboardInterrupt:
             return "interrupted again while the task was being cancelled: tasks() shows its state"

@@ -17,7 +17,7 @@ from openruntime_jupyter.client.interruption import kernel_stops, kernel_stops_s
 from openruntime_jupyter.client.map_progress import MapReporter, MapState
 from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, MOST_BYTES, Backend, new_key, size_of_call
-from openruntime_jupyter.client.unseen import UnseenTasks
+from openruntime_jupyter.client.unseen import leave
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed
 from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, SUBMIT_BATCH
 from openruntime_jupyter.schemas.tasks import Task, TaskState
@@ -159,12 +159,10 @@ class Mapping:
 
     def _interrupted(self) -> str:
         """Cancel the remaining tasks of an interrupted map, unless the kernel stops, and return what became of it."""
-        done = f"{self._done:,} of {len(self.results):,} items were done"
         if kernel_stops_soon():
             self._recover()
-            UnseenTasks().add(*self._submitted)
             self._report("no longer watched")
-            return f"{done}, and the submitted tasks of the others continue without this kernel"
+            return f"{self._done:,} of {len(self.results):,} items were done, and {leave(self.backend.where, *self._submitted)}"
         try:
             self._cancel()
             self._report("cancelled")

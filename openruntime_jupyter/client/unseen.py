@@ -98,6 +98,15 @@ class UnseenTasks:
                 draft.replace(self._path)
 
 
+def leave(where: str, *task_ids: str) -> str:
+    """Remember tasks whose kernel stops, and return what becomes of them. `where` is that of their backend."""
+    UnseenTasks().add(*task_ids)
+    (what, s, them) = (task_ids[0], "s", "it") if len(task_ids) == 1 else (f"{len(task_ids):,} submitted tasks", "", "them")
+    if where == "embedded":
+        return f"{what} end{s} with this kernel, which hosts {them}"
+    return f"{what} continue{s} to run without this kernel"
+
+
 @atexit.register
 def _remember_awaited() -> None:
     if awaited and kernel_stops():

@@ -60,7 +60,7 @@ print("features of version", version)""",
     "long": """%%openruntime --name long --out weights
 import os, time
 from tqdm import tqdm
-for part in tqdm(range(1000), desc="fitting"):
+for part in tqdm(range(10_000), desc="fitting"):
     time.sleep(0.02)
     if os.path.exists("go"):
         break
@@ -175,7 +175,7 @@ async def use_data_and_modules(day: Day, server: Server) -> None:
 async def restart(day: Day, server: Server) -> None:
     notebook = day.notebook
     output = await day.start("long")
-    await expect(output).to_contain_text(re.compile(r"\d+% \(\d+ of 1,000\)"))
+    await expect(output).to_contain_text(re.compile(r"\d+% \(\d+ of 10,000\)"))
     await notebook.menu("Kernel", "Restart Kernel…")
     await notebook.page.get_by_role("dialog").get_by_role("button", name="Confirm Kernel Restart").click()
     await notebook.idle()

@@ -10,8 +10,8 @@ from typing import Any
 from IPython.core.error import UsageError
 
 from openruntime_jupyter.client.ai_response import Reply
-from openruntime_jupyter.client.discovery import EMBEDDED
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
+from openruntime_jupyter.client.unseen import leave
 from openruntime_jupyter.errors import InvalidRequest, NotConnected
 from openruntime_jupyter.notebook.ai.live_answer import ShownReply, follow_answer
 from openruntime_jupyter.notebook.arguments import Arguments, TaskArguments
@@ -163,8 +163,7 @@ def _raise_if_stopped(session: Session, handle: TaskHandle, task: Task, left: Fo
     if task.status.terminal:
         session.unseen.remove(handle.id)
     if left is FollowEnd.LEFT:
-        here = "ends with this kernel, which hosts it" if session.client.where == EMBEDDED else "continues to run without this kernel"
-        raise one_line(KeyboardInterrupt(f"{handle.id} {here}"))
+        raise one_line(KeyboardInterrupt(leave(session.client.where, handle.id)))
     if left is FollowEnd.DETACHED:
         session.background.follow(handle)
         raise one_line(
