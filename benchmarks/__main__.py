@@ -24,6 +24,7 @@ NAMES = (
     "reload",
     "sampler",
     "soak",
+    "schemathesis",
     "start",
 )
 

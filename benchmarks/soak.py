@@ -170,6 +170,7 @@ class Soak:
         self._token = uuid.uuid4().hex
         """Value of the environment variable that marks all processes of the run."""
         self._over = threading.Event()
+        self._up = threading.Event()
         self._life = contextlib.ExitStack()
         self._started = 0.0
         self._lives = 0
@@ -202,6 +203,7 @@ class Soak:
         (self._folder / "spool").mkdir(mode=0o700, exist_ok=True)
         server = self._life.enter_context(running_server(self._home, JUPYTER, config=config, environment={"SOAK": self._token}))
         self._started, self._lives = time.monotonic(), self._lives + 1
+        self._up.set()
         return server
 
     def _restart(self) -> None:
@@ -345,6 +347,8 @@ class Soak:
         """Run cells with `client.map` in a kernel of the server; start another one when it is gone."""
         draw = random.Random(f"{self._seed} kernel")
         while not self._over.is_set():
+            if not self._up.wait(1.0):
+                continue
             before, kernel = self.record.kills.total(), None
             try:
                 name = self._jupyter("POST", "", json={"name": "python3"}).json()["id"]
@@ -385,8 +389,8 @@ class Soak:
                 self._sample()
                 self._find_orphans()
             if now >= next_kill:
-                next_kill = now + draw.expovariate(1 / BETWEEN_KILLS)
                 self._kill(draw.choices([*VICTIMS], [*VICTIMS.values()])[0], draw)
+                next_kill = time.monotonic() + draw.expovariate(1 / BETWEEN_KILLS)
             time.sleep(0.05)
 
     def _kill(self, victim: str, draw: random.Random) -> None:
@@ -402,6 +406,7 @@ class Soak:
                 with contextlib.suppress(psutil.Error):
                     draw.choice(found).kill()
         if "server" in victim:
+            self._up.clear()
             self.server.process.kill()
             self._restart()
 
@@ -470,11 +475,17 @@ class Soak:
             self.server.stop()
         except AssertionError as problem:
             self.record.violate(f"the server did not stop: {problem}")
+        self._find_remains()
+
+    def _find_remains(self) -> None:
+        """Check that the stopped server has left no process and no file."""
         for process in self._processes():
             self._remains(process, "outlived the stopped server")
-        for file in (*(self._folder / "spool").rglob("*.safetensors*"), *(self._home.data_dir / "payloads").rglob("*")):
-            if file.is_file():
-                self.record.violate(f"a file remains: {file.relative_to(self._folder)}")
+        data = self._home.data_dir
+        for folder in (self._folder / "spool", data / "arrays", data / "payloads", data / "tmp"):
+            for file in folder.rglob("*"):
+                if file.is_file():
+                    self.record.violate(f"a file remains: {file.relative_to(self._folder)}")
 
     def _check_growth(self) -> None:
         for life in range(1, self._lives + 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -124,3 +125,7 @@ def test_find_python_advises_how_to_install_python() -> None:
     assert done.returncode == 1
     assert "python3-venv" in done.stderr
     assert not done.stdout
+
+
+def test_exceptions_from_security_rules_have_reasons() -> None:
+    assert runpy.run_path(str(ROOT / "tools" / "audit"))["unexplained"]() == []

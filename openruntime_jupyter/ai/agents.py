@@ -7,6 +7,7 @@ Built-in agents are in `instructions/`. A configured folder overrides them and a
 from __future__ import annotations
 
 import logging
+import os
 import re
 import stat
 from dataclasses import dataclass
@@ -74,9 +75,11 @@ class Agents:
         for path in files:
             agent = _agent(path, "configured")
             if isinstance(agent, InvalidAgent):
-                problems.append(f"{path}: {agent}")
+                problems.append(f"{_text(path)}: {agent}")
             elif agent.info.role in paths:
-                problems.append(f"{path}: {paths[agent.info.role].name} already has the role {agent.info.role}: choose another role")
+                problems.append(
+                    f"{_text(path)}: {_text(paths[agent.info.role].name)} already has the role {agent.info.role}: choose another role"
+                )
             else:
                 paths[agent.info.role] = path
                 found[agent.info.role] = agent
@@ -93,6 +96,11 @@ class Agents:
         if len(files) <= MOST_FILES:
             return files, []
         return files[:MOST_FILES], [f"{self._folder} has {len(files)} files, but only the first {MOST_FILES} are read: remove some"]
+
+
+def _text(path: Path | str) -> str:
+    """Return a path as text that JSON can encode: names of files may be any bytes."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _agent(path: Path, source: Source) -> Agent | InvalidAgent:

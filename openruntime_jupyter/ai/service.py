@@ -24,6 +24,7 @@ from openruntime_jupyter.ai.profiles import profiles_from
 from openruntime_jupyter.ai.providers.remote import RemoteProvider
 from openruntime_jupyter.ai.workflows import Shared, system_message, user_message, with_turns, workflow
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
+from openruntime_jupyter.runtime.large import LARGE
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.ai import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ResidentInfo
@@ -98,7 +99,8 @@ class AiService:
                 left_out=left_out,
             )
             task = _task(request, parameters, choice, messages, about)
-            return await self.runtime.submission.submit(task, caller, idempotency_key, same)
+            large = len(request.prompt) > LARGE
+            return await self.runtime.submission.submit(task, caller, idempotency_key, same, large=large)
 
         user = user_message(request.prompt, parameters)
         if parameters.conversation is None:

@@ -20,7 +20,7 @@ from openruntime_jupyter.client.futures import Completions, TaskFuture
 from openruntime_jupyter.client.handles import TaskHandle, refuse_deadlock
 from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.forks import reset_in_child
-from openruntime_jupyter.client.transport.protocol import MOST_IN_BATCH, Backend, new_key
+from openruntime_jupyter.client.transport.protocol import MOST_BYTES, MOST_IN_BATCH, Backend, new_key, size_of_call
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.schemas.endpoints import SUBMIT_BATCH
 from openruntime_jupyter.schemas.tasks import Task
@@ -28,9 +28,6 @@ from openruntime_jupyter.schemas.tasks import Task
 if TYPE_CHECKING:
     from openruntime_jupyter.arrays.array_file import Layout
     from openruntime_jupyter.arrays.function_pickler import Stream
-
-MOST_BYTES = 4_000_000
-"""JSON bytes of the calls in one request, not counting the first call."""
 
 
 class TaskExecutor(Executor):
@@ -195,7 +192,7 @@ class Submissions:
             size = 0
             while self._waiting and len(group) < MOST_IN_BATCH and size < MOST_BYTES:
                 group.append(self._waiting.popleft())
-                size += len(group[-1].request["parameters"]["pickled"])
+                size += size_of_call(group[-1].request)
             self._sending = bool(group)
             return group
 

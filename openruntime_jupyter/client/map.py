@@ -16,7 +16,7 @@ from openruntime_jupyter.client.handles import TaskHandle, lane_of, refuse_deadl
 from openruntime_jupyter.client.interruption import kernel_stops, kernel_stops_soon, shown_as_line
 from openruntime_jupyter.client.map_progress import MapReporter, MapState
 from openruntime_jupyter.client.serialization import pack_call, sources_of
-from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
+from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, MOST_BYTES, Backend, new_key, size_of_call
 from openruntime_jupyter.client.unseen import UnseenTasks
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed
 from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, SUBMIT_BATCH
@@ -29,8 +29,6 @@ MOST_AHEAD = 200
 """Maximum number of submitted chunks that are not fetched yet, which leaves queue space for other tasks."""
 STOP_POLL = 0.5
 """Seconds until a map that can be stopped from another thread checks that."""
-MOST_BYTES = 4_000_000
-"""JSON bytes of the chunks in one request, not counting the first chunk."""
 
 
 class MapStopped(Exception):
@@ -105,7 +103,7 @@ class Mapping:
                 self._all_sent = True
                 break
             group.append(chunk)
-            size += len(chunk.request["parameters"]["pickled"])
+            size += size_of_call(chunk.request)
         if not group:
             return False
         self._sending = group, new_key()

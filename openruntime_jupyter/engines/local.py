@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 LARGE = 512 << 20
 """Peak memory in bytes above which a task's slot is released only after its process has ended and freed the memory."""
 
-MAX_WORKERS = 10
+MAX_WORKERS = 5
 """Maximum number of workers that a job is given, one after the other, if none of them begins it."""
 
 ACK_SECONDS = 1.0
@@ -249,6 +249,7 @@ class Attempt:
         if self.outcome.done() or self.worker is None:
             return
         death = future.result()
+        self.not_begun = self.not_begun or (self.worker.left_frames and not self._acknowledged)
         peak = max((death.peak or 0) if self.has_kernel_peak else 0, self.resident_peak) or None
         measurements = Measurements(resident_peak=peak)
         failure = self.worker.failure(death, peak)
@@ -588,10 +589,10 @@ class LocalEngine:
         if attempt is not None:
             attempt.halt(reason)
 
-    def resident(self, task_id: str) -> int | None:
-        """Return the resident bytes of the worker that runs this task, as last read by the watchdog."""
+    def allocated(self, task_id: str) -> int:
+        """Return the bytes by which the worker of this task has grown since the task began, as last read by the watchdog."""
         attempt = self._attempts.get(task_id)
-        return self._watchdog.resident(attempt.worker.pid) if attempt is not None and attempt.worker is not None else None
+        return self._watchdog.growth(attempt.worker.pid) if attempt is not None and attempt.worker is not None else 0
 
     # Workers
 

@@ -65,6 +65,7 @@ class ProcessGroups:
     def _replace(self, lines: str) -> None:
         """Replace the file by a locked one. It is locked under another name first, because an unlocked one belongs to a dead runtime."""
         unlocked = self._path.with_suffix(SUFFIX)
+        unlocked.unlink(missing_ok=True)  # left by a failure
         descriptor = os.open(unlocked, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(descriptor, lines.encode())

@@ -287,8 +287,8 @@ class Engine(JobRunner, Protocol):
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
         """Return the devices of this interpreter's workers once the first one is ready; raise `EngineError` if none starts."""
 
-    def resident(self, task_id: str) -> int | None:
-        """Return the resident bytes of the worker that runs this task, or None."""
+    def allocated(self, task_id: str) -> int:
+        """Return the bytes by which the worker of this task has grown since the task began; 0 if unknown."""
 
     def workers(self) -> list[WorkerReport]:
         """Return the running workers."""

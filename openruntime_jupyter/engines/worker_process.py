@@ -121,8 +121,8 @@ class _Reader(asyncio.BufferedProtocol):
             self._worker.on_frame(kind, content, bytes(data[middle : middle + payload]) if payload else b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Report the end of the stream."""
-        self._worker.on_disconnect()
+        """Report the end of the stream. The worker has left frames unread if it is a reset or a broken pipe."""
+        self._worker.on_disconnect(unread=exc is not None)
 
 
 class WorkerKilled(EngineError):
@@ -157,21 +157,20 @@ class WorkerProcess:
         self.burst: str | None = None
         """Burst of calls that it serves."""
         self.killed_by_us: str | None = None
-        self.signalled = False
+        self.signalled, self.left_frames = False, False
+        """Whether a signal was sent to it, and whether it ended before it had read all frames."""
         # `wait4` counts more towards the worker's peak: the runtime's memory, which it shared at its vfork, and the processes that earlier
         # tasks started. A peak up to this value is not that of the running task.
         self._foreign_peak = own_peak()
         secret = secrets.token_hex(8)
-        self._process, data, self._control = _spawn(interpreter, generation, environment, folder, arguments, secret)
+        self._process, data, self._control, out, err = _spawn(interpreter, generation, environment, folder, arguments, secret)
         self.pid = self._process.pid
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
         marker = display_marker(secret)
-        self.stdout = OutputPipe(self._process.stdout, loop, marker, partial(self._printed, "stdout"))
-        self.stderr = OutputPipe(self._process.stderr, loop, marker, partial(self._printed, "stderr"))
+        self.stdout = OutputPipe(out, loop, marker, partial(self._printed, "stdout"))
+        self.stderr = OutputPipe(err, loop, marker, partial(self._printed, "stderr"))
         self._written = select.poll()
-        for pipe in (self._process.stdout, self._process.stderr):
-            self._written.register(pipe, select.POLLIN)
+        self._written.register(out, select.POLLIN)
+        self._written.register(err, select.POLLIN)
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._connecting = loop.create_task(self._connect(data))
@@ -230,8 +229,9 @@ class WorkerProcess:
         self.killed_by_us = self.killed_by_us or f"it broke the protocol ({problem})"
         self.signal_group(signal.SIGKILL)
 
-    def on_disconnect(self) -> None:
+    def on_disconnect(self, *, unread: bool) -> None:
         """Handle the end of the data channel: the process is ending, or a task closed the channel."""
+        self.left_frames = unread
         self._lost.set()
         self._loop.call_later(1.0, self._end_silent)
 
@@ -387,8 +387,11 @@ async def start_ready(start: Callable[[], WorkerProcess], seconds: float) -> Wor
 
 def _spawn(
     interpreter: str, generation: int, environment: dict[str, str], folder: str, arguments: list[str], marker: str
-) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket]:
-    """Start a worker and return it with the runtime's ends of its data and control channels; raise `EngineError` or a subclass."""
+) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket, IO[bytes], IO[bytes]]:
+    """Start a worker and return it with the runtime's ends of its data and control channels, and its output pipes.
+
+    Raises `EngineError` or a subclass.
+    """
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
         try:
             data, their_data = _connection(ours, theirs)
@@ -411,7 +414,9 @@ def _spawn(
         ours.pop_all()
     data.setblocking(False)
     control.setblocking(False)
-    return process, data, control
+    assert process.stdout is not None
+    assert process.stderr is not None
+    return process, data, control, process.stdout, process.stderr
 
 
 def _pidfd(pid: int) -> int | None:
@@ -571,6 +576,7 @@ class _Watched:
     task_id: str | None = None
     limit: int = 0
     resident: int = 0
+    lowest: int | None = None
     peak: int = 0
 
     def reset_peak(self) -> bool:
@@ -663,7 +669,7 @@ class Watchdog:
                 return False
             with self._lock:
                 self._watched[pid] = watched
-        watched.limit, watched.peak, watched.task_id = limit, 0, task_id
+        watched.limit, watched.peak, watched.lowest, watched.task_id = limit, 0, None, task_id
         if not self._work.is_set():
             self._work.set()
         return watched.reset_peak()
@@ -683,10 +689,10 @@ class Watchdog:
             if watched is not None:
                 watched.release()
 
-    def resident(self, pid: int) -> int | None:
-        """Return the resident bytes at the last reading, or None."""
+    def growth(self, pid: int) -> int:
+        """Return the bytes from the lowest reading since the task began to the last one; 0 without a reading."""
         watched = self._watched.get(pid)
-        return watched.resident or None if watched is not None else None
+        return watched.resident - watched.lowest if watched is not None and watched.lowest is not None else 0
 
     def _run(self) -> None:
         while not self._closed:
@@ -710,6 +716,7 @@ class Watchdog:
                 except (OSError, IndexError, psutil.Error):
                     continue
                 watched.peak = max(watched.peak, watched.resident)
+                watched.lowest = watched.resident if watched.lowest is None else min(watched.lowest, watched.resident)
                 if watched.limit and watched.resident > watched.limit:
                     watched.limit = 0
                     self._on_excess(task_id)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +32,9 @@ NO_MODEL = (
     "a profile in the configuration, or OPENAI_API_KEY in the server's environment."
 )
 
+FRESH_SECONDS = 0.5
+"""Time for which the list of a refresh is used."""
+
 KINDS = frozenset(encoding.name for encoding in ENCODINGS.values())
 
 Stamp = tuple[int, int]
@@ -48,28 +52,33 @@ class ModelCatalog:
     A model is an MLX folder, a GGUF file, or a name on the Hugging Face hub. A model in the folder of models has the name of its folder
     or file, without `.gguf`. Names are compared, never joined to a path.
 
-    Call `refresh` on an event loop before any other method. Only the headers of new and changed models are read then, and in a thread.
+    Call `refresh` on an event loop before any other method, which then does not list the folder or read files.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._shapes: dict[Path, tuple[Stamp, Shape | str]] = {}
         self._reading = asyncio.Lock()
+        self._known: list[ModelSource] = []
+        self._known_until = float("-inf")
 
     async def refresh(self, name: str | None = None, caller: Caller | None = None) -> None:
         """Read the headers of new and changed models in a thread, and that of the model at the path `name` if the caller may use it."""
         async with self._reading:
+            self._known_until = float("-inf")
             await asyncio.to_thread(self._read, name, caller)
 
     def _read(self, name: str | None, caller: Caller | None) -> None:
-        if name is None or caller is None:
-            self.known()
-        else:
+        self._known = self.known()
+        self._known_until = time.monotonic() + FRESH_SECONDS
+        if name is not None and caller is not None:
             with contextlib.suppress(OpenRuntimeError):
                 self.resolve(name, caller)
 
     def known(self) -> list[ModelSource]:
         """Return the models that every user with permission to submit tasks may use, the default one first."""
+        if time.monotonic() < self._known_until:
+            return self._known
         sources = {source.name: source for source in self._listed()}
         return sorted(sources.values(), key=lambda source: not source.name.startswith(FETCHED))
 
@@ -150,6 +159,10 @@ class ModelCatalog:
     def _described(self, path: Path, called: Path | None = None) -> ModelSource:
         """Return the model at a resolved path, with the name from `called`; raise `NotAModel`."""
         name = (called or path).name
+        try:
+            f"{path}{name}".encode()
+        except UnicodeEncodeError:  # answers and tasks could not name it
+            raise NotAModel(f"{os.fspath(path)!a} is not valid Unicode: rename it") from None
         kind: Literal["mlx", "gguf"] = "gguf" if path.suffix == ".gguf" else "mlx"
         shape = self._shape(path, kind)
         return ModelSource(

@@ -19,9 +19,9 @@ from openruntime_jupyter.notebook.ai.pull import pull_model
 from openruntime_jupyter.notebook.ai.sanitize import sanitize
 from openruntime_jupyter.notebook.ai.views import AgentTable, Config, ConversationCard, ConversationTable, Note
 from openruntime_jupyter.notebook.arguments import CELL_OPTIONS, SET, Arguments, literal, parse_cell, parse_line, priority, usages
-from openruntime_jupyter.notebook.display.help import Help
 from openruntime_jupyter.notebook.display.tables import (
     DeviceTable,
+    Help,
     InsightsCard,
     ModelTable,
     OperationTable,

@@ -122,7 +122,7 @@ class OpenRuntimeMagics(Magics):
 
         if UnseenTasks().of_earlier_kernels():
             session = self.session
-            from openruntime_jupyter.notebook.run.report import report_unseen
+            from openruntime_jupyter.notebook.run.background import report_unseen
 
             report_unseen(session)
 
@@ -181,7 +181,7 @@ def _map_bar() -> Observer | None:
     """Return the bar of a map; None on other threads, whose displays belong to no cell."""
     if threading.current_thread() is not threading.main_thread():
         return None
-    from openruntime_jupyter.notebook.run.map_bar import MapBar
+    from openruntime_jupyter.notebook.run.follow import MapBar
 
     return MapBar()
 

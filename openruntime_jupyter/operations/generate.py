@@ -26,7 +26,9 @@ class Params(ModelParameters):
     """A prompt and generation options. For null, mlx-lm's defaults apply: without a temperature the most likely token is chosen."""
 
     prompt: str | None = Field(None, description="Plain text that the model continues; or give messages.", min_length=1)
-    messages: list[Message] | None = Field(None, description="A conversation, formatted with the model's chat template.", min_length=1)
+    messages: list[Message] | None = Field(
+        None, description="A conversation, formatted with the model's chat template.", min_length=1, max_length=10_000
+    )
     max_tokens: int = Field(512, description="Maximum number of tokens to generate.", ge=1, le=1_000_000, strict=True)
     temperature: float | None = Field(None, description="0 always chooses the most likely token.", ge=0, le=10, allow_inf_nan=False)
     top_p: float | None = Field(None, description="Choose from the most likely tokens with this total probability.", gt=0, le=1)

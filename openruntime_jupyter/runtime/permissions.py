@@ -35,7 +35,8 @@ def private_folder(path: Path, links: bool = True) -> Path:
     except FileExistsError:
         _close_folder(path, links)
     else:
-        path.chmod(FOLDER_MODE)
+        if os.lstat(path).st_mode & 0o777 != FOLDER_MODE:  # by an unusual umask
+            path.chmod(FOLDER_MODE)
     return path
 
 

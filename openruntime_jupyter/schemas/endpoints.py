@@ -170,6 +170,7 @@ LEASE = Header(LEASE_HEADER, f"`{LEASED}` if the program holds a shared flock on
 RANGE = Header("Range", "Requested byte range of the file, for example `bytes=0-1023`.")
 
 ASYNCHRONOUS = Answer("The task is stored on disk and runs asynchronously.", headers=(APPLIED, LOCATION))
+CHANGED = {200: Answer(), 204: Answer("Done. The record is omitted, because the permission to read is missing.", json=False)}
 UNKNOWN_SESSION = {404: "Unknown session."}
 TASK_EXAMPLES = {
     "Multiply matrices": {"operation": "matrix_multiply", "parameters": {"size": 1000, "iterations": 10}, "priority": 5},
@@ -264,6 +265,7 @@ DELETE_TASK = Endpoint(
     TASKS,
     "cancel",
     query=DeleteQuery,
+    answers=CHANGED,
     errors={409: "The task belongs to another runtime, or cannot be deleted because it has not finished."},
 )
 CHANGE_TASK = Endpoint(
@@ -273,6 +275,7 @@ CHANGE_TASK = Endpoint(
     TASKS,
     "TaskHandle.set_priority",
     body=TaskChange,
+    answers=CHANGED,
     errors={409: "The task is no longer pending."},
     examples={"More urgent": {"priority": 9}},
 )
@@ -331,19 +334,24 @@ PUT_ARRAY = Endpoint(
         422: "The body is not a safetensors file with one array.",
     },
 )
-DELETE_ARRAY = Endpoint("DELETE", "/arrays/{array_id}", ArrayInfo, ARRAYS, errors={409: "The array belongs to another runtime."})
+DELETE_ARRAY = Endpoint(
+    "DELETE", "/arrays/{array_id}", ArrayInfo, ARRAYS, answers=CHANGED, errors={409: "The array belongs to another runtime."}
+)
 MARK_ARRAY_READY = Endpoint(
     "POST",
     "/arrays/{array_id}/ready",
     ArrayInfo,
     ARRAYS,
     headers=(LEASE,),
+    answers=CHANGED,
     errors={409: "The array is already complete, or is being uploaded."},
 )
 
 LIST_SESSIONS = Endpoint("GET", "/sessions", Part(SessionList, lambda answer: answer.sessions), SESSIONS, "sessions")
-FREE_SESSION = Endpoint("DELETE", "/sessions/{session_id}", Session, SESSIONS, "free_session", errors=UNKNOWN_SESSION)
-RESTART_SESSION = Endpoint("POST", "/sessions/{session_id}/restart", Session, SESSIONS, "restart_session", errors=UNKNOWN_SESSION)
+FREE_SESSION = Endpoint("DELETE", "/sessions/{session_id}", Session, SESSIONS, "free_session", answers=CHANGED, errors=UNKNOWN_SESSION)
+RESTART_SESSION = Endpoint(
+    "POST", "/sessions/{session_id}/restart", Session, SESSIONS, "restart_session", answers=CHANGED, errors=UNKNOWN_SESSION
+)
 
 LIST_AGENTS = Endpoint("GET", "/ai/agents", ai.AgentList, AI, "agents")
 LIST_WORKFLOWS = Endpoint("GET", "/ai/workflows", Part(ai.WorkflowList, lambda answer: answer.workflows), AI, "workflows")
@@ -421,7 +429,9 @@ LIST_CONVERSATIONS = Endpoint(
     "GET", "/ai/conversations", Part(ai.ConversationList, lambda answer: answer.conversations), AI, "conversations", ConversationsQuery
 )
 GET_CONVERSATION = Endpoint("GET", "/ai/conversations/{name}", ai.Conversation, AI, "conversation", ConversationsQuery)
-DELETE_CONVERSATION = Endpoint("DELETE", "/ai/conversations/{name}", ai.Conversation, AI, "delete_conversation", ConversationsQuery)
+DELETE_CONVERSATION = Endpoint(
+    "DELETE", "/ai/conversations/{name}", ai.Conversation, AI, "delete_conversation", ConversationsQuery, answers=CHANGED
+)
 LIST_MODELS = Endpoint("GET", "/models", ai.ModelList, AI, "models")
 UNLOAD_MODEL = Endpoint(
     "DELETE",
@@ -450,6 +460,7 @@ GET_OPENAPI = Endpoint(
 GET_DOCS = Endpoint(
     "GET", "/docs", bytes, ABOUT, answers={200: Answer("Swagger UI, without resources of other hosts.", media={"text/html": TEXT})}
 )
+GET_DASHBOARD = Endpoint("GET", "/dashboard", bytes, ABOUT, answers={200: Answer("Live dashboard.", media={"text/html": TEXT})})
 
 ENDPOINTS: tuple[Endpoint[Any], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Endpoint))
 """All endpoints, in the order of the OpenAPI document."""

@@ -7,7 +7,7 @@ import re
 from tornado import web
 
 from openruntime_jupyter.schemas.endpoints import ENDPOINTS, Endpoint
-from openruntime_jupyter.server.handlers import ai, arrays, batch, docs, system, tasks
+from openruntime_jupyter.server.handlers import ai, arrays, batch, pages, system, tasks
 from openruntime_jupyter.server.http.base import endpoint_of
 from openruntime_jupyter.server.websocket import EventsSocket
 
@@ -24,7 +24,7 @@ HANDLERS: tuple[Handler, ...] = (
     *(system.SessionsHandler, system.SessionHandler, system.SessionRestartHandler),
     *(ai.AgentsHandler, ai.WorkflowsHandler, ai.AiTasksHandler, ai.TokensHandler, ai.InsightsHandler),
     *(ai.ConversationsHandler, ai.ConversationHandler, ai.ModelsHandler, ai.ModelHandler),
-    *(EventsSocket, docs.OpenApiHandler, docs.DocsHandler),
+    *(EventsSocket, pages.OpenApiHandler, pages.DocsHandler, pages.DashboardHandler),
 )
 
 
@@ -41,11 +41,11 @@ ROUTES: tuple[tuple[str, Handler], ...] = tuple({pattern_of(each.path): _handler
 """Paths below the mount as regular expressions, and their handlers, in the order of the endpoints."""
 
 
-def routes(mount: str, but_for: str = "") -> list[tuple[str, Handler]]:
-    """Return the routes below `mount` (`/openruntime`, or empty for the root), with a final route that returns 404 for other paths.
+def routes(mount: str) -> list[tuple[str, Handler]]:
+    """Return the routes below `mount`, with a final route that returns 404 for other paths.
 
-    `but_for` is a path below the mount that Jupyter handles.
+    `mount` is `/openruntime`, or empty for a stand-alone server, which needs Jupyter's route for `jupyter server stop` as well.
     """
-    exception = f"(?!{but_for}$)" if but_for else ""
-    page_files = (f"{mount}/docs/({'|'.join(map(re.escape, docs.FILES))})", docs.DocsFileHandler)
-    return [*((mount + path, handler) for path, handler in ROUTES), page_files, (f"{mount}/{exception}.*", system.NotFoundHandler)]
+    shutdown = [] if mount else [("/api/shutdown", system.ShutdownHandler)]
+    page_files = (f"{mount}/({'|'.join(map(re.escape, pages.FILES))})", pages.PageFileHandler)
+    return [*((mount + path, handler) for path, handler in ROUTES), page_files, *shutdown, (f"{mount}/.*", system.NotFoundHandler)]

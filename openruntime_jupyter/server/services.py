@@ -29,6 +29,9 @@ STOP_SECONDS = 5.0
 """Time limit of stopping."""
 HEADSTART_SECONDS = 0.5
 """Delay of the runtime's start, in which Jupyter's own start has the processor; a request ends it."""
+STALLED_SECONDS = 120.0
+"""Maximum pause of an upload or download in seconds. After it, the client is considered disconnected: an interrupted network does not
+close the connection."""
 START_SECONDS = 20.0
 """Time that a request waits for the runtime's start."""
 
@@ -53,6 +56,8 @@ class Services:
         self.limits = limits
         self.runtime: Runtime | None = None
         self.ai: AiService | None = None
+        self.held_bytes = 0
+        """Size of the bodies of requests in memory."""
         self.waiters: Counter[str] = Counter()
         """Number of connected clients that wait for a task, by its id."""
         self._log = log

@@ -21,6 +21,7 @@ from openruntime_jupyter.environment import is_loopback
 from openruntime_jupyter.server.app import OpenRuntimeApp
 from openruntime_jupyter.server.auth.identity import StandaloneIdentity
 from openruntime_jupyter.server.auth.rate_limit import LimitsTraits
+from openruntime_jupyter.server.services import STALLED_SECONDS
 from openruntime_jupyter.server.traits import AiTraits, SettingsTraits
 
 PROGRAM = "jupyter openruntime"
@@ -43,7 +44,7 @@ class StandaloneServer(ServerApp):
     flags = Dict()
     aliases = Dict()
     subcommands = {}  # noqa: RUF012
-    default_services = ("shutdown",)  # type: ignore[assignment]
+    default_services = ()  # type: ignore[assignment]
     port_env = "OPENRUNTIME_PORT"
     port_default_value = 8000
     port_retries_env = "OPENRUNTIME_PORT_RETRIES"
@@ -102,6 +103,8 @@ class StandaloneServer(ServerApp):
             if problem.errno == errno.EADDRNOTAVAIL:
                 self.refuse(f"The address {self.ip!r} does not belong to this machine: omit --ip to listen on the loopback interface")
         super().init_httpserver()
+        # Also closes idle connections. Handlers limit the time for bodies.
+        self.http_server.conn_params.header_timeout = STALLED_SECONDS
 
     def init_signal(self) -> None:
         """Install handlers that stop the server at the first Ctrl-C without confirmation."""
@@ -124,7 +127,8 @@ class StandaloneServer(ServerApp):
     def greet(self) -> None:
         """Print the address of the server and how to authenticate."""
         provider = self.identity_provider
-        lines = [f"OpenRuntime {__version__} listens on {self._get_urlparts().geturl().rstrip('/')}"]
+        url = self._get_urlparts().geturl().rstrip("/")
+        lines = [f"OpenRuntime {__version__} listens on {url}"]
         generated = isinstance(provider, StandaloneIdentity) and provider.has_generated_token
         token = f"Authorization: token {provider.token if generated else '<your token>'}"
         local = isinstance(provider, StandaloneIdentity) and provider.allow_local and not self.allow_remote_access
@@ -132,7 +136,8 @@ class StandaloneServer(ServerApp):
             lines.append("Local programs need the token only to run their own code (python, call):")
         else:
             lines.append("Every request needs the token:")
-        print_message("\n    ".join([*lines, token]) + "\nPress Ctrl-C to stop it.")
+        dashboard = f"{url}/dashboard" + (f"?token={provider.token}" if generated else "" if local else "?token=<your token>")
+        print_message("\n    ".join([*lines, token]) + f"\nDashboard:\n    {dashboard}\nPress Ctrl-C to stop it.")
 
 
 def every_setting() -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from jupyter_server.auth.security import passwd
 from playwright.async_api import Locator, Page, Route, expect
 
 from tests.browser.chromium import new_page, run
@@ -84,6 +85,8 @@ def test_saved_output_is_live_again_in_new_page(server: Server, app: App) -> Non
             await page.reload()
             output = task(page, name)
             await expect(output).to_contain_text(re.compile(r"running · \d+ % · about"))
+            if app == "lab":
+                await expect(page.locator(".lm-TabBar-tabLabel").filter(has_text=f"{name}.ipynb")).to_have_text(re.compile(r"^\d+ % "))
             shown = page.locator(".jp-OpenRuntime-task-output")
             await expect(shown).to_contain_text(re.compile(r"epoch \d{2,}"))
             await output.get_by_role("button", name="Cancel").click()
@@ -133,6 +136,32 @@ def test_page_reports_lost_server_and_is_live_again(tmp_path_factory: pytest.Tem
                 await expect(status_line(page)).to_contain_text("1 running")
 
     run(story())
+
+
+def test_password_login_reads_and_writes_with_cookie(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Without a token, requests need the login's cookie and the XSRF token."""
+    home = Home(tmp_path_factory.mktemp("password"))
+    settings = {"PasswordIdentityProvider": {"hashed_password": passwd("secret", "sha1")}}
+
+    async def story(running: Server) -> None:
+        async with new_page(1280, 1600) as page:
+            page.set_default_timeout(MILLISECONDS)
+            await page.goto(f"{running.root}/login?next=/lab")
+            await page.locator("input[name=password]").fill("secret")
+            await page.locator("button[type=submit]").click()
+            await expect(status_line(page)).to_contain_text("idle")
+            await status_line(page).click()
+            await page.get_by_text("Run an operation", exact=True).click()
+            form = page.locator(".or-dashboard form")
+            await form.get_by_label("Operation", exact=True).select_option("python")
+            await form.get_by_label("code", exact=True).fill("import time; time.sleep(600)")
+            await form.get_by_role("button", name="Run", exact=True).click()
+            await expect(status_line(page)).to_contain_text("1 running")
+            await page.get_by_role("button", name="Cancel python").click()
+            await expect(page.locator(".or-tasks tbody").first).to_contain_text("cancelled")
+
+    with running_server(home, LAB, token="", config=settings, healthy=False, ready=403) as running:
+        run(story(running))
 
 
 def test_page_without_server_extension_asks_once_and_shows_nothing(server: Server) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from openruntime_jupyter.engines.local import MAX_WORKERS
 from openruntime_jupyter.runtime.runtime import Runtime
-from tests.runtimes import cell, ended, pickled, runtime_in, submit, value
+from tests.runtimes import cell, completed, ended, failed, pickled, runtime_in, submit, value
 
 
 def forget_modules() -> None:
@@ -47,33 +47,23 @@ BREAKS = [forget_modules, forget_mlx, close_files, replace_array, replace_unpick
 
 
 @pytest.mark.parametrize("harm", BREAKS, ids=lambda harm: harm.__name__)
-async def test_next_call_of_a_burst_runs_in_another_process(tmp_path: Path, harm: Callable[[], None]) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        before, _ = await value(runtime, await burst(runtime, computed))
-        await ended(runtime, await burst(runtime, harm))  # it may complete, or fail because of what it did
-        after, numbers = await value(runtime, await burst(runtime, computed))
-        assert numbers == [2.0, 4.0]
-        assert after != before
+async def test_next_call_of_a_burst_runs_in_another_process(runtime: Runtime, harm: Callable[[], None]) -> None:
+    before, _ = await value(runtime, await burst(runtime, computed))
+    await ended(runtime, await burst(runtime, harm))  # it may complete, or fail because of what it did
+    after, numbers = await value(runtime, await burst(runtime, computed))
+    assert numbers == [2.0, 4.0]
+    assert after != before
 
 
 async def burst(runtime: Runtime, function: Callable[[], Any]) -> str:
     return await submit(runtime, "call", {**pickled(function), "burst": "one"})
 
 
-async def test_intact_process_is_used_again(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        first, _ = await value(runtime, await burst(runtime, computed))
-        second, _ = await value(runtime, await burst(runtime, computed))
-        assert first == second
-
-
-async def test_code_that_breaks_everything_affects_nobody_else(tmp_path: Path) -> None:
+async def test_code_that_breaks_everything_affects_nobody_else(runtime: Runtime) -> None:
     code = "import resource, sys, mlx.core as mx\nmx.array = None\nresource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\nsys.modules.clear()"
-    async with runtime_in(tmp_path) as runtime:
-        await ended(runtime, await cell(runtime, code))
-        for operation in ("python", "call", "compute", "vector_operations"):
-            task = await ended(runtime, await submit(runtime, operation))
-            assert task.status == "completed", task.failure
+    await ended(runtime, await cell(runtime, code))
+    for operation in ("python", "call", "compute", "vector_operations"):
+        await completed(runtime, await submit(runtime, operation))
 
 
 async def test_task_moves_on_from_workers_that_can_not_run_it(tmp_path: Path) -> None:
@@ -87,9 +77,8 @@ async def test_task_moves_on_from_workers_that_can_not_run_it(tmp_path: Path) ->
         task = await ended(runtime, await submit(runtime, "python", {"world": {"environment": {**environment, "STARTS": "3"}}}))
         assert (task.status, task.attempt) == ("completed", 1), task.failure
         assert mark.read_text() == "xxx"
-        task = await ended(runtime, await submit(runtime, "python", {"world": {"environment": {**environment, "STARTS": "99"}}}))
-        assert task.failure is not None
-        assert "can't run tasks" in task.failure.message
+        failure = await failed(runtime, await submit(runtime, "python", {"world": {"environment": {**environment, "STARTS": "99"}}}))
+        assert "can't run tasks" in failure.message
         assert len(mark.read_text()) == 3 + MAX_WORKERS
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from openruntime_jupyter.engines.worker_process import START_ATTEMPTS
 from openruntime_jupyter.runtime.runtime import Runtime
-from tests.runtimes import cell, ended, runtime_in
+from tests.runtimes import cell, completed, ended, failed, runtime_in, submit, until
 
 
 def workers() -> list[psutil.Process]:
@@ -49,30 +49,40 @@ async def killing(number: int) -> AsyncIterator[list[int]]:
 
 async def take_first_worker(runtime: Runtime) -> None:
     """Run a task in the worker that reported the devices, so that the next one starts a process."""
-    assert (await ended(runtime, await cell(runtime, "pass"))).status == "completed"
+    await completed(runtime, await cell(runtime, "pass"))
 
 
 @pytest.mark.parametrize("number", [1, START_ATTEMPTS - 1])
-async def test_task_gets_another_worker_if_its_worker_is_killed_at_the_start(tmp_path: Path, number: int) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        await take_first_worker(runtime)
-        async with killing(number) as killed:
-            task = await ended(runtime, await cell(runtime, "pass"))
-        assert len(killed) == number
-        assert (task.status, task.attempt) == ("completed", 1), task.failure
+async def test_task_gets_another_worker_if_its_worker_is_killed_at_the_start(runtime: Runtime, number: int) -> None:
+    await take_first_worker(runtime)
+    async with killing(number) as killed:
+        task = await ended(runtime, await cell(runtime, "pass"))
+    assert len(killed) == number
+    assert (task.status, task.attempt) == ("completed", 1), task.failure
 
 
-async def test_workers_that_are_always_killed_fail_the_task(tmp_path: Path) -> None:
-    async with runtime_in(tmp_path) as runtime:
-        await take_first_worker(runtime)
-        async with killing(START_ATTEMPTS):
-            task = await ended(runtime, await cell(runtime, "pass", retries=3))
-        assert task.failure is not None
-        assert task.failure.kind == "not_started"
-        assert "killed by signal 9" in task.failure.message
+async def test_workers_that_are_always_killed_fail_the_task(runtime: Runtime) -> None:
+    await take_first_worker(runtime)
+    async with killing(START_ATTEMPTS):
+        failure = await failed(runtime, await cell(runtime, "pass", retries=3))
+    assert failure.kind == "not_started"
+    assert "killed by signal 9" in failure.message
 
 
 async def test_devices_are_found_though_the_first_worker_is_killed(tmp_path: Path) -> None:
     async with killing(1) as killed, runtime_in(tmp_path) as runtime:
-        assert (await ended(runtime, await cell(runtime, "pass"))).status == "completed"
+        await completed(runtime, await cell(runtime, "pass"))
         assert killed
+
+
+async def test_task_gets_another_worker_if_its_worker_is_killed_before_it_reads_the_job(tmp_path: Path) -> None:
+    async with runtime_in(tmp_path) as runtime:
+        assert (await ended(runtime, await submit(runtime, "compute"))).status == "completed"
+        (worker,) = workers()
+        worker.suspend()
+        task_id = await submit(runtime, "compute")
+        await until(lambda: runtime.lanes.running, 10, "the start of the task")
+        await asyncio.sleep(0.1)  # until the job is sent
+        worker.kill()
+        task = await ended(runtime, task_id)
+        assert (task.status, task.attempt) == ("completed", 1), task.failure

@@ -10,7 +10,7 @@ import pytest
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.memory import Machine, Memory
 from openruntime_jupyter.runtime.runtime import Runtime
-from tests.runtimes import ended, runtime_in, submit
+from tests.runtimes import completed, ended, runtime_in, submit
 
 TOTAL = 2_000_000_000
 CHAIN = {"expression": f"sum(a{' + 1' * 60})", "inputs": {"a": {"random": [2500, 2000]}}}
@@ -51,5 +51,5 @@ async def test_small_graphs_run_at_once(tmp_path: Path) -> None:
         entry = runtime.tasks.find(task_id)
         assert entry is not None
         known = entry.needs
-        assert (await ended(runtime, task_id)).status == "completed"
+        await completed(runtime, task_id)
         assert entry.needs == known, "it has not waited for memory"

@@ -10,7 +10,7 @@ import pytest
 
 from openruntime_jupyter.engines import worker_process
 from openruntime_jupyter.runtime import runtime as runtime_module
-from tests.runtimes import busy, cell, ended, runtime_in, until
+from tests.runtimes import busy, cell, ended, failed, runtime_in, until
 from tests.support import STANDALONE, Home, running_server, wait_until
 
 GROW = "import time\nkept = bytearray(600_000_000)\nfor at in range(0, len(kept), 4096): kept[at] = 1\ntime.sleep(600)"
@@ -29,9 +29,8 @@ async def test_watchdog_that_dies_is_started_again(tmp_path: Path, monkeypatch: 
             await until(lambda: not first.is_alive(), 10, "its end")
         await until(watchdogs, 10, "another one")
         await runtime.cancel(running)
-        task = await ended(runtime, await cell(runtime, GROW, memory_limit=300_000_000))
-        assert task.failure is not None
-        assert task.failure.kind == "memory"
+        failure = await failed(runtime, await cell(runtime, GROW, memory_limit=300_000_000))
+        assert failure.kind == "memory"
 
 
 async def test_living_runtime_takes_over_tasks_of_a_killed_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

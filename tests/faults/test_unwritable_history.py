@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.runtime.storage import store
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Task, TaskState
@@ -18,11 +17,7 @@ from tests.runtimes import cell, runtime_in, submit, until
 
 COMPLETED, PENDING, RUNNING = TaskState.COMPLETED, TaskState.PENDING, TaskState.RUNNING
 
-
-@pytest.fixture(autouse=True)
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the retry pause, so that the tests take less time."""
-    monkeypatch.setattr(store, "RETRY_SECONDS", 0.1)
+pytestmark = pytest.mark.usefixtures("quick_retries")
 
 
 async def fill(history: History) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport.embedded import EmbeddedBackend
-from openruntime_jupyter.notebook.dashboard import feed
+from openruntime_jupyter.notebook.dashboard import feed, widget
 from openruntime_jupyter.notebook.dashboard.widget import ACTIONS, Dashboard
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.endpoints import GET_HEALTH
@@ -149,6 +150,25 @@ def test_dashboard_without_views_pauses_updates(client: Client) -> None:
         dashboard.timeframe = "15m"
         view("three", shown=True)
         wait_until(lambda: dashboard.chart.get("timeframe") == "15m", 20, "the charts")
+    finally:
+        dashboard.close()
+
+
+async def test_dashboard_of_page_closed_without_a_report_pauses_updates(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser that is closed or loses its connection sends no last message."""
+    monkeypatch.setattr(widget, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(widget, "GRACE_SECONDS", 0.1)
+    await asyncio.to_thread(wait_until, lambda: not listeners(), what="the end of the thread before")
+    dashboard = Dashboard(client)
+    try:
+        report = {"name": "view", "args": {"view": "one", "shown": True}}
+        dashboard._handle_custom_msg(report, [])
+        time.sleep(2)  # a kernel that runs a cell reads no reports
+        assert len(listeners()) == 1
+        dashboard._handle_custom_msg(report, [])
+        await asyncio.to_thread(wait_until, lambda: not listeners(), what="the end of the thread")
+        dashboard._handle_custom_msg(report, [])
+        assert len(listeners()) == 1, "the page is back"
     finally:
         dashboard.close()
 

@@ -27,6 +27,7 @@ INPUTS = {"a": A.tolist(), "b": B.tolist(), "s": S.tolist(), "v": V.tolist(), "n
 # Syntax and conversion of arguments; test_mlx_operation compares single functions.
 AGAINST_NUMPY: list[tuple[str, Any]] = [
     ("sum(tanh(a @ b) + v @ b)", np.sum(np.tanh(A @ B) + V @ B)),
+    ("-a + +a", A * 0),
     ("1 + 2 * 3 ** 2", 19),
     ("2 ** -1", 0.5),
     ("7 // 2 + 7 % 4 - 9 / 3", 3.0),
@@ -34,6 +35,7 @@ AGAINST_NUMPY: list[tuple[str, Any]] = [
     ("a * n + x", A * 2 + 0.5),
     ("2 ** i", 2.0 ** np.array([7, -7, 5]) * [1, 0, 1]),
     ("i % 3", np.array([1, 2, 2])),
+    ("v % 2.5", V % 2.5),
     ("where(a > 0, a, 0)", np.where(A > 0, A, 0)),
     ("sum(a, axis=1, keepdims=True)", A.sum(1, keepdims=True)),
     ("inv(s) @ s", np.eye(3)),

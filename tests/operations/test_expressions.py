@@ -49,6 +49,8 @@ def refusal(expression: str) -> str:
         ("a if b else n", "at column 1 (a if b else n): use where(condition, x, y)"),
         ("a | b", "at column 1 (a | b): BinOp is not allowed"),
         ("sum(*a)", "at column 5 (*a): write arguments one by one, without *"),
+        ("sum(**a)", "at column 5 (**a): write arguments one by one, without **"),
+        ("sum(a, axis=0, axis=1)", "at column"),
         ("sum(a, axes=0)", "at column 8 (axes=0): sum has no parameter axes; the signature is sum(a: array"),
         ("'text'", "at column 1 ('text'): allowed only as an argument"),
         ("a + 2j", "at column 5 (2j): a number of type complex is not allowed"),

@@ -97,6 +97,7 @@ def test_default_seed_is_the_index():
         ([[0] * 1000] * 21, "inline lists may have at most 20,000 numbers in total: use a generator"),
         ([[[[[[[[[1]]]]]]]]], "lists may be nested at most 8 deep"),
         ({"values": [[[[[[[[[1]]]]]]]]]}, "an inline list may have at most 8 dimensions"),
+        (2**70, "more than 64 bits"),
         ("text", "give a number, a list of numbers or a generator"),
     ],
     ids=lambda value: str(value)[:40],

@@ -7,6 +7,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -254,19 +255,21 @@ async def test_damage_during_use_is_repaired_and_the_query_repeated(tmp_path: Pa
         assert len(list(tmp_path.glob("*.corrupt.sqlite3"))) == 1
 
 
-async def test_intact_file_is_not_moved_after_one_bad_connection(tmp_path: Path) -> None:
-    def fail(connection: sqlite3.Connection) -> None:
-        raise sqlite3.DatabaseError("database disk image is malformed")
+async def test_failed_statement_is_a_problem_until_the_next_one_works_and_moves_no_intact_file(history: History, tmp_path: Path) -> None:
+    def fail(error: sqlite3.Error, connection: sqlite3.Connection) -> None:
+        raise error
 
-    async with opened(tmp_path) as history:
-        task = make_task()
-        await history.commit(task)
+    task = make_task()
+    await history.commit(task)
+    for error in (sqlite3.DatabaseError("database disk image is malformed"), sqlite3.OperationalError("disk I/O error")):
         for ask in (history._write, history._read):
-            with pytest.raises(StorageUnavailable, match="malformed"):
-                await ask(fail)
-        await until(lambda: history.problem is None, what="the problem's end, by itself")
-        assert await history.get(task.task_id) is not None
-        assert history.notice is None
+            with pytest.raises(StorageUnavailable, match=str(error)):
+                await ask(partial(fail, error))
+        assert history.problem
+    await history.page(1)
+    await until(lambda: history.problem is None, what="the problem's end, by itself")
+    await known(history, task.task_id)
+    assert history.notice is None
     assert not list(tmp_path.glob("*.corrupt*"))
 
 

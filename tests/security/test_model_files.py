@@ -191,6 +191,23 @@ def test_prompt_to_other_model_is_queued_beside_hostile_ones(server: Server, mod
     assert server.request("DELETE", f"/tasks/{task['task_id']}").status_code == 200
 
 
+def test_model_whose_name_is_not_unicode_hides_no_model(server: Server, models: Path) -> None:
+    make_tiny_model(models / "other").rename(models / os.fsdecode(b"bad-\xff"))
+    assert [model["name"] for model in server.get("/models")["models"]] == ["tiny"]
+
+
+async def test_models_are_not_listed_on_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tiny_model(tmp_path / "models" / "tiny")
+    models = ModelCatalog(Settings(data_dir=tmp_path))
+    listed_in = []
+    listing = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: listed_in.append(threading.current_thread()) or listing(path))
+    await models.refresh(None, Caller("me"))
+    assert models.resolve("tiny", Caller("me")) == models.resolve(None, Caller("me")) == models.known()[0]
+    assert threading.current_thread() not in listed_in
+    assert listed_in
+
+
 def test_sizes_that_no_model_has_are_unknown(tmp_path: Path) -> None:
     path = huge_sizes(tmp_path)
     source = ModelCatalog(Settings(data_dir=tmp_path)).resolve(str(path), Caller("me"))
@@ -205,6 +222,11 @@ def test_header_cut_anywhere_is_reported_as_truncated(tmp_path: Path, size: int)
     os.truncate(path, size)
     with pytest.raises(InvalidRequest, match="truncated or damaged"):
         ModelCatalog(Settings(data_dir=tmp_path)).resolve(str(path), Caller("me"))
+
+
+def test_agent_file_whose_name_is_not_unicode_is_reported_as_json(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"bad-\xff.md")).write_text("no front matter")
+    assert "bad-" in Agents(tmp_path).all().model_dump_json()
 
 
 def test_pipe_as_agent_file_is_reported(tmp_path: Path) -> None:

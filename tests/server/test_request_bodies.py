@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -187,6 +189,17 @@ def test_invalid_request_line_closes_connection(standalone: Server, verb: str, p
     response = standalone.request(verb, path)
     refused(response)
     assert response.headers["Connection"] == "close"
+
+
+def test_client_that_leaves_within_a_small_body_submits_nothing(standalone: Server) -> None:
+    known = standalone.get("/tasks")["total_count"]
+    address = urlsplit(standalone.url)
+    body = json.dumps({"operation": "compute", "parameters": {"expression": "1 + 1"}}).encode()
+    head = f"POST /tasks HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port or 80)) as connection:
+        connection.sendall(head.encode() + body[:10])
+    assert standalone.get("/tasks")["total_count"] == known
+    assert "Uncaught exception" not in standalone.log.read_text()
 
 
 @pytest.mark.parametrize("more", [0, 100_000], ids=["whole", "in pieces"])

@@ -174,6 +174,8 @@ class HttpBackend:
     def _parsed(self, endpoint: Endpoint[Result], response: httpx.Response) -> Result:
         if response.status_code >= 300:
             raise from_answer(self.where, response)
+        if response.status_code == 204:
+            raise NotAllowed("Done, but the record is not shown: ask the administrator of the server for the permission to read")
         try:
             return endpoint.read(response.content)
         except ValueError as problem:

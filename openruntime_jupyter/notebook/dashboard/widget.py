@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +30,10 @@ from openruntime_jupyter.schemas.system import TIMEFRAMES, Timeframe
 from openruntime_jupyter.schemas.tasks import Task
 
 STATIC = Path(__file__).parent / "static"
+SILENT_SECONDS = 90.0
+"""Time without a report after which a page is considered closed. It reports every 20 s, a hidden one at least every minute."""
+GRACE_SECONDS = 5.0
+"""Time for reports that wait until the kernel is idle."""
 
 
 class Dashboard(anywidget.AnyWidget):
@@ -69,11 +77,17 @@ class Dashboard(anywidget.AnyWidget):
         super().__init__(timeframe=timeframe, **traits)
         self._client = client or connect()
         self._lock = threading.Lock()
-        self._views: set[str] = set()
+        self._views: dict[str, float] = {}
+        """Times of the last reports of the views that show this dashboard."""
+        self._checking = False
+        try:
+            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:  # not in a kernel
+            self._loop = None
         self.where = self._client.where
         self.notebook = notebook()
         self._feed = feed_of(self._client.backend)
-        self._subscription: Subscription | None = self._feed.open(timeframe, self._show)
+        self._subscription: Subscription | None = self._feed.open(timeframe, self._show, self._check_views)
         self.observe(self._on_timeframe, "timeframe")
         self.on_msg(self._on_message)
 
@@ -96,12 +110,35 @@ class Dashboard(anywidget.AnyWidget):
             threading.Thread(target=self._act, args=(message,), name="openruntime-action", daemon=True).start()
 
     def _on_view(self, view: str, shown: bool) -> None:
-        """Track a view that was shown or removed. Without any view, updates are paused."""
-        (self._views.add if shown else self._views.discard)(view)
+        """Track a view that is shown or was removed. Without any view, updates are paused."""
+        if shown:
+            self._views[view] = time.monotonic()
+        else:
+            self._views.pop(view, None)
         if not self._views:
             self._pause()
         elif self._subscription is None and not self.closed:
-            self._subscription = self._feed.open(self.timeframe, self._show)
+            self._subscription = self._feed.open(self.timeframe, self._show, self._check_views)
+
+    def _silent(self) -> bool:
+        """Return whether no page has reported for long."""
+        return time.monotonic() - max(list(self._views.values()), default=math.inf) > SILENT_SECONDS
+
+    def _check_views(self) -> None:
+        """Look for pages that were closed without a report. Called regularly on the event thread.
+
+        A kernel that runs a cell reads no reports, so the check waits until its event loop is free.
+        """
+        if self._loop is not None and not self._checking and self._silent():
+            self._checking = True
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._loop.call_later, GRACE_SECONDS, self._pause_if_silent)
+
+    def _pause_if_silent(self) -> None:
+        self._checking = False
+        if self._silent():
+            self._views.clear()
+            self._pause()
 
     def _pause(self) -> None:
         subscription, self._subscription = self._subscription, None

@@ -1,4 +1,4 @@
-"""Views of tasks and results. Each is also a value to compute with."""
+"""Views of tasks, maps and results."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from openruntime_jupyter.client.map_progress import MapProgress, MapState
 from openruntime_jupyter.notebook.display.format import (
     as_of,
     clock,
@@ -183,6 +184,47 @@ class TaskLine(View):
     def bundle(self) -> Bundle:
         """Return all forms as a MIME bundle."""
         return {**super().bundle(), **self._for_pages}
+
+
+MAP_STATES: dict[MapState, tuple[str, str]] = {
+    "running": ("●", "go"),
+    "completed": ("✓", "ok"),
+    "cancelled": ("■", "m"),
+    "failed": ("✕", "no"),
+    "no longer watched": ("!", "wa"),
+}
+"""Sign and colour by state."""
+
+
+class MapLine(View):
+    """One-line view of a map with a progress bar."""
+
+    kind = "ort-w"
+
+    def __init__(self, progress: MapProgress) -> None:
+        self.progress = progress
+        self.label = f"OpenRuntime {progress.title}: {progress.state}"
+
+    def content(self) -> Iterable[Styled]:
+        """Return the line and the bar."""
+        progress = self.progress
+        mark, colour = MAP_STATES[progress.state]
+        if progress.state == "completed" and progress.failed:
+            mark, colour = "!", "wa"
+        facts = joined(
+            [
+                f"{progress.done:,} of {progress.total:,} items",
+                f"{progress.failed:,} failed" if progress.failed else None,
+                duration(progress.seconds),
+                f"about {rough(progress.remaining)} left" if progress.remaining else None,
+            ]
+        )
+        words = tag("span", sign(mark, colour), " ", progress.state)
+        html = tag("div", words, " ", tag("strong", progress.title), " ", tag("span", facts, class_="m"), class_="ort-h")
+        return [
+            Styled(f"{mark} {progress.state} · {progress.title} · {facts}", html),
+            progress_bar(progress.done / progress.total, colour),
+        ]
 
 
 def _head(task: Task) -> tuple[Html | str, ...]:

@@ -1,23 +1,32 @@
-"""Cards of background tasks, which follow their tasks while the kernel lives.
+"""Tasks that no cell follows: cards of background tasks, and the report of those that earlier kernels of the notebook left behind.
 
-One thread updates all cards, woken by the runtime's events. Front ends find a card by its display id, whichever cell runs.
+Cards follow their tasks while the kernel lives. One thread updates all of them, woken by the runtime's events. Front ends find a card by
+its display id, whichever cell runs.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.transport.watch import DISCONNECTED, Watch
-from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
-from openruntime_jupyter.notebook.display.tasks import TaskCard
+from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, TaskNotFound
+from openruntime_jupyter.notebook.display.tasks import TaskCard, phrase, title
 from openruntime_jupyter.notebook.run.follow import UPDATE_SECONDS, LiveDisplay
+from openruntime_jupyter.notebook.run.notifications import Notification
+from openruntime_jupyter.schemas.tasks import Task, TaskState
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.notebook.session import Session
 
 REFRESH_SECONDS = 60.0
 """Maximum age of a card, in seconds: cards show the minute of their last update."""
+MOST_LINES = 10
+"""Maximum number of listed tasks of each kind. A map leaves many."""
 
 
 class BackgroundTask:
@@ -27,6 +36,7 @@ class BackgroundTask:
         self.handle = handle
         self.watch = watch
         self.ended = False
+        self.notifications: list[Notification] = []
         self._cards: list[tuple[LiveDisplay, Mapping[str, str]]] = []
         self._lock = threading.Lock()
 
@@ -44,6 +54,8 @@ class BackgroundTask:
             self.ended = self.handle.last_seen.status.terminal
             for card, devices in self._cards:
                 self._update(card, devices, reachable)
+            for notification in self.notifications if self.ended else ():
+                notification.send_for(self.handle.last_seen)
             return self.ended
 
     def _update(self, card: LiveDisplay, devices: Mapping[str, str], reachable: bool = True) -> None:
@@ -60,8 +72,11 @@ class BackgroundTasks:
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def follow(self, handle: TaskHandle) -> BackgroundTask:
-        """Follow a task until it ends, the kernel stops, or `close`. Return its cards, to which cells can add theirs."""
+    def follow(self, handle: TaskHandle, notification: Notification | None = None) -> BackgroundTask:
+        """Follow a task until it ends, the kernel stops, or `close`. Return its cards, to which cells can add theirs.
+
+        Its end sends the `notification`.
+        """
 
         def on_message(message: dict[str, Any]) -> None:
             if message["type"] != DISCONNECTED:  # until the connection is back, the card shows when its state was read
@@ -72,6 +87,7 @@ class BackgroundTasks:
             self._wake(handle.id)
             return known
         task = BackgroundTask(handle, handle.watch(on_message))
+        task.notifications += [notification] if notification is not None else []
         with self._condition:
             self._tasks[handle.id] = task
             if self._thread is None:
@@ -130,3 +146,46 @@ class BackgroundTasks:
             self._tasks.pop(task.handle.id, None)
             self._condition.notify()
         task.watch.close()
+
+
+def report_unseen(session: Session) -> None:
+    """Print which remembered tasks ended, and which still run, with the commands that show them. Ended ones are then forgotten."""
+    ended: list[Task] = []
+    live: list[Task] = []
+    for task_id in session.unseen.of_earlier_kernels():
+        try:
+            task = session.client.task(task_id).last_seen
+        except TaskNotFound:  # deleted, or of another runtime
+            session.unseen.remove(task_id)
+            continue
+        (ended if task.status.terminal else live).append(task)
+    completed = all(task.status is TaskState.COMPLETED for task in ended)
+    _print(ended, f"{'finished' if completed else 'ended'} while you were away")
+    _print(live, "still running" if all(task.status is TaskState.RUNNING for task in live) else "still waiting or running")
+    for task in ended:
+        session.unseen.remove(task.task_id)
+
+
+def _print(tasks: list[Task], what: str) -> None:
+    if not tasks:
+        return
+    count = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
+    verb = "" if tasks[0].status.terminal else "is " if len(tasks) == 1 else "are "
+    lines = [f"{title(task)} ({phrase(task)}): {_command(task)}" for task in tasks[:MOST_LINES]]
+    if len(tasks) > MOST_LINES:
+        lines.append(f"and {len(tasks) - MOST_LINES} more: `%openruntime tasks notebook=this` lists them")
+    separator = " " if len(lines) == 1 else "\n  "
+    sys.stdout.write(separator.join([f"{count} of this notebook {verb}{what}:", *lines]) + "\n")
+
+
+def _command(task: Task) -> str:
+    """Return the command for what is left to do with a task, with its effect."""
+    if not task.status.terminal:
+        return f"`%openruntime wait {task.task_id}` follows it"
+    if task.status is not TaskState.COMPLETED:
+        return f"`%openruntime result {task.task_id}` shows its error"
+    if task.operation == "python":
+        has_outputs = task.result is not None and task.result.payload is not None
+        shown = f"`%openruntime output {task.task_id}` shows its output"
+        return f"`%openruntime result {task.task_id} --set` sets its variables here, {shown}" if has_outputs else shown
+    return f"`%openruntime result {task.task_id}` shows its result"

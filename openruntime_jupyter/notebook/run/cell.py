@@ -18,7 +18,7 @@ from openruntime_jupyter.notebook.arguments import Arguments, TaskArguments
 from openruntime_jupyter.notebook.display.errors import completion_error, one_line
 from openruntime_jupyter.notebook.display.tasks import ResultCard
 from openruntime_jupyter.notebook.run.follow import FIRST_SECONDS, FollowEnd, Interrupts, OutputReplay, StatusLine, follow
-from openruntime_jupyter.notebook.run.notifications import Notification, notify_at_exit, notify_in_background
+from openruntime_jupyter.notebook.run.notifications import Notification, notify_at_exit
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 
@@ -145,9 +145,7 @@ def run(
             if not handle.last_seen.status.terminal:
                 session.unseen.add(handle.id)
             if arguments.background and not interrupts.count:
-                session.background.follow(handle)
-                if arguments.notify:
-                    notify_in_background(handle)
+                session.background.follow(handle, Notification(handle.id, "the task") if arguments.notify else None)
                 return handle, None
             with notify_at_exit(handle, arguments.notify) as notification:
                 task, left = _show(handle, session.devices(), interrupts, notification)

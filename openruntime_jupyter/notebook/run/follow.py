@@ -23,9 +23,10 @@ from IPython.display import DisplayHandle, clear_output, display
 
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.interruption import DECIDE_POLL, DECIDE_SECONDS, in_kernel, kernel_stops
+from openruntime_jupyter.client.map_progress import MapProgress
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, Unavailable
 from openruntime_jupyter.notebook.display.html import View
-from openruntime_jupyter.notebook.display.tasks import TaskLine
+from openruntime_jupyter.notebook.display.tasks import MapLine, TaskLine
 from openruntime_jupyter.notebook.run.live_widgets import LiveWidgets
 from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput
 from openruntime_jupyter.terminal import terminal_text
@@ -148,6 +149,14 @@ class StatusLine(LiveDisplay):
     def view(self) -> View:
         """Return the view of the task."""
         return TaskLine(self.task, self.devices, None if self.task.status.terminal else self.note, self.seen_at, self.shown)
+
+
+class MapBar(LiveDisplay):
+    """Observer of a map that updates one display. The final state is saved with the notebook."""
+
+    def __call__(self, progress: MapProgress) -> None:
+        """Show the progress."""
+        self.update(MapLine(progress), final=progress.state != "running")
 
 
 class OutputReplay:

@@ -12,7 +12,7 @@ import base64
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,14 +21,16 @@ from comm.base_comm import BaseComm
 from IPython.core.getipython import get_ipython
 from IPython.display import publish_display_data
 
-from openruntime_jupyter.client.interruption import in_kernel
+from openruntime_jupyter.client.interruption import in_kernel, kernel_stops
 from openruntime_jupyter.schemas.tasks import LIVE_WIDGET, MARK, WIDGET, OutputItem
 
 TARGET = "jupyter.widget"
 VERSION = {"version": "2.1.0"}
 """Version of the protocol of ipywidgets 8, which pages of ipywidgets 7 understand as well."""
 REFRESH_SECONDS = 2.0
-"""Minimum interval between updates of the static form behind a live widget, which the page saves. Each makes a new view of the widget."""
+FOREIGN_REFRESH_SECONDS = 30.0
+"""Minimum intervals between updates of the static form behind a live widget, which the page saves. Each makes a new view of the widget,
+which is expensive for maps and charts of other packages."""
 
 
 def pages_show_widgets() -> bool:
@@ -47,10 +49,19 @@ class _Shown:
 
     widget: dict[str, Any]
     static: dict[str, Any]
-    published_at: float
+    published: dict[str, Any] = field(default_factory=dict)
+    """Static form that the page has, since `published_at`."""
+    published_at: float = float("-inf")
+
+    @property
+    def due(self) -> bool:
+        """True if the page should get the static form."""
+        interval = FOREIGN_REFRESH_SECONDS if self.widget["foreign"] else REFRESH_SECONDS
+        return self.static != self.published and time.monotonic() - self.published_at > interval
 
     def publish(self, display_id: str, update: bool) -> None:
-        self.published_at = time.monotonic()
+        """Display the widget with its static form."""
+        self.published, self.published_at = self.static, time.monotonic()
         view = {"model_id": self.widget["model"], "version_major": 2, "version_minor": 0}
         _publish({**self.static, WIDGET: view}, MARK, display_id, update)
 
@@ -78,10 +89,11 @@ class LiveWidgets:
             return
         widget = json.loads(live)
         self._send(widget["models"])
-        known = self._shown.get(display_id) if update else None
-        shown = _Shown(widget, data, known.published_at if known else 0.0)
-        self._shown[display_id] = shown
-        if known is None or time.monotonic() - known.published_at > REFRESH_SECONDS:
+        if not update or display_id not in self._shown:
+            self._shown[display_id] = _Shown(widget, data)
+        shown = self._shown[display_id]
+        shown.widget, shown.static = widget, data
+        if shown.due:
             shown.publish(display_id, update)
 
     def clear(self) -> None:
@@ -100,11 +112,13 @@ class LiveWidgets:
         """Show the static forms. Widgets of other packages than ipywidgets have none, and stay as they are."""
         for display_id, shown in [*self._shown.items()]:
             if shown.widget["foreign"]:
-                shown.publish(display_id, update=True)
+                if shown.static != shown.published:
+                    shown.publish(display_id, update=True)
             else:
                 del self._shown[display_id]
                 _publish(shown.static, None, display_id, update=True)
-        self.release()
+        if not kernel_stops():  # the page of a kernel that restarts does not know its comms any more
+            self.release()
 
     def _send(self, models: dict[str, dict[str, Any]]) -> None:
         """Open the comms of new models, in order, and send what has changed of known ones."""

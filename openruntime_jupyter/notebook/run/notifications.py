@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,13 +17,10 @@ from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from openruntime_jupyter.client.handles import TaskHandle
-from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
 from openruntime_jupyter.notebook.display.html import Html, Styled, View, tag
 from openruntime_jupyter.notebook.display.tasks import STATES, phrase, title
 from openruntime_jupyter.schemas.tasks import Task
 
-RETRY_SECONDS = 2.0
-"""Interval between attempts to reach the runtime of a background task."""
 FRESH = 60
 """Maximum age of the output, in seconds. A page that runs the script later shows a saved notebook."""
 
@@ -138,24 +134,6 @@ def notify_at_exit(handle: TaskHandle, wanted: bool) -> Iterator[Notification | 
         yield notification
     finally:
         notification.send_for(handle.last_seen)
-
-
-def notify_in_background(handle: TaskHandle) -> None:
-    """Send a notification when a background task ends. It needs a running kernel."""
-    notification = Notification(handle.id, "the task")
-
-    def wait() -> None:
-        while True:
-            try:
-                notification.send_for(handle.wait())
-            except NotConnected:
-                time.sleep(RETRY_SECONDS)
-            except OpenRuntimeError:  # the task was deleted
-                return
-            else:
-                return
-
-    threading.Thread(target=wait, name=f"openruntime-notify-{handle.id}", daemon=True).start()
 
 
 class _Script(View):

@@ -299,7 +299,7 @@ class Admission:
         left = self._machine.memory().available if shared else self.total(lane)
         for entry in lane.running.values():
             if entry.needs is not None:
-                left -= max(0, entry.needs - (self._engine.resident(entry.task_id) or 0) if shared else entry.needs)
+                left -= max(0, entry.needs - (self._engine.allocated(entry.task_id)) if shared else entry.needs)
         if not shared:
             figures = self._gpu(lane.id)  # the driver's include other programs' use
             if figures.memory_total is not None and figures.memory_used is not None:

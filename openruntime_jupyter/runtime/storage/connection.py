@@ -112,18 +112,19 @@ class HistoryFile:
     def leave(self, connection: Connection) -> bool:
         """Close a connection that is not in place. Return whether the file has everything that was committed on it.
 
-        If only the write-ahead log was removed, its content is still open here and is copied into the file first.
+        If only the write-ahead log was removed, its content is still open here and is copied into the file first, unless another process
+        has done that and written to a new log. Raises `BlockingIOError`, and leaves the connection open, while the file is locked.
         """
         saved = False
         with self._alone():
             same_file = connection.identity == _identity(self.path)
-            # Another process that found the log removed has saved its content and made a new one.
-            saved_by_other = same_file and _identity(self._log) is not None
-            if same_file and not saved_by_other:
-                with contextlib.suppress(sqlite3.Error):
-                    saved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+            if same_file and not (self._log.exists() and self._log.stat().st_size):
+                with contextlib.suppress(sqlite3.DatabaseError):
+                    saved = not connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                    if not saved:
+                        raise BlockingIOError(f"{self.path}: database is locked")
             connection.close()
-        if saved or saved_by_other:
+        if same_file:
             log.warning("The write-ahead log of the history %s was removed while it was in use. Its content was saved.", self.path)
         elif self.notice is None:
             self.notice = f"The history {self.path} was removed or replaced while it was in use: earlier tasks are not listed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput
 KEY_MICROSECONDS = 24 * 3600 * 1_000_000
 """Lifetime of an idempotency key."""
 COLLECTING = 3
-"""Cost of collecting a matching task and sorting it, relative to that of reading a task in order."""
+"""Cost of collecting a matching task and sorting it, relative to that of reading a task in order or a group."""
 MARKS = 500
 """Maximum number of values in one statement."""
 
@@ -36,21 +36,22 @@ class Filter:
     name: str | None = None
     """Part of the name or, of an unnamed task, of the operation; case is ignored."""
 
-    def rest(self) -> tuple[str, list[Any]]:
-        """Return the SQL of all conditions except the states, starting with AND, and its values."""
-        conditions = {
-            "operation = ?": self.operation,
-            "owner = ?": self.owner,
-            "notebook = ?": self.notebook,
-            "instr(title, ?)": self.name and self.name.casefold(),
-        }
+    def columns(self) -> tuple[str, list[Any]]:
+        """Return the SQL of the conditions except the states and the name, starting with AND, and its values."""
+        conditions = {"operation = ?": self.operation, "owner = ?": self.owner, "notebook = ?": self.notebook}
         given = {condition: value for condition, value in conditions.items() if value is not None}
         return "".join(f" AND {condition}" for condition in given), list(given.values())
 
-    @property
-    def counted(self) -> bool:
-        """Return whether the small table `counters` is enough."""
-        return self.notebook is None and self.name is None
+    def title(self) -> tuple[str, list[Any]]:
+        """Return the SQL of the condition on the name, starting with AND, and its values."""
+        return ("", []) if self.name is None else (" AND instr(title, ?)", [self.name.casefold()])
+
+    def groups(self) -> tuple[str, list[Any]]:
+        """Return the SQL of the conditions on rows of `task_groups`, starting with AND, and its values."""
+        title, texts = self.title()
+        columns, values = self.columns()
+        counters = f" AND counter IN (SELECT id FROM counters WHERE 1{columns})" if columns else ""  # noqa: S608 - constants
+        return title + counters, texts + values
 
     @property
     def number(self) -> str:
@@ -122,7 +123,7 @@ class _Unwritten:
         if not tasks:
             return
         for ids in _parts([task.task_id for task in tasks]):
-            self.places.update(connection.execute(f"SELECT id, sequence FROM tasks WHERE id IN ({_marks(ids)})", ids))  # noqa: S608
+            self.places.update(connection.execute(f"SELECT id, sequence FROM tasks WHERE id IN ({_marks(ids)})", ids))  # noqa: S608 - constants
         conditions, values = _listed(wanted)
         for some in _parts(list(self.places.values())):
             query = f"SELECT sequence FROM listed WHERE sequence IN ({_marks(some)}){conditions}"  # noqa: S608 - constants
@@ -161,8 +162,9 @@ def waiting_elsewhere(
     """
     if count(connection, Filter(("pending",))) <= here:
         return [], 0
-    rest, values = wanted.rest()
-    others = f"FROM tasks WHERE state = 'pending' AND runtime != ?{rest}"
+    (columns, values), (title, texts) = wanted.columns(), wanted.title()
+    values += texts
+    others = f"FROM tasks WHERE state = 'pending' AND runtime != ?{columns}{title}"
     (number,) = connection.execute(f"SELECT count(*) {others}", (me, *values)).fetchone()
     query = f"SELECT {ROW} {others} ORDER BY sequence LIMIT ? OFFSET ?"
     return [task_of(row, me) for row in connection.execute(query, (me, *values, limit, offset))], number
@@ -170,9 +172,8 @@ def waiting_elsewhere(
 
 def count(connection: sqlite3.Connection, wanted: Filter) -> int:
     """Return the number of matching tasks, from tables that stay small however many tasks are stored."""
-    rest, values = wanted.rest()
-    table = "counters" if wanted.counted else "task_groups"
-    query = f"SELECT ifnull(sum({wanted.number}), 0) FROM {table} WHERE 1{rest}"  # noqa: S608 - constants
+    table, (conditions, values) = ("counters", wanted.columns()) if wanted.name is None else ("task_groups", wanted.groups())
+    query = f"SELECT ifnull(sum({wanted.number}), 0) FROM {table} WHERE 1{conditions}"  # noqa: S608 - constants
     return int(connection.execute(query, values).fetchone()[0])
 
 
@@ -186,12 +187,9 @@ def _place(connection: sqlite3.Connection, task_id: str) -> int:
 
 def _listed(wanted: Filter, every_group: bool = False) -> tuple[str, list[Any]]:
     """Return the conditions on rows of `listed`, starting with AND, and their values."""
-    rest, values = wanted.rest()
-    conditions = ""
-    if rest or every_group:
-        few = wanted.counted and not every_group
-        column, table = ("counter", "counters") if few else ("task_group", "task_groups")
-        conditions += f" AND {column} IN (SELECT id FROM {table} WHERE {wanted.number}{rest})"  # noqa: S608 - constants
+    conditions, values = wanted.groups()
+    if every_group or wanted.name is not None:
+        conditions = f" AND task_group IN (SELECT id FROM task_groups WHERE {wanted.number}{conditions})"  # noqa: S608 - constants
     if wanted.states is not None:
         conditions += f" AND state IN ({_marks(wanted.states)})"
         values += wanted.states
@@ -210,7 +208,9 @@ def _sequences(connection: sqlite3.Connection, wanted: Filter, total: int, place
     if oldest_first:
         number = min(number, total - offset)
         offset = total - offset - number
-    collected = COLLECTING * total < min(everything, (offset + number) * everything / total)
+    (groups,) = connection.execute("SELECT ifnull(max(id), 0) FROM task_groups").fetchone()
+    groups = min(groups, count(connection, replace(wanted, states=None, name=None)))
+    collected = COLLECTING * total + groups < min(everything, (offset + number) * everything / total)
     conditions, values = _listed(wanted, collected)
     if place is not None:
         conditions += " AND sequence < ?"

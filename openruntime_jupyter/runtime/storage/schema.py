@@ -144,6 +144,7 @@ def _numbers(template: str) -> str:
 
 _NUMBERS = _numbers("{0} INTEGER NOT NULL DEFAULT 0")
 _SUMS = _numbers("sum(state = '{0}')")
+_COUNTER = "c.operation = {0}.operation AND c.owner = ifnull({0}.owner, 0) AND c.notebook = ifnull({0}.notebook, 0)"
 _ITS_COUNTER = "id = (SELECT counter FROM listed WHERE sequence = old.sequence)"
 _ITS_GROUP = "id = (SELECT task_group FROM listed WHERE sequence = old.sequence)"
 _MOVED = _numbers("{0} = {0} + (new.state = '{0}') - (old.state = '{0}')")
@@ -167,38 +168,35 @@ CREATE TABLE counters (
     id INTEGER PRIMARY KEY,
     operation TEXT NOT NULL,
     owner NOT NULL,              -- the number 0 for no owner: no name equals it
+    notebook NOT NULL,           -- the number 0 for no notebook
     {_NUMBERS},
-    UNIQUE (operation, owner)
+    UNIQUE (operation, owner, notebook)
 );
 
--- Tasks that no filter but the state distinguishes.
+-- Tasks that no filter but the state distinguishes. Not one table with the former, because there can be many titles.
 CREATE TABLE task_groups (
     id INTEGER PRIMARY KEY,
-    operation TEXT NOT NULL,
-    owner NOT NULL,
-    notebook NOT NULL,           -- the number 0 for no notebook
+    counter INTEGER NOT NULL,
     title TEXT NOT NULL,
     {_NUMBERS},
-    UNIQUE (title, notebook, operation, owner)
+    UNIQUE (title, counter)
 );
+CREATE INDEX task_groups_counter ON task_groups (counter);
 
 -- The columns that lists search, because the rows of `tasks` are large.
 CREATE TABLE listed (sequence INTEGER PRIMARY KEY, counter INTEGER NOT NULL, task_group INTEGER NOT NULL, state TEXT NOT NULL);
 CREATE INDEX listed_group ON listed (task_group, state);
 
-INSERT INTO counters SELECT NULL, operation, ifnull(owner, 0), {_SUMS} FROM tasks GROUP BY 2, 3;
-INSERT INTO task_groups SELECT NULL, operation, ifnull(owner, 0), ifnull(notebook, 0), title, {_SUMS} FROM tasks GROUP BY 2, 3, 4, 5;
-INSERT INTO listed SELECT t.sequence, c.id, g.id, t.state FROM tasks AS t
-CROSS JOIN counters AS c ON c.operation = t.operation AND c.owner = ifnull(t.owner, 0)
-CROSS JOIN task_groups AS g ON g.title = t.title AND g.notebook = ifnull(t.notebook, 0) AND g.operation = c.operation AND g.owner = c.owner;
+INSERT INTO counters SELECT NULL, operation, ifnull(owner, 0), ifnull(notebook, 0), {_SUMS} FROM tasks GROUP BY 2, 3, 4;
+INSERT INTO task_groups SELECT NULL, c.id, title, {_SUMS} FROM tasks AS t CROSS JOIN counters AS c ON {_COUNTER.format("t")} GROUP BY 2, 3;
+INSERT INTO listed SELECT t.sequence, c.id, g.id, t.state FROM tasks AS t CROSS JOIN counters AS c ON {_COUNTER.format("t")}
+CROSS JOIN task_groups AS g ON g.title = t.title AND g.counter = c.id;
 
 CREATE TRIGGER tasks_inserted AFTER INSERT ON tasks BEGIN
-    INSERT OR IGNORE INTO counters (operation, owner) VALUES (new.operation, ifnull(new.owner, 0));
-    INSERT OR IGNORE INTO task_groups (operation, owner, notebook, title)
-        VALUES (new.operation, ifnull(new.owner, 0), ifnull(new.notebook, 0), new.title);
+    INSERT OR IGNORE INTO counters (operation, owner, notebook) VALUES (new.operation, ifnull(new.owner, 0), ifnull(new.notebook, 0));
+    INSERT OR IGNORE INTO task_groups (counter, title) SELECT id, new.title FROM counters AS c WHERE {_COUNTER.format("new")};
     INSERT INTO listed SELECT new.sequence, c.id, g.id, new.state FROM counters AS c
-        CROSS JOIN task_groups AS g ON g.operation = c.operation AND g.owner = c.owner
-        WHERE c.operation = new.operation AND c.owner = ifnull(new.owner, 0) AND title = new.title AND notebook = ifnull(new.notebook, 0);
+        CROSS JOIN task_groups AS g ON g.title = new.title AND g.counter = c.id WHERE {_COUNTER.format("new")};
     UPDATE counters SET {_ADDED} WHERE id = (SELECT counter FROM listed WHERE sequence = new.sequence);
     UPDATE task_groups SET {_ADDED} WHERE id = (SELECT task_group FROM listed WHERE sequence = new.sequence);
 END;

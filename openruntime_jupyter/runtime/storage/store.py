@@ -469,9 +469,7 @@ class History:
         if failed is not None:
             self._fail(failed)
         settle(outcomes)
-        if self._replaced != self._file.replaced:
-            self._replaced = self._file.replaced
-            self.on_replaced()
+        self._notice_replaced()
         wrote = failed is None and any(job.work is not _barrier for job, _, _ in outcomes)
         if wrote and self._problem is not None and not self._behind.refused:
             self._problem = None
@@ -489,6 +487,12 @@ class History:
                 if self._loop is not None:
                     self._loop.call_later(RETRY_SECONDS, self._try_reading)
         settle(outcomes)
+        self._notice_replaced()
+
+    def _notice_replaced(self) -> None:
+        if self._replaced != self._file.replaced and not self._closed:
+            self._replaced = self._file.replaced
+            self.on_replaced()
 
     def _try_reading(self) -> None:
         """Read until it works again, which clears the problem."""

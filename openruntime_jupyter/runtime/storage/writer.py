@@ -159,8 +159,9 @@ class Writer(DatabaseThread):
             outcomes = self._transaction(connection, jobs) if self._file.in_place(connection) else None
             if outcomes is not None and self._file.in_place(connection):
                 return outcomes
+            saved = self._file.leave(connection)
             self._connection = None
-            if self._file.leave(connection) and outcomes is not None:
+            if saved and outcomes is not None:
                 return outcomes
             # The transaction went to a file that is no longer at the path: write it again to the new one.
 

@@ -132,8 +132,8 @@ class TaskRegistry:
         self._entries[entry.task_id] = entry
 
     def write_again(self) -> None:
-        """Write all live tasks, which a new file of the history does not have."""
-        for entry in self._entries.values():
+        """Write the live tasks and the last ended ones, which a new file of the history does not have."""
+        for entry in (*self._entries.values(), *self._finished.values()):
             self._history.write_behind(entry.task_id, entry.record)
 
     def forget(self, task_id: str) -> None:

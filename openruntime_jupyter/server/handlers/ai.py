@@ -197,7 +197,7 @@ class ConversationHandler(Handler):
         """Delete a conversation of the caller or of `owner`, and return it. Its tasks stay in the history."""
         query = self.query(ConversationsQuery)
         service = await self.ai()
-        self.reply(await service.conversations.delete(query.owner or (await self.caller()).owner, name))
+        await self.reply_changed(await service.conversations.delete(query.owner or (await self.caller()).owner, name))
 
 
 class InsightsHandler(Handler):

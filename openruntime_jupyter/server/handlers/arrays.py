@@ -19,7 +19,6 @@ from openruntime_jupyter.schemas.endpoints import BINARY, ENVELOPE, JSON, SAFETE
 from openruntime_jupyter.schemas.values import LEASE_HEADER, LEASED
 from openruntime_jupyter.server.auth.identity import owner_of
 from openruntime_jupyter.server.handlers.uploads import Upload
-from openruntime_jupyter.server.http import base
 from openruntime_jupyter.server.http.base import Handler, serves
 from openruntime_jupyter.server.http.errors import envelope
 from openruntime_jupyter.server.http.requests import preferred
@@ -66,7 +65,6 @@ class ArrayHandler(_ArrayBaseHandler):
     """Handler of `/arrays/{id}`."""
 
     _upload: Upload | None = None
-    _stall_timer: asyncio.TimerHandle | None = None
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Check permission and size before the first byte of the array is received."""
@@ -80,17 +78,6 @@ class ArrayHandler(_ArrayBaseHandler):
             self.refuse(problem)
         if self._refused is not None and self._must_respond_early():
             raise self._refused
-        self._start_stall_timer()
-
-    def _start_stall_timer(self) -> None:
-        """Start the timer for the next chunk of the body."""
-        if self._is_closed:
-            return
-        self._stall_timer = asyncio.get_running_loop().call_later(base.STALLED_SECONDS, self.send_error, 408)
-
-    def _stop_stall_timer(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
 
     def _must_respond_early(self) -> bool:
         """Return True to respond at once and close the connection, or False to read the body first for clients that read late."""
@@ -100,7 +87,7 @@ class ArrayHandler(_ArrayBaseHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Send the error, and close the connection if the response is sent before the end of the body."""
-        if status_code == 408 or (self.request.method == "PUT" and self._must_respond_early()):
+        if self.request.method == "PUT" and self._must_respond_early():
             self.set_header("Connection", "close")
         super().write_error(status_code, **kwargs)
 
@@ -130,19 +117,19 @@ class ArrayHandler(_ArrayBaseHandler):
         if self.request.method != "PUT":
             super().data_received(chunk)
             return
-        self._stop_stall_timer()
+        self.end_wait()
+        self._size += len(chunk)
         if self._upload is not None and self._refused is None:
             try:
                 await self._upload.write(chunk)
             except Exception as problem:
                 self.refuse(problem)
                 await self._upload.abandon()
-        self._start_stall_timer()
+        self.await_body()
 
     @serves(api.PUT_ARRAY)
     async def put(self, array_id: str) -> None:
         """Upload the complete array as a safetensors file."""
-        self._stop_stall_timer()
         assert self._upload is not None
         info = await self._upload.finish()
         self.reply(self.visible_info((await self.runtime()).arrays, info), 201)
@@ -158,7 +145,6 @@ class ArrayHandler(_ArrayBaseHandler):
         self._abandon_upload()
 
     def _abandon_upload(self) -> None:
-        self._stop_stall_timer()
         if self._upload is not None:
             self.services.in_background(self._upload.abandon())
 
@@ -236,7 +222,7 @@ class ArrayHandler(_ArrayBaseHandler):
         runtime = await self.runtime()
         info = await runtime.arrays.info(array_id)
         await runtime.arrays.remove(array_id)
-        self.reply(info.model_copy(update={"path": None}))
+        await self.reply_changed(info.model_copy(update={"path": None}))
 
 
 class ArrayReadyHandler(_ArrayBaseHandler):
@@ -246,4 +232,4 @@ class ArrayReadyHandler(_ArrayBaseHandler):
     async def post(self, array_id: str) -> None:
         """Mark the array as complete after its file was written. It can then be used and no longer be changed."""
         store = (await self.runtime()).arrays
-        self.reply(self.visible_info(store, await store.ready(array_id)))
+        await self.reply_changed(self.visible_info(store, await store.ready(array_id)))

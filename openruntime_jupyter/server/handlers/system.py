@@ -5,9 +5,11 @@ from __future__ import annotations
 from tornado import web
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.errors import NotAllowed
 from openruntime_jupyter.operations.registry import describe_operations
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.queries import HistoryQuery
+from openruntime_jupyter.server.auth.identity import WHICH_TOKEN, LocalUser
 from openruntime_jupyter.server.http.base import Handler, protected, serves
 from openruntime_jupyter.server.http.requests import preferred
 
@@ -72,6 +74,21 @@ class NotFoundHandler(Handler):
     post = put = patch = delete = head = get
 
 
+class ShutdownHandler(Handler):
+    """Handler of `POST /api/shutdown` of a stand-alone server, for `jupyter server stop`. Unlike Jupyter's, it limits the body."""
+
+    auth_resource = "server"
+
+    @protected
+    async def post(self) -> None:
+        """Stop the server."""
+        if isinstance(self.user, LocalUser):
+            raise NotAllowed(f"Stopping the server needs its token: {WHICH_TOKEN}")
+        assert self.serverapp is not None
+        self.serverapp.stop()
+        self.finish()
+
+
 class MetricsHandler(Handler):
     """Handler of `GET /metrics`."""
 
@@ -118,7 +135,7 @@ class SessionHandler(Handler):
     async def delete(self, session_id: str) -> None:
         """End a session and its running task. Its memory is freed and its variables are lost."""
         runtime = await self.runtime()
-        self.reply(runtime.sessions.free(session_id))
+        await self.reply_changed(runtime.sessions.free(session_id))
 
 
 class SessionRestartHandler(Handler):
@@ -128,4 +145,4 @@ class SessionRestartHandler(Handler):
     async def post(self, session_id: str) -> None:
         """Restart the worker of a session and end its running task. The next task starts with an empty namespace."""
         runtime = await self.runtime()
-        self.reply(runtime.sessions.restart(session_id))
+        await self.reply_changed(runtime.sessions.restart(session_id))

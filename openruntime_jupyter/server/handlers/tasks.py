@@ -113,7 +113,7 @@ class TaskHandler(Handler):
         """Change the priority of a pending task."""
         change = await self.body(TaskChange)
         runtime = await self.runtime()
-        self.reply(await runtime.reprioritise(task_id, change.priority))
+        await self.reply_changed(await runtime.reprioritise(task_id, change.priority))
 
     @serves(DELETE_TASK)
     async def delete(self, task_id: str) -> None:
@@ -125,7 +125,7 @@ class TaskHandler(Handler):
             await runtime.purge(task_id)
         else:
             task = await runtime.cancel(task_id)
-        self.reply(task)
+        await self.reply_changed(task)
 
 
 CHUNK = 1_048_576

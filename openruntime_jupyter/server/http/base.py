@@ -18,7 +18,7 @@ from pydantic_core import to_json
 from tornado import web
 from tornado.iostream import StreamClosedError
 
-from openruntime_jupyter.errors import BodyTooLarge, NotAllowed
+from openruntime_jupyter.errors import BodyTooLarge, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.large import LARGE, in_thread
 from openruntime_jupyter.schemas.ai import AiTask
 from openruntime_jupyter.schemas.endpoints import ENVELOPE, Endpoint
@@ -26,7 +26,7 @@ from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.server.auth.identity import ExplainedRefusal, LocalUser, OwnUser, owner_of
 from openruntime_jupyter.server.http.errors import envelope, enveloped, problem_of
 from openruntime_jupyter.server.http.requests import Preference, read_json, read_query
-from openruntime_jupyter.server.services import SERVICES, Services
+from openruntime_jupyter.server.services import SERVICES, STALLED_SECONDS, Services
 
 if TYPE_CHECKING:
     from tornado.http1connection import HTTP1Connection
@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 RESOURCE = "openruntime"
 BODY_SLACK = 65_536
 """Maximum size of a body in bytes, in addition to the task's parameters."""
-STALLED_SECONDS = 120.0
-"""Maximum pause of an upload or download in seconds. After it, the client is considered disconnected: an interrupted network does not
-close the connection."""
+SLOWEST = 10_000
+"""Minimum mean speed of a body in bytes per second after its first `STALLED_SECONDS`."""
+MOST_HELD = 128_000_000
+"""Maximum size of all bodies together that are not parsed yet, in bytes. Small bodies are received beyond it."""
 
 NOT_LOGGED_IN = "Not logged in: log in, or send the server's token as `Authorization: token <token>`"
 OTHER_PAGE = "Pages from {} are not allowed to use this server: set ServerApp.allow_origin, or send the token"
@@ -69,6 +70,7 @@ def protected(verb: Verb, action: str | None = None) -> Verb:
 
     @wraps(verb)
     async def checked(self: Handler, *ids: str) -> None:
+        self.end_wait()  # the body is complete
         self.raise_refusal()
         await permitted(self, *ids)
 
@@ -250,6 +252,10 @@ class Handler(BaseHandler, APIHandler):
     def initialize(self) -> None:
         """Set the initial state of the request."""
         self._body = bytearray()
+        self._size = 0
+        self._expected: int | None = None
+        self._begun = 0.0
+        self._patience: asyncio.TimerHandle | None = None
         self._refused: Exception | None = None
         self._closed: Callable[[], Any] | None = None
         self._is_closed = False
@@ -262,21 +268,62 @@ class Handler(BaseHandler, APIHandler):
             await super().prepare()
         except Exception as problem:
             self.refuse(problem)
+        self.await_body()
+
+    def await_body(self) -> None:
+        """Wait for the next chunk of the body, if there is one, for a limited time."""
+        headers = self.request.headers
+        if not self._begun:
+            length = headers.get("Content-Length", "0")
+            chunked = "Transfer-Encoding" in headers or not length.isdecimal()
+            self._expected = None if chunked else int(length)
+        if self._is_closed or self._expected == self._size:
+            return
+        loop = asyncio.get_running_loop()
+        self._begun = self._begun or loop.time()
+        left = self._begun + STALLED_SECONDS + self._size / SLOWEST - loop.time()
+        self._patience = loop.call_later(min(STALLED_SECONDS, max(0.0, left)), self.send_error, 408)
+
+    def end_wait(self) -> None:
+        """Stop waiting for a chunk of the body."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def data_received(self, chunk: bytes) -> None:
         """Append a chunk to the body."""
-        if self._refused is not None:
-            return
+        self.end_wait()
+        self._size += len(chunk)
+        if self._refused is None:
+            self._keep(chunk)
+        self.await_body()
+
+    def _keep(self, chunk: bytes) -> None:
         limit = self.services.options.max_parameters_bytes + BODY_SLACK
-        if len(self._body) + len(chunk) > limit:
-            self._body = bytearray()
+        if self._size > limit:
             self.refuse(BodyTooLarge(f"The body is larger than {limit} bytes: reduce it, or raise OpenRuntimeApp.max_parameters_bytes"))
+        elif self._size > LARGE and self.services.held_bytes + len(chunk) > max(MOST_HELD, 2 * limit):
+            self.refuse(Unavailable("The server is receiving too many large bodies: send this one again", retry_after=5.0))
         else:
             self._body += chunk
+            self.services.held_bytes += len(chunk)
+            return
+        self.drop_body()
+
+    def drop_body(self) -> None:
+        """Free the memory of the body."""
+        self.services.held_bytes -= len(self._body)
+        self._body = bytearray()
+
+    def on_finish(self) -> None:
+        """Free the body after the response."""
+        super().on_finish()
+        self.end_wait()
+        self.drop_body()
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Send the error, and close the connection if the request line is invalid, because tornado does not read the body then."""
-        if not self._prepared:
+        """Send the error. Close the connection if the body is not read to its end: it stalled, or the request line is invalid."""
+        if not self._prepared or status_code == 408:
             self.set_header("Connection", "close")
         if self._refused is not None:  # it counts more than an unknown method
             kwargs["exc_info"] = (type(self._refused), self._refused, None)
@@ -299,13 +346,16 @@ class Handler(BaseHandler, APIHandler):
     @property
     def is_large(self) -> bool:
         """True if the body is large; see `runtime/large.py`."""
-        return len(self._body) > LARGE
+        return self._size > LARGE
 
     async def body(self, model: type[Model]) -> Model:
         """Return the body as a `model`; raises `MalformedRequest`, `BodyTooLarge` or `InvalidRequest`."""
         headers = self.request.headers
         read = partial(read_json, model, self._body, headers.get("Content-Type"), headers.get("Content-Encoding"))
-        return await in_thread(read) if self.is_large else read()
+        try:
+            return await in_thread(read) if self.is_large else read()
+        finally:
+            self.drop_body()
 
     def reply(self, data: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         """Send `data` (a wire type, or a dict of them) as JSON, in the envelope if the client accepts it."""
@@ -321,6 +371,14 @@ class Handler(BaseHandler, APIHandler):
             self.finish(enveloped(content), set_content_type=ENVELOPE)
         else:
             self.finish(content)
+
+    async def reply_changed(self, data: Any) -> None:
+        """Send a changed record, or nothing to a client without the permission to read."""
+        if await self.allowed("read"):
+            self.reply(data)
+        else:
+            self.set_status(204)
+            self.finish()
 
     async def write_chunk(self, chunk: bytes = b"") -> None:
         """Write a chunk of the response and wait until the client has received it, for at most `STALLED_SECONDS`.
@@ -368,6 +426,8 @@ class Handler(BaseHandler, APIHandler):
         """Cancel the request's work when the client disconnects."""
         super().on_connection_close()
         self._is_closed = True
+        self.end_wait()
+        self.drop_body()
         if self._closed is not None:
             self._closed()
 

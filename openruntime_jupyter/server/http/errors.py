@@ -20,7 +20,7 @@ ADVICE = {
     403: "Ask the administrator of this server for the permission, or send the server's token as `Authorization: token <token>`",
     404: "Unknown route: see the API reference for the available routes",
     405: "This route does not support the method",
-    408: "The upload stalled: send the body again without a pause",
+    408: "The body stalled or was too slow: send it again without a pause",
     413: "The body is too large: reduce it",
     415: "Send JSON, with `Content-Type: application/json`",
     426: "Connect with version 13 of the WebSocket protocol (RFC 6455)",

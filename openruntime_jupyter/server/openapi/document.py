@@ -21,6 +21,7 @@ from openruntime_jupyter.schemas.problems import ErrorEnvelope
 from openruntime_jupyter.schemas.system import Health, ServiceInfo, Session, SystemMetrics, Worker
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage
 from openruntime_jupyter.server.http.base import endpoint_of
+from openruntime_jupyter.server.http.requests import MOST_VALUES
 
 Schema = dict[str, Any]
 Route = tuple[str, type[web.RequestHandler]]
@@ -39,7 +40,8 @@ another unit. Unknown values are `null`. All errors are an `ErrorEnvelope`. To g
 ALWAYS = {
     400: "The body is invalid JSON, compressed, or not sent as `application/json`.",
     403: "Not logged in, or missing permission; `error` has the reason.",
-    413: "The body is too large.",
+    408: "The body stalled, or was too slow.",
+    413: f"The body is too large, or has more than {MOST_VALUES:,} JSON values.",
     429: "Too many requests or too many concurrent requests of one user or address, if the server has limits.",
     500: "Internal server error. The message has the id of the log entry.",
     503: "Temporarily unavailable: the server is starting or stopping, the queue is full, the history cannot be written, or no worker "
@@ -47,7 +49,7 @@ ALWAYS = {
 }
 """Errors of every method: status and reason."""
 NOT_FOUND = "Unknown id."
-INVALID = "Invalid value, field, operation or device; `data.details` lists all problems."
+INVALID = "Invalid value, field, operation or device; `data.details` lists the first 20 problems."
 RETRY_AFTER = Header("Retry-After", "Seconds to wait before a retry.", {"type": "integer", "minimum": 1})
 
 SECURITY_SCHEMES: dict[str, Schema] = {

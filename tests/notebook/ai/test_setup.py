@@ -11,7 +11,7 @@ import pytest
 
 from openruntime_jupyter.errors import PullFailed, Unavailable
 from openruntime_jupyter.local_models.pull import KNOWN
-from openruntime_jupyter.notebook.ai.magic import with_readable_errors
+from openruntime_jupyter.notebook.ai.magic import readable_errors
 from openruntime_jupyter.notebook.ai.pull import pull_model
 from tests.default_model import models_dir
 from tests.notebook.conftest import error_of, running_kernel
@@ -35,11 +35,8 @@ def test_missing_model_shows_setup_card(tmp_path: Path) -> None:
 
 
 def test_stopping_runtime_is_not_reported_as_missing_model() -> None:
-    def ask() -> None:
+    with pytest.raises(Unavailable, match="is stopping"), readable_errors():
         raise Unavailable("The server is stopping: ask again once it runs")
-
-    with pytest.raises(Unavailable, match="is stopping"):
-        with_readable_errors(ask)
 
 
 def test_pull_accepts_existing_model(tmp_path: Path) -> None:

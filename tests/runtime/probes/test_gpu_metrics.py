@@ -28,7 +28,7 @@ from tests.support import wait_until
 from tests.work import spin
 
 NAME = "NVIDIA GeForce RTX 4090"
-LONG = 0.8
+LONG = 1.0
 """Seconds of a task that is long enough to be measured."""
 
 
@@ -62,7 +62,7 @@ async def runtime_with_gpus(folder: Path, gpus: int = 1, **settings: Any) -> Asy
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    monkeypatch.setattr(sampler_module, "SETTLE_SECONDS", 0.3)
+    monkeypatch.setattr(sampler_module, "SETTLE_SECONDS", 0.5)
     module = FakeNvml(FakeGpu(), FakeGpu(uuid="GPU-2", utilization=13))
     monkeypatch.setitem(sys.modules, "pynvml", module)
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):

