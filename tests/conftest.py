@@ -27,8 +27,8 @@ FOREIGN = ("OPENRUNTIME_URL", "OPENRUNTIME_TOKEN", "OPENRUNTIME_SERVER_PID")
 LONG = ("tests/browser/", "tests/test_notebooks_", "tests/acceptance/")
 """Tests that take minutes."""
 
-MEASURED = ("tests/operations/", "tests/server/test_tasks.py", "tests/server/test_routes.py")
-"""Tests whose workers and servers run code that no test calls in its own process."""
+MEASURED = ("tests/notebook/", "tests/operations/", "tests/server/")
+"""Tests whose kernels, servers and workers are measured too: they run most of the code of these rooms."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -82,7 +82,7 @@ def event_threads_have_ended() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def only_some_processes_are_measured(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Measure the coverage of workers and servers in `MEASURED` only: it costs 0.1 s and half of the processor time of each process."""
+    """Measure the coverage of processes in `MEASURED` only: it costs 0.1 s and half of the processor time of each process."""
     with pytest.MonkeyPatch.context() as patch:
         if not request.node.nodeid.startswith(MEASURED):
             patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)

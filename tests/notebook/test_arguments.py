@@ -48,6 +48,7 @@ def test_duplicate_names_count_once() -> None:
         ("--in", "--in"),
         ("--priority 11", "use 1 to 10"),
         ("--timeout 1h30", "5m or 1h30m"),
+        ("--retries many", "--retries: 'many'"),
         ("--memory-limit lots", "2GB"),
         ("--memory-limit 2 GB", "needs quotes around it"),
         ("--prioritty 3", "--priority"),
