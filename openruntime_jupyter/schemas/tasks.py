@@ -248,7 +248,7 @@ class TaskPage(Wire):
 WIDGET = "application/vnd.jupyter.widget-view+json"
 """MIME type by which Jupyter's pages show a widget of a kernel."""
 LIVE_WIDGET = "application/vnd.openruntime.widget+json"
-"""MIME type of a task's widget: JSON text with the state of its models, from which a kernel makes a widget of its own."""
+"""MIME type of a task's widget: JSON text with the state of its models, from which a kernel makes another widget."""
 MARK = {"openruntime": "live widget"}
 """Metadata of a display whose widget has an end. Jupyter Server saves it without the widget."""
 

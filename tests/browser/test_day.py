@@ -72,7 +72,7 @@ print("the total is", total)""",
     "fix": "%openruntime fix",
     "end": "# the end",
 }
-"""A loop of 8 s stands for one of a minute, because the bar, the time left and the figures are the same."""
+"""A loop of 8 s replaces one of a minute: the bar, the time left and the figures are the same."""
 NAMES = list(CELLS)
 CORRECTED = CELLS["failing"].replace("wieghts", "weights")
 
