@@ -98,6 +98,8 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
     const saved = model.data[MIME_TYPE] as unknown as ISavedTask;
     if (saved.task_id !== this.saved?.task_id) {
       this.reset();
+    } else if (saved.shown > this.saved.shown) {
+      this.clearOutput(); // the kernel shows it in the cell
     }
     this.saved = saved;
     this.silentAt = 1000 * saved.seen_at + KERNEL_SILENT;
@@ -114,9 +116,10 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
     this.reset();
   }
 
-  /** True while the kernel updates the output. */
+  /** True while the kernel updates the output: it runs the cell, or has updated the output lately. */
   private get kernelLive(): boolean {
-    return Date.now() < this.silentAt;
+    const prompt = this.saved?.card ? null : this.node.closest('.jp-CodeCell')?.querySelector('.jp-InputPrompt');
+    return Date.now() < this.silentAt || Boolean(prompt?.textContent?.includes('*'));
   }
 
   /** Follow the task until its end is shown. */
@@ -147,8 +150,12 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
   private reset(): void {
     this.stop();
     this.task = null;
-    this.since = 0;
     this.problem = '';
+    this.clearOutput();
+  }
+
+  private clearOutput(): void {
+    this.since = 0;
     this.area?.dispose();
     this.area = null;
     this.displays.clear();
