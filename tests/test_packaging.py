@@ -91,7 +91,7 @@ def test_imported_packages_are_dependencies() -> None:
     """Imports must not rely on transitive dependencies."""
     ours = {re.split(r"[<>=\[; ]", line)[0].lower().replace("-", "_") for line in PROJECT["dependencies"]}
     imported = {found.module.split(".", maxsplit=1)[0].lower() for found in all_imports() if not found.for_types}
-    known_as = {"pydantic_core": "pydantic", "jupyter_client": "jupyter_server"}
+    known_as = {"pydantic_core": "pydantic", "jupyter_client": "jupyter_server", "ulid": "python_ulid"}
     foreign = {known_as.get(name, name) for name in imported if name not in sys.stdlib_module_names} - {"openruntime_jupyter"}
     # Optional imports with an installation hint in the error, of which the last three are dependencies of mlx-lm. ipykernel is
     # imported only inside of its kernels.
