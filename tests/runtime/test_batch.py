@@ -20,6 +20,7 @@ from openruntime_jupyter.errors import (
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.storage.writer import Writer
 from openruntime_jupyter.runtime.tasks import batch, registry
+from openruntime_jupyter.schemas.batch import MOST_IN_BATCH
 from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Ended, Task, TaskState
 from tests.runtimes import ME, busy, completed, ended, pickled, runtime_in, until
@@ -136,6 +137,11 @@ async def test_batch_that_cannot_be_stored_is_not_queued(runtime: Runtime, monke
         await runtime.batches.submit([call(), call()], ME)
     assert runtime.metrics().pending_tasks == 0
     await runtime.cancel(holder)
+
+
+async def test_too_large_batch_is_rejected(runtime: Runtime) -> None:
+    with pytest.raises(InvalidRequest, match="in one batch"):
+        await runtime.batches.submit([call()] * (MOST_IN_BATCH + 1), ME)
 
 
 def repeat(text: str, times: int) -> str:

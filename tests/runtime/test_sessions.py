@@ -15,7 +15,7 @@ import pytest
 
 from openruntime_jupyter.engines.local import LocalEngine
 from openruntime_jupyter.engines.protocol import DeviceReport
-from openruntime_jupyter.errors import InvalidRequest, SessionEnded, Unavailable
+from openruntime_jupyter.errors import InvalidRequest, SessionEnded, SessionNotFound, Unavailable
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.schemas.system import Session
 from openruntime_jupyter.schemas.tasks import TaskRequest
@@ -217,6 +217,8 @@ async def test_restart_ends_running_task_and_rejects_pending_ones(runtime: Runti
     await completed(runtime, after)
     assert await show(runtime, "'time' in globals(), 'x' in globals(), y") == "(False, False, 1)"
     assert only(runtime).tasks == 2, "tasks before the restart do not count"
+    with pytest.raises(SessionNotFound, match=r"open sessions: train \(session_"):
+        runtime.sessions.restart("session_nosuch")
 
 
 async def test_restart_while_its_worker_starts(runtime: Runtime) -> None:
