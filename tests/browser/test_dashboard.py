@@ -291,7 +291,7 @@ async def test_empty_dashboard_explains_first_steps_and_long_queue_can_be_paged(
             await waits(page, [110, *numbers[:19]])
 
 
-async def test_tasks_are_searched_by_name_and_notebook(server: Server) -> None:
+async def test_tasks_are_searched_by_name_state_and_notebook_and_deleted(server: Server) -> None:
     cell = "%%openruntime --name 'Found Later'\nprint(6 * 7)"
     new_notebook(server, "search.ipynb", SHOW, cell)
     async with opened(server, "search.ipynb") as notebook:
@@ -316,6 +316,16 @@ async def test_tasks_are_searched_by_name_and_notebook(server: Server) -> None:
         await page.get_by_label("Only tasks of this notebook").select_option(label="search.ipynb (this notebook)")
         await expect(rows(page, "Found Later")).to_be_visible()
         await expect(rows(page, "newer 24")).to_have_count(0)
+        state = page.get_by_label("Only tasks in this state")
+        await state.select_option(label="failed")
+        await expect(page.get_by_text("No task matches")).to_be_visible()
+        await state.select_option(label="completed")
+        row = rows(page, "Found Later")
+        await row.get_by_role("button", name="Details and output").click()
+        await row.get_by_role("button", name="Delete Found Later").click()
+        await row.get_by_role("button", name="Delete Found Later").click()  # to confirm
+        await expect(row).to_have_count(0)
+        await until(lambda: not named(server, "Found Later", "completed"), "the task is deleted")
         assert await page.evaluate(OVERFLOW) == []
 
 

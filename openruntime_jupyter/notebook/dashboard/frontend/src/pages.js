@@ -17,9 +17,9 @@ export const QUERIES = {
 const ORDER = { waiting: "next to run first", ended: "newest first" };
 
 export class Pages {
-  /** `changed()` is called when the rows have changed, and `filters()` returns further filters of the queries. */
-  constructor(runtime, say, changed, filters) {
-    this.filters = filters;
+  /** `changed()` is called when the rows have changed. `queryOf(kind)` returns the query of the tasks of a kind, null for none. */
+  constructor(runtime, say, changed, queryOf) {
+    this.queryOf = queryOf;
     this.runtime = runtime;
     this.say = say;
     this.changed = changed;
@@ -64,7 +64,8 @@ export class Pages {
         this.looked = Date.now();
         for (const kind of Object.keys(this.wanted)) {
           const limit = this.wanted[kind];
-          const found = limit ? (await this.runtime.act("tasks", { ...QUERIES[kind], ...this.filters(), offset: this.sent[kind], limit })).tasks : [];
+          const query = limit ? this.queryOf(kind) : null;
+          const found = query ? (await this.runtime.act("tasks", { ...query, offset: this.sent[kind], limit })).tasks : [];
           this.rows[kind] = found.slice(0, this.wanted[kind]);
         }
         this.changed();

@@ -1,4 +1,5 @@
 // Table row of a task, with its buttons and details.
+import { ConfirmButton } from "./confirm.js";
 import { button, id, make, show, write } from "./dom.js";
 import { Details } from "./details.js";
 import { bytes, clock, fileName } from "./format.js";
@@ -39,6 +40,8 @@ export class Row {
     this.level = make("span");
     this.cancel = button("Cancel", `Cancel ${name}`, () => this.act("cancel"));
     this.again = button("Again", `Run ${name} again`, () => this.act("again"));
+    this.remove = new ConfirmButton("Delete", () => this.act("delete"));
+    this.remove.update(`Delete ${name}`, "its record, output and result are deleted");
     this.more = button("▸", `Details of ${name}`, () => this.open(!this.opened), "or-plain");
     this.below = make("tr", { class: "or-below", id: id("details"), role: "row", hidden: true });
     this.more.setAttribute("aria-expanded", "false");
@@ -107,6 +110,7 @@ export class Row {
     const held = [this.cancel, this.again].includes(this.cancel.getRootNode().activeElement);
     show(this.cancel, live(task) && here);
     show(this.again, !live(task));
+    show(this.remove.element, !live(task) && here);
     if (held && this.cancel.hidden && !this.again.hidden) this.again.focus({ preventScroll: true });
     write(this.again, failed ? "Retry" : "Run again");
     const name = called(task);
@@ -122,6 +126,7 @@ export class Row {
       const answer = await this.table.runtime.act(name, { id: this.task.task_id, ...args });
       this.table.say("");
       if (name === "again") this.table.announce(`${called(this.task)} is queued again`);
+      else if (name === "delete") this.table.forget(this.task);
       else this.table.change(answer);
       this.table.pages.tick(true);
     } catch (problem) {
@@ -143,7 +148,7 @@ export class Row {
     this.opened = opened;
     if (opened && !this.details) {
       this.details = new Details(this.table.runtime);
-      this.below.append(make("td", { colspan: 10, role: "cell" }, this.details.element));
+      this.below.append(make("td", { colspan: 10, role: "cell" }, this.details.element, this.remove.element));
     }
     this.below.hidden = !opened;
     write(this.more, opened ? "▾" : "▸");

@@ -124,6 +124,7 @@ export class Runtime {
   async direct(name, args) {
     const task = args.id && `tasks/${encodeURIComponent(args.id)}`;
     if (name === "cancel") return this.ask("DELETE", task);
+    if (name === "delete") return this.ask("DELETE", `${task}?purge=true`);
     if (name === "priority") return this.ask("PATCH", task, { priority: args.priority });
     if (name === "tasks") return this.ask("GET", `tasks?${query(args)}`);
     if (name === "task") return this.ask("GET", `${task}?summary=true`);

@@ -1,10 +1,17 @@
-// Search for tasks by name, and the choice of a notebook. While one of them is set, the page fetches the matching tasks itself.
+// Search for tasks by name, and the choice of states and of a notebook. While one of them is set, the page fetches the matching tasks itself.
 import { make } from "./dom.js";
 import { fileName } from "./format.js";
 import { QUERIES } from "./pages.js";
 
 /** Number of tasks of each kind. */
 const LIMITS = { running: 50, waiting: 20, ended: 20 };
+/** Choices of states: the label, and the states of each kind that is shown. */
+const STATES = {
+  active: ["running and waiting", { running: ["running"], waiting: ["pending"] }],
+  completed: ["completed", { ended: ["completed"] }],
+  failed: ["failed", { ended: ["failed", "timed_out", "interrupted"] }],
+  cancelled: ["cancelled", { ended: ["cancelled"] }],
+};
 /** Milliseconds after the last key until the search begins. */
 const PAUSE = 250;
 /** Minimum and maximum update interval, in milliseconds. The maximum applies when no other task changes. */
@@ -24,8 +31,10 @@ export class Search {
     this.looked = 0;
     this.known = [];
     this.name = make("input", { type: "search", placeholder: "Search by name", "aria-label": "Search tasks by name", maxlength: 200, oninput: () => this.typed() });
+    const states = Object.entries(STATES).map(([value, [label]]) => make("option", { value }, label));
+    this.state = make("select", { "aria-label": "Only tasks in this state", onchange: () => this.start() }, make("option", { value: "" }, "all states"), states);
     this.notebook = make("select", { "aria-label": "Only tasks of this notebook", onchange: () => this.start() });
-    this.element = make("div", { class: "or-search" }, this.name, this.notebook);
+    this.element = make("div", { class: "or-search" }, this.name, this.state, this.notebook);
     this.offer([]);
   }
 
@@ -50,6 +59,14 @@ export class Search {
     this.notebook.hidden = names.length === 0;
   }
 
+  /** Return the query of the tasks of a kind; null if the chosen states exclude it. */
+  queryOf(kind) {
+    const { state, ...filters } = this.query;
+    const states = state && STATES[state][1][kind];
+    if (state && !states) return null;
+    return { ...QUERIES[kind], ...(kind === "ended" && states ? { states } : {}), ...filters };
+  }
+
   typed() {
     clearTimeout(this.wait);
     this.wait = setTimeout(() => this.start(), PAUSE);
@@ -58,7 +75,7 @@ export class Search {
   /** Begin a search, or end it if nothing is searched for. */
   start() {
     clearTimeout(this.wait);
-    const filters = { name: this.name.value.trim(), notebook: this.notebook.value };
+    const filters = { name: this.name.value.trim(), state: this.state.value, notebook: this.notebook.value };
     this.query = Object.fromEntries(Object.entries(filters).filter(([, value]) => value));
     this.rows = { running: [], waiting: [], ended: [] };
     this.counts = {};
@@ -79,7 +96,8 @@ export class Search {
     const counts = {};
     try {
       for (const [kind, limit] of Object.entries(LIMITS)) {
-        const page = await this.runtime.act("tasks", { ...QUERIES[kind], ...query, offset: 0, limit });
+        const wanted = this.queryOf(kind);
+        const page = wanted ? await this.runtime.act("tasks", { ...wanted, offset: 0, limit }) : { tasks: [], total_count: 0 };
         [rows[kind], counts[kind]] = [page.tasks, page.total_count];
       }
     } catch (problem) {

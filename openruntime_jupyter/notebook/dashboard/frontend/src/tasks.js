@@ -30,7 +30,7 @@ export class Tasks {
     this.tasks = [];
     this.sent = [];
     this.totals = {};
-    this.pages = new Pages(runtime, say, () => this.draw(), () => this.search.query);
+    this.pages = new Pages(runtime, say, () => this.draw(), (kind) => this.search.queryOf(kind));
     this.search = new Search(runtime, say, (anew) => {
       if (anew) this.pages.reset();
       this.aimed = 0;
@@ -161,6 +161,15 @@ export class Tasks {
     }
     this.children.known.get(task.task_id)?.update(task);
     this.tell(task);
+  }
+
+  /** Remove a deleted task from all lists. */
+  forget({ task_id }) {
+    const others = (list) => list.filter((task) => task.task_id !== task_id);
+    this.sent = others(this.sent);
+    for (const rows of [this.pages.rows, this.search.rows]) for (const kind of Object.keys(rows)) rows[kind] = others(rows[kind]);
+    this.aimed = 0;
+    this.draw();
   }
 
   /** Announce the end of a task to screen readers. */
