@@ -143,11 +143,10 @@ def test_card_of_background_task_is_live_and_restart_keeps_running_task(server: 
             page = notebook.page
             first, early, kept = (page.locator(".jp-CodeCell").nth(number).locator(".jp-OutputArea") for number in range(3))
             await notebook.start_all()
-            await expect(early).to_contain_text(re.compile(r"running.*as of \d+ \w+ \d\d:\d\d", re.DOTALL))
+            await expect(early).to_contain_text("running")
             await expect(kept).to_contain_text("running")
             (server.home.path / "early").touch()
             await expect(early).to_contain_text("completed in")
-            await expect(early).not_to_contain_text("as of")
             await notebook.restart()
             (server.home.path / "kept").touch()
             await until(lambda: bool(named(server, "kept", "completed")), "the task completes without its kernel")
