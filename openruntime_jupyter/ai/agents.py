@@ -127,7 +127,7 @@ def _read(path: Path, version: tuple[int, int], source: Source) -> Agent | Inval
         invalid = InvalidAgent("not UTF-8 text: save it as UTF-8")
     except OSError as problem:
         invalid = InvalidAgent(f"can't be read ({problem.strerror}): fix or remove the file")
-    log.warning("Skipped the agent file %s: %s", path, invalid)
+    log.warning("Skipped the agent file %s: %s", ascii(str(path)), invalid)
     return invalid
 
 

@@ -162,7 +162,7 @@ def test_history_of_a_newer_release(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.data_dir.mkdir(mode=0o700)
     with contextlib.closing(sqlite3.connect(home.data_dir / "history.sqlite3")) as database:
-        database.execute("PRAGMA user_version = 9999")
+        database.execute("PRAGMA user_version = 99")
     with running_server(home, healthy=False) as broken:
         check = found(Client(HttpBackend(broken.url, TOKEN)), "history")
     assert check.verdict == "wrong"

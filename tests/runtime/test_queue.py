@@ -46,7 +46,7 @@ async def test_tasks_are_listed_and_run_by_priority(runtime: Runtime) -> None:
     assert [task.position for page in pages for task in page.tasks] == [1, 2, 3, 4, 5]
     assert {page.total_count for page in pages} == {5}
     assert (await runtime.list_tasks(TasksQuery(state=[TaskState.PENDING], order="next"))).tasks[0].parameters is None
-    for unfit in ({"before": holder}, {"operation": "call"}, {"owner": "me"}, {"states": [TaskState.RUNNING]}):
+    for unfit in ({"before": holder}, {"operation": "call"}, {"owner": "me"}, {"state": [TaskState.RUNNING]}):
         with pytest.raises(InvalidRequest, match="`next`"):
             await runtime.list_tasks(TasksQuery(order="next", **unfit))
     with pytest.raises(TaskConflict, match="running"):

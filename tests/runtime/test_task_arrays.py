@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.arrays import conversion, pickling
-from openruntime_jupyter.errors import InvalidRequest, MemoryRefused, NotAllowed
+from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, MemoryRefused, NotAllowed
 from openruntime_jupyter.runtime.arrays import spool
 from openruntime_jupyter.runtime.arrays import store as array_store
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
@@ -40,7 +41,8 @@ def runtime(runtime: Runtime, jp_asyncio_loop: asyncio.AbstractEventLoop) -> Ite
 
     async def clean() -> None:
         for each in runtime.arrays.page().arrays:
-            await runtime.arrays.remove(each.id)
+            with contextlib.suppress(ArrayNotFound):  # its file is gone
+                await runtime.arrays.remove(each.id)
         runtime.arrays.release_memory(1)
         await until(lambda: not files(runtime), what="the end of the arrays")
 
