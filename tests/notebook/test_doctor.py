@@ -20,6 +20,7 @@ from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.notebook import doctor
 from openruntime_jupyter.notebook.doctor import Check, examine
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.storage.schema import APPLICATION_ID
 from tests.support import TOKEN, Home, Server, free_port, running_server, wait_until
 
 only_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only the Linux wheels of MLX need a BLAS")
@@ -162,6 +163,7 @@ def test_history_of_a_newer_release(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.data_dir.mkdir(mode=0o700)
     with contextlib.closing(sqlite3.connect(home.data_dir / "history.sqlite3")) as database:
+        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         database.execute("PRAGMA user_version = 99")
     with running_server(home, healthy=False) as broken:
         check = found(Client(HttpBackend(broken.url, TOKEN)), "history")
