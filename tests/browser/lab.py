@@ -158,7 +158,7 @@ async def opened(server: Server, name: str, app: App = "lab") -> AsyncIterator[N
                 await page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=MILLISECONDS)
                 await notebook.idle()
                 yield notebook
-                assert notebook.ours() == []
+                assert notebook.ours() == [], notebook.ours()
             except BaseException:
                 await page.screenshot(path=server.home.path / f"{name}.png")
                 raise

@@ -132,7 +132,12 @@ class Page {
   /** Report whether this view is shown, since the kernel pauses updates without views. */
   seen(shown) {
     this.reported = Date.now();
-    if (this.model.comm_live !== false) this.model.send({ name: "view", args: { view: this.view, shown } });
+    if (this.model.comm_live === false) return;
+    try {
+      this.model.send({ name: "view", args: { view: this.view, shown } });
+    } catch {
+      // The kernel is gone, which checkConnection() reports.
+    }
   }
 
   /** Schedule one redraw for all pending changes. */
