@@ -306,6 +306,7 @@ async def test_files_and_folders_are_private_with_any_umask(tmp_path: Path) -> N
 
 
 async def test_close_flushes_and_leaves_no_thread_or_lock(tmp_path: Path) -> None:
+    others = threading.enumerate()
     tasks = [make_task(COMPLETED) for _ in range(1_200)]
     history = History(Settings(data_dir=tmp_path), "rt_1")
     history.open()
@@ -315,7 +316,7 @@ async def test_close_flushes_and_leaves_no_thread_or_lock(tmp_path: Path) -> Non
     await history.close()
     await history.close()
     assert set(states(tmp_path)) == {task.task_id for task in tasks}
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("openruntime-history")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("openruntime-history") and thread not in others]
     assert not list((tmp_path / "runtimes").iterdir())
     assert not (tmp_path / "history.sqlite3-wal").exists()
 

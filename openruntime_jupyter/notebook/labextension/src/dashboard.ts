@@ -121,7 +121,7 @@ export const dashboardPlugin: JupyterFrontEndPlugin<void> = {
 
     commands.addCommand(CommandIDs.togglePanel, {
       label: 'OpenRuntime Tasks',
-      caption: 'Show or hide the tasks of all notebooks on this machine',
+      caption: 'Show or hide the tasks of this machine',
       icon: queueIcon,
       isToggleable: true,
       isToggled: () => panel.isVisible,

@@ -3,7 +3,8 @@
 import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { INotebookTracker, NotebookPanel } from '@jupyterlab/notebook';
 
-import { changed, ended, IEvent, ITask, percent, TaskChange } from './api';
+import { changed, ended, IEvent, ITask, ITaskPage, percent, TaskChange } from './api';
+import { Connection } from './connection';
 import { IOpenRuntime, NAME } from './runtime';
 
 /** `42 % ` in front of a title. */
@@ -11,6 +12,13 @@ const PREFIX = /^\d+ % /;
 
 class Titles {
   constructor(private readonly notebooks: INotebookTracker) {}
+
+  /** Learn the tasks that run already. */
+  async load(connection: Connection): Promise<void> {
+    const { tasks } = await connection.request<ITaskPage>('GET', 'tasks?state=running&limit=50');
+    tasks.forEach(task => this.tasks.set(task.task_id, task));
+    this.draw();
+  }
 
   receive(data: TaskChange): void {
     const { task_id } = data;
@@ -63,7 +71,9 @@ export const titlesPlugin: JupyterFrontEndPlugin<void> = {
     const titles = new Titles(notebooks);
     let unsubscribe: (() => void) | null = null;
     connection.events.add(({ type, data }: IEvent) => {
-      if (unsubscribe && data && (type === 'task_update' || type === 'task_progress')) {
+      if (unsubscribe && type === 'connected') {
+        titles.load(connection).catch(() => undefined); // the connection reports its state
+      } else if (unsubscribe && data && (type === 'task_update' || type === 'task_progress')) {
         titles.receive(data);
       }
     });
