@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Coroutine
@@ -19,10 +20,13 @@ class _Chromium:
     def __init__(self) -> None:
         self.playwright: Playwright | None = None
         self.browser: Browser | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """Loop of the browser. Tests of other packages may have made another one the current loop."""
 
     async def started(self) -> Browser:
         if self.playwright is None:
             self.playwright = await async_playwright().start()
+            self.loop = asyncio.get_running_loop()
         if self.browser is None or not self.browser.is_connected():  # a page may have crashed it
             flags = [*FLAGS, "--no-sandbox"] if os.getuid() == 0 else FLAGS
             self.browser = await self.playwright.chromium.launch(executable_path=executable(), args=flags)
@@ -33,7 +37,7 @@ class _Chromium:
             await self.browser.close()
         if self.playwright is not None:
             await self.playwright.stop()
-        self.browser = self.playwright = None
+        self.browser = self.playwright = self.loop = None
 
 
 _CHROMIUM = _Chromium()
@@ -48,12 +52,13 @@ def executable() -> str:
 
 def run(story: Coroutine[object, object, None]) -> None:
     """Run a coroutine on the event loop of the browser."""
-    ensure_event_loop().run_until_complete(story)
+    (_CHROMIUM.loop or ensure_event_loop()).run_until_complete(story)
 
 
 def close() -> None:
     """Close the browser if it is running."""
-    run(_CHROMIUM.stop())
+    if _CHROMIUM.loop is not None:
+        run(_CHROMIUM.stop())
 
 
 @asynccontextmanager

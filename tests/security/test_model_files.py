@@ -180,7 +180,7 @@ def test_hostile_model_blocks_no_request_and_hides_no_model(server: Server, mode
     assert [model["name"] for model in listed.json()["models"]] == ["tiny"]
     assert refused.status_code == 422, refused.text
     assert path.name in refused.json()["error"]
-    assert pulse.longest < 0.3 * slowness(), f"a small request took {pulse.longest:.2f} s"
+    assert pulse.longest < 1.0 * slowness(), f"a small request took {pulse.longest:.2f} s"
 
 
 def test_prompt_to_other_model_is_queued_beside_hostile_ones(server: Server, models: Path) -> None:

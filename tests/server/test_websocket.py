@@ -252,6 +252,8 @@ def test_stalled_clients_use_little_memory_delay_none_and_get_close_reason(tmp_p
         grown = process.memory_info().rss - before
         assert grown < 60e6, f"the server has grown by {grown / 1e6:.0f} MB"
         assert sorted(delays)[len(delays) // 2] < 0.5 * slow, delays
+        many = [{"operation": "matrix_multiply", "parameters": QUICK, "priority": 1}] * 1500
+        assert server.request("POST", "/tasks/batch", json={"tasks": many}).status_code == 202
         code, reason = deaf[0].close_frame()
         assert code == 1013
         assert "since" in reason
