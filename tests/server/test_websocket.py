@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from openruntime_jupyter.schemas.base import epoch
-from tests.server.conftest import error_of, raw_request
+from tests.server.conftest import error_of
 from tests.support import STANDALONE, TOKEN, Server, running_server, slowness
 
 QUICK = {"size": 8, "iterations": 1}
@@ -192,8 +193,15 @@ class Deaf(contextlib.AbstractContextManager["Deaf"]):
     """Client that connects and then stops reading, with the smallest possible receive buffer."""
 
     def __init__(self, server: Server, *topics: str) -> None:
-        self.socket = raw_request(server, "GET", "/ws", *(f"{name}: {value}" for name, value in HANDSHAKE.items()))
+        place = urlsplit(server.url)
+        self.socket = socket.socket()
+        # Before the connection, because its window is agreed then.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.settimeout(60)
+        self.socket.connect((place.hostname, place.port or 80))
+        headers = {"Host": place.netloc, "Authorization": f"token {server.token}", **HANDSHAKE}
+        lines = ["GET /ws HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        self.socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n")
         content = json.dumps({"type": "subscribe", "topics": topics}).encode()
         self.socket.sendall(struct.pack("!BB4x", 0x81, 0x80 | len(content)) + content)
 
@@ -233,11 +241,12 @@ def flood(server: Server, number: int) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_stalled_clients_use_little_memory_delay_none_and_get_close_reason(tmp_path: Path) -> None:
+def test_stalled_clients_use_little_memory_and_delay_none(tmp_path: Path) -> None:
     with running_server(tmp_path, STANDALONE, token=TOKEN) as server, contextlib.ExitStack() as stack:
         process = psutil.Process(server.pid)
         before = process.memory_info().rss
-        deaf = [stack.enter_context(Deaf(server, "task_output")) for _ in range(5)]
+        for _ in range(5):
+            stack.enter_context(Deaf(server, "task_output"))
         connection = stack.enter_context(listening(server))
         # This fills the socket buffers of each client, so that further events wait in the server.
         for _ in range(6):
@@ -252,9 +261,17 @@ def test_stalled_clients_use_little_memory_delay_none_and_get_close_reason(tmp_p
         grown = process.memory_info().rss - before
         assert grown < 60e6, f"the server has grown by {grown / 1e6:.0f} MB"
         assert sorted(delays)[len(delays) // 2] < 0.5 * slow, delays
+        server.kill()  # rather than end the flood
+
+
+def test_disconnected_client_gets_close_reason(tmp_path: Path) -> None:
+    with running_server(tmp_path, STANDALONE, token=TOKEN) as server, Deaf(server, "task_output") as deaf:
+        # This fills the socket buffers.
+        for _ in range(6):
+            server.submit("python", {"code": "print('x' * 900_000)"})
         many = [{"operation": "matrix_multiply", "parameters": QUICK, "priority": 1}] * 1500
         assert server.request("POST", "/tasks/batch", json={"tasks": many}).status_code == 202
-        code, reason = deaf[0].close_frame()
+        code, reason = deaf.close_frame()
         assert code == 1013
         assert "since" in reason
         server.kill()  # rather than end the flood
