@@ -142,7 +142,7 @@ def _is_member(process: psutil.Process, recorded: dict[int, str]) -> bool:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return the start time of a process, in a unit of this system; None if there is none. It is the same whenever it is read."""
+    """Return the start time of a process, in a unit of this system; None for an unknown pid. Repeated calls return the same value."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
         return status.rpartition(")")[2].split()[19]  # the name before may contain anything

@@ -158,7 +158,7 @@ class WorkerProcess:
         """Burst of calls that it serves."""
         self.killed_by_us: str | None = None
         self.signalled, self.left_frames = False, False
-        """Whether a signal was sent to it, and whether it ended before it had read all frames."""
+        """True after a signal was sent to it, and after it ended with unread frames."""
         # `wait4` counts more towards the worker's peak: the runtime's memory, which it shared at its vfork, and the processes that earlier
         # tasks started. A peak up to this value is not that of the running task.
         self._foreign_peak = own_peak()

@@ -1,4 +1,4 @@
-"""The dashboard on a page of its own, without Jupyter."""
+"""The dashboard on a separate page, without Jupyter."""
 
 from __future__ import annotations
 

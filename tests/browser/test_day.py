@@ -180,7 +180,7 @@ async def restart(day: Day, server: Server) -> None:
     await notebook.page.get_by_role("dialog").get_by_role("button", name="Confirm Kernel Restart").click()
     await notebook.idle()
     await expect(output).to_contain_text(re.compile(r"long\s*running"))
-    assert named(server, "long", "running"), "the task goes on"
+    assert named(server, "long", "running"), "the task continues"
     (server.home.path / "go").touch()
     await until(lambda: bool(named(server, "long", "completed")), "the task completes without its kernel")
     output = await day.run("load")

@@ -81,7 +81,7 @@ def test_saved_output_is_live_again_in_new_page(server: Server, app: App) -> Non
             await expect(page.locator(".jp-OutputArea").nth(1)).to_contain_text("epoch 1")
             async with page.expect_response(lambda answer: answer.request.method == "PUT" and "/api/contents/" in answer.url):
                 await page.keyboard.press("Control+s")
-            await notebook.restart()  # the task goes on
+            await notebook.restart()  # the task continues
             await page.reload()
             output = task(page, name)
             await expect(output).to_contain_text(re.compile(r"running · \d+ % · about"))

@@ -113,7 +113,7 @@ def test_prompts_of_a_conversation_go_on_with_it(client: Client) -> None:
     assert client.ask("two", conversation=name).result(30).text == "You said: two"
     assert [turn.prompt for turn in client.conversation(name).messages] == ["one", "two"]
     assert name in {each.name for each in client.conversations()}
-    assert client.conversations("nobody of that name") == []
+    assert client.conversations("unknown name") == []
     assert client.delete_conversation(name).turns == 2
     with pytest.raises(ConversationNotFound, match="Unknown conversation"):
         client.conversation(name)

@@ -67,7 +67,7 @@ async def test_code_that_breaks_everything_affects_nobody_else(runtime: Runtime)
 
 
 async def test_task_moves_on_from_workers_that_can_not_run_it(tmp_path: Path) -> None:
-    """A process whose preparation fails declines the task, and so does the next one, but not for ever."""
+    """A process whose preparation fails declines the task, and so does the next one, up to a limit."""
     sitecustomize = tmp_path / "modules" / "sitecustomize.py"
     sitecustomize.parent.mkdir()
     mark = tmp_path / "starts"

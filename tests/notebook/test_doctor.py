@@ -51,7 +51,7 @@ def test_healthy_system_runs_every_check(client: Client) -> None:
     checks = {check.name: check for check in report}
     parts = {"widgets", "front end", "runtime", "token", "XSRF", "versions", "environments", "device_0", "a task", "a cell"}
     assert checks.keys() == parts | {"history", "spool", "models"}
-    assert checks["models"].verdict == "note", "there is none"
+    assert checks["models"].verdict == "note", "no model is installed"
     assert "jupyter openruntime pull" in checks["models"].says
 
 

@@ -92,7 +92,7 @@ def test_analysis_includes_runtime_metrics(server: Server, provider: ProviderSer
 def test_numbers_missing_in_model_input_are_reported(server: Server) -> None:
     assert ask(server, "Are 37 percent much?", "system_analysis")["unverified_numbers"] == [], "the prompt told them"
     assert ask(server, "make up a figure", "system_analysis")["unverified_numbers"] == ["98765.4"]
-    assert ask(server, "make up a figure")["unverified_numbers"] == [], "it is no analysis"
+    assert ask(server, "make up a figure")["unverified_numbers"] == [], "only analyses are checked"
 
 
 def test_settings_optimization_excludes_user_folders(server: Server, provider: ProviderServer) -> None:
