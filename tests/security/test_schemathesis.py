@@ -6,10 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.schemathesis_run import failures, installed
+from tests.schemathesis_run import failures
 from tests.support import STANDALONE, TOKEN, Server, running_server
-
-pytestmark = pytest.mark.skipif(not installed(), reason="schemathesis is not installed")
 
 SECONDS = 3
 
