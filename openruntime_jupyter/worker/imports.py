@@ -27,7 +27,10 @@ from types import CodeType, ModuleType
 from typing import Any
 
 State = tuple[int, int]
-"""Modification time in nanoseconds and size in bytes of a file."""
+"""Time of the last change of a file's content or attributes (ctime) in nanoseconds, and its size in bytes.
+
+Programs that unpack or copy files set the modification time, to the same second or into the past. They can't set this time.
+"""
 
 
 def installed_folders() -> tuple[str, ...]:
@@ -41,7 +44,7 @@ class FreshSourceLoader(SourceFileLoader):
     """Loader that ignores bytecode which is not newer than its source.
 
     Python considers bytecode current if the source has the recorded size and the recorded modification time in whole seconds. After two
-    edits within a second that keep the size, Python would run the older version.
+    edits within a second that keep the size, or after a copy that restores the time, Python would run the older version.
     """
 
     def get_code(self, fullname: str) -> CodeType | None:
@@ -49,7 +52,7 @@ class FreshSourceLoader(SourceFileLoader):
         source = self.get_filename(fullname)
         try:
             cached = os.stat(importlib.util.cache_from_source(source)).st_mtime_ns
-            if cached > os.stat(source).st_mtime_ns:
+            if cached > os.stat(source).st_ctime_ns:
                 return super().get_code(fullname)
         except (OSError, NotImplementedError):  # no bytecode: nothing can be stale
             return super().get_code(fullname)
@@ -213,7 +216,7 @@ def _state(file: str) -> State | None:
         status = os.stat(file)
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size
+    return status.st_ctime_ns, status.st_size
 
 
 def _modified(folder: str) -> int | None:

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 
-from jupyter_core.utils import ensure_event_loop
 from playwright.async_api import Browser, Page, Playwright, async_playwright
 
 FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
@@ -21,12 +20,11 @@ class _Chromium:
         self.playwright: Playwright | None = None
         self.browser: Browser | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
-        """Loop of the browser. Tests of other packages may have made another one the current loop."""
+        """Loop of the browser alone: tests of other folders close the current loop."""
 
     async def started(self) -> Browser:
         if self.playwright is None:
             self.playwright = await async_playwright().start()
-            self.loop = asyncio.get_running_loop()
         if self.browser is None or not self.browser.is_connected():  # a page may have crashed it
             flags = [*FLAGS, "--no-sandbox"] if os.getuid() == 0 else FLAGS
             self.browser = await self.playwright.chromium.launch(executable_path=executable(), args=flags)
@@ -37,7 +35,7 @@ class _Chromium:
             await self.browser.close()
         if self.playwright is not None:
             await self.playwright.stop()
-        self.browser = self.playwright = self.loop = None
+        self.browser = self.playwright = None
 
 
 _CHROMIUM = _Chromium()
@@ -50,15 +48,23 @@ def executable() -> str:
     return found
 
 
+def loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop of the browser."""
+    if _CHROMIUM.loop is None:
+        _CHROMIUM.loop = asyncio.new_event_loop()
+    return _CHROMIUM.loop
+
+
 def run(story: Coroutine[object, object, None]) -> None:
     """Run a coroutine on the event loop of the browser."""
-    (_CHROMIUM.loop or ensure_event_loop()).run_until_complete(story)
+    loop().run_until_complete(story)
 
 
 def close() -> None:
-    """Close the browser if it is running."""
-    if _CHROMIUM.loop is not None:
-        run(_CHROMIUM.stop())
+    """Close the browser and its event loop."""
+    run(_CHROMIUM.stop())
+    loop().close()
+    _CHROMIUM.loop = None
 
 
 @asynccontextmanager

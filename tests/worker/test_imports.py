@@ -67,17 +67,25 @@ def test_same_size_edit_within_a_second_is_seen(tmp_path: Path) -> None:
     assert run_fresh(tmp_path, look) == "2"
 
 
+def test_edit_that_keeps_the_time_of_the_file_is_seen(tmp_path: Path) -> None:
+    module = tmp_path / "copied_of_mine.py"
+    for rate in (1, 2):
+        module.write_text(f"RATE = {rate}\n")
+        os.utime(module, (10**9, 10**9))
+        assert run_fresh(tmp_path, "import copied_of_mine; print(copied_of_mine.RATE)") == str(rate)
+
+
 def test_current_bytecode_is_used(tmp_path: Path) -> None:
     module = tmp_path / "compiled_of_mine.py"
-    module.write_text("RATE = 1\n")
-    py_compile.compile(str(module))
-    bytecode = Path(importlib.util.cache_from_source(str(module)))
     module.write_text("RATE = 2\n")
-    seconds = int(bytecode.stat().st_mtime) - 10
-    data = bytearray(bytecode.read_bytes())
-    data[8:12] = seconds.to_bytes(4, "little")
-    bytecode.write_bytes(data)
-    os.utime(module, (seconds, seconds))
+    recorded = tmp_path / "recorded.py"
+    recorded.write_text("RATE = 1\n")
+    py_compile.compile(str(recorded))
+    bytecode = bytearray(Path(importlib.util.cache_from_source(str(recorded))).read_bytes())
+    bytecode[8:12] = int(module.stat().st_mtime).to_bytes(4, "little")
+    cached = Path(importlib.util.cache_from_source(str(module)))
+    cached.write_bytes(bytecode)
+    os.utime(cached, ns=(module.stat().st_ctime_ns + 1,) * 2)
     assert run_fresh(tmp_path, "import compiled_of_mine; print(compiled_of_mine.RATE)") == "1"
 
 
@@ -125,10 +133,9 @@ def test_module_edited_between_calls_of_a_burst_is_noticed(installed: Path) -> N
     imports = imports_of(installed)
     helper = installed.parent / "own" / "helper_of_a_burst.py"
     helper.write_text("X = 1\n")
-    os.utime(helper, (1, 1))
     importlib.invalidate_caches()
     importlib.import_module("helper_of_a_burst")
-    assert imports.end_task(begun=10**10)
+    assert imports.end_task(begun=helper.stat().st_ctime_ns + 1)
     assert imports.changed(reused=True) is None
     helper.write_text("X = 22\n")
     assert imports.changed(reused=True) == str(helper)

@@ -19,7 +19,7 @@ from shutil import get_terminal_size
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from IPython.display import DisplayHandle, clear_output, display
+from IPython.display import DisplayHandle, clear_output
 
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.interruption import DECIDE_POLL, DECIDE_SECONDS, in_kernel, kernel_stops
@@ -99,7 +99,8 @@ class LiveDisplay:
         elif (bundle := view.bundle()) != self._shown:
             self._shown = bundle
             if self._handle is None:
-                self._handle = display(bundle, raw=True, display_id=True)
+                self._handle = DisplayHandle()  # known before it is shown, so that the report of a Ctrl-C in `display` updates it
+                self._handle.display(bundle, raw=True)
             else:
                 self._handle.update(bundle, raw=True)
 
