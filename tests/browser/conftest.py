@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,15 @@ def browser_loop(nothing_is_left_behind: None) -> Iterator[asyncio.AbstractEvent
 def jp_asyncio_loop(browser_loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
     """Event loop of the tests of this folder."""
     return browser_loop
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run coroutines on the event loop of the browser."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    chromium.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}))
+    return True
 
 
 @pytest.fixture(scope="session")
