@@ -144,6 +144,9 @@ async def test_dashboard_fits_wide_and_narrow_pages(server: Server) -> None:
         await page.get_by_text("Run an operation", exact=True).click()
         await page.get_by_text("Insights", exact=True).click()
         await expect(page.locator(".or-findings li").first).to_be_visible()
+        for column in ("submitted", "owner"):
+            await expect(page.get_by_role("columnheader", name=column)).to_be_visible()  # with the file browser open
+        assert await page.evaluate(OVERFLOW) == []
         await page.keyboard.press("Control+b")  # hide the file browser
         for width in (1280, 800, 480):
             await page.set_viewport_size({"width": width, "height": 1600})
@@ -268,6 +271,7 @@ async def test_empty_dashboard_explains_first_steps_and_long_queue_can_be_paged(
             await live(page)
             await expect(page.get_by_text("No tasks yet.")).to_be_visible()
             await expect(page.locator("table.or-tasks")).to_be_hidden()
+            await expect(page.get_by_role("searchbox")).to_be_hidden()
             await expect(page.get_by_text("a prompt loads the model")).to_be_visible()
             server.submit("matrix_multiply", {"size": 8}, name="before")
             for _ in range(slots(server)):
