@@ -32,6 +32,8 @@ def test_page_shows_tasks_and_cancels_them(command: tuple[str, ...], tmp_path: P
             await expect(page).to_have_title("1 task · OpenRuntime")
             await row.get_by_role("button", name="Details and output").click()
             await expect(row.get_by_label("Output", exact=True)).to_contain_text(re.compile(r"\d"), timeout=60_000)
+            await expect(row.locator("td.or-memory")).to_contain_text("MB")
+            await expect(row.locator(".or-facts > div", has_text="worker's memory")).to_contain_text("MB")
             await fits_side_panels(page)
             await row.get_by_role("button", name="Cancel counter").click()
             await expect(row).to_contain_text("cancelled", timeout=60_000)
