@@ -69,9 +69,10 @@ class Filter:
         )
 
 
-def one(connection: sqlite3.Connection, task_id: str, me: str) -> Task | None:
-    """Return the task with its parameters, or None if it is unknown."""
-    row = connection.execute(f"SELECT {ROW}, CAST(parameters AS BLOB) FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - a constant
+def one(connection: sqlite3.Connection, task_id: str, me: str, parameters: bool) -> Task | None:
+    """Return the task, with its parameters if wanted, or None if it is unknown."""
+    column = "CAST(parameters AS BLOB)" if parameters else "NULL"
+    row = connection.execute(f"SELECT {ROW}, {column} FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - constants
     return None if row is None else task_of(row[:-1], me, row[-1])
 
 
