@@ -165,6 +165,8 @@ PREFER = Header(
     "`respond-async` makes the task asynchronous. `wait=N` also waits up to N seconds (at most 60) for the task to finish.",
 )
 APPLIED = Header("Preference-Applied", "The applied preference.")
+VERSION_HEADER = "OpenRuntime-Version"
+"""Header of every response with the version of the server's package."""
 LOCATION = Header("Location", "URL of the task.")
 LEASE = Header(LEASE_HEADER, f"`{LEASED}` if the program holds a shared flock on each file that it opens by `path`.")
 RANGE = Header("Range", "Requested byte range of the file, for example `bytes=0-1023`.")

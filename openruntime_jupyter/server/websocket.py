@@ -10,11 +10,12 @@ from jupyter_server.base.websocket import WebSocketMixin
 from pydantic import ValidationError
 from tornado import web, websocket
 
+from openruntime_jupyter import __version__
 from openruntime_jupyter.errors import MalformedRequest, NotAllowed, RateLimited
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.events import Event, Subscription
 from openruntime_jupyter.schemas.base import iso
-from openruntime_jupyter.schemas.endpoints import CONNECT_EVENTS
+from openruntime_jupyter.schemas.endpoints import CONNECT_EVENTS, VERSION_HEADER
 from openruntime_jupyter.schemas.queries import ClientMessage, SinceQuery
 from openruntime_jupyter.server.http.base import OTHER_PAGE, BaseHandler, serves
 
@@ -67,7 +68,8 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, BaseHandler):
         return PING_SECONDS
 
     def set_default_headers(self) -> None:
-        """Set no headers: the handshake sets its own."""
+        """Set none of Jupyter's headers for pages: the handshake sets its own."""
+        self.set_header(VERSION_HEADER, __version__)
 
     def admit(self) -> None:
         """Count the connection. An exceeded limit is reported by a close code, because browsers hide why a handshake failed."""

@@ -12,6 +12,9 @@ import httpx
 import pytest
 from jupyter_server.serverapp import ServerApp
 
+from openruntime_jupyter import __version__
+from openruntime_jupyter.schemas.endpoints import VERSION_HEADER
+from openruntime_jupyter.schemas.problems import CODES
 from openruntime_jupyter.server.app import OpenRuntimeApp
 from tests.support import JUPYTER, STANDALONE, TOKEN, Server, running_server
 
@@ -52,9 +55,11 @@ def error_of(response: httpx.Response, status: int) -> Any:
     """Check status and shape of an error response, and return its envelope."""
     assert response.status_code == status, f"{response.status_code}: {response.text[:500]}"
     assert response.headers["Content-Type"] == "application/json"
+    assert response.headers[VERSION_HEADER] == __version__
     error = response.json()
     assert set(error) == {"status", "data", "error", "timestamp"}
     assert error["status"] == "error"
+    assert error["data"]["code"] in CODES
     assert error["error"]
     assert error["timestamp"].endswith("Z")
     assert "Traceback" not in response.text

@@ -16,11 +16,12 @@ from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedReq
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayRequest
 from openruntime_jupyter.schemas.endpoints import BINARY, ENVELOPE, JSON, SAFETENSORS
+from openruntime_jupyter.schemas.problems import HTTP_CODES
 from openruntime_jupyter.schemas.values import LEASE_HEADER, LEASED
 from openruntime_jupyter.server.auth.identity import owner_of
 from openruntime_jupyter.server.handlers.uploads import Upload
 from openruntime_jupyter.server.http.base import Handler, serves
-from openruntime_jupyter.server.http.errors import envelope
+from openruntime_jupyter.server.http.errors import Problem, envelope
 from openruntime_jupyter.server.http.requests import preferred
 
 if TYPE_CHECKING:
@@ -208,9 +209,8 @@ class ArrayHandler(_ArrayBaseHandler):
         if begin > end or (first and last and int(last) < begin):
             self.set_status(416)
             self.set_header("Content-Range", f"bytes */{size}")
-            self.finish(
-                to_json(envelope(None, f"The file has {size} bytes: request a range within them")), set_content_type="application/json"
-            )
+            problem = Problem(416, HTTP_CODES[416], f"The file has {size} bytes: request a range within them")
+            self.finish(to_json(envelope(problem)), set_content_type="application/json")
             return None
         self.set_status(206)
         self.set_header("Content-Range", f"bytes {begin}-{end}/{size}")

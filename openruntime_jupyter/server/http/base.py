@@ -18,10 +18,11 @@ from pydantic_core import to_json
 from tornado import web
 from tornado.iostream import StreamClosedError
 
+from openruntime_jupyter import __version__
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.large import LARGE, in_thread
 from openruntime_jupyter.schemas.ai import AiTask
-from openruntime_jupyter.schemas.endpoints import ENVELOPE, Endpoint
+from openruntime_jupyter.schemas.endpoints import ENVELOPE, VERSION_HEADER, Endpoint
 from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.server.auth.identity import ExplainedRefusal, LocalUser, OwnUser, owner_of
 from openruntime_jupyter.server.http.errors import envelope, enveloped, problem_of
@@ -90,6 +91,11 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
     is_websocket = False
     _leave: Callable[[], None] | None = None
     _left = False
+
+    def set_default_headers(self) -> None:
+        """Add the version of this package to every response, including errors."""
+        super().set_default_headers()
+        self.set_header(VERSION_HEADER, __version__)
 
     @property
     def services(self) -> Services:
@@ -213,7 +219,7 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
         if problem.status == 405:
             self.set_header("Allow", ", ".join(self.verbs()))
         self.set_header("Content-Type", "application/json")
-        self.finish(to_json(envelope({"details": problem.details} if problem.details else None, problem.message)))
+        self.finish(to_json(envelope(problem)))
 
     def _log(self) -> None:
         """Write the access log like Jupyter, but log status 503 as a warning, because it is not a fault of the server."""
