@@ -109,7 +109,8 @@ class ArrayHandler(_ArrayBaseHandler):
             raise BodyTooLarge(
                 f"The array is larger than the limit of {gigabytes(store.quota)} for all arrays: raise OpenRuntimeApp.array_bytes"
             )
-        store.require_free(array_id)
+        if store.complete(array_id) is None:
+            store.require_free(array_id)
         self.request.connection.set_max_body_size(limit)  # type: ignore[union-attr]
         self._upload = Upload(store, array_id, owner_of(self.user))
 
@@ -130,10 +131,13 @@ class ArrayHandler(_ArrayBaseHandler):
 
     @serves(api.PUT_ARRAY)
     async def put(self, array_id: str) -> None:
-        """Upload the complete array as a safetensors file."""
+        """Upload the complete array as a safetensors file.
+
+        An upload whose response was lost can be repeated: the same shape, element type and bytes return the array with 200.
+        """
         assert self._upload is not None
         info = await self._upload.finish()
-        self.reply(self.visible_info((await self.runtime()).arrays, info), 201)
+        self.reply(self.visible_info((await self.runtime()).arrays, info), 200 if self._upload.repeated else 201)
 
     def on_connection_close(self) -> None:
         """Delete an incomplete upload when the client disconnects."""

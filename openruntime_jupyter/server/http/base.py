@@ -26,7 +26,7 @@ from openruntime_jupyter.schemas.endpoints import ENVELOPE, VERSION_HEADER, Endp
 from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.server.auth.identity import ExplainedRefusal, LocalUser, OwnUser, owner_of
 from openruntime_jupyter.server.http.errors import envelope, enveloped, problem_of
-from openruntime_jupyter.server.http.requests import Preference, read_json, read_query
+from openruntime_jupyter.server.http.requests import Preference, QueryModel, read_json, read_query
 from openruntime_jupyter.server.services import SERVICES, STALLED_SECONDS, Services
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ SLOWEST = 10_000
 """Minimum mean speed of a body in bytes per second after its first `STALLED_SECONDS`."""
 MOST_HELD = 128_000_000
 """Maximum size of all bodies together that are not parsed yet, in bytes. Small bodies are received beyond it."""
+
+
+class NotLoggedIn(NotAllowed):
+    """Request without a valid token or login."""
+
 
 NOT_LOGGED_IN = "Not logged in: log in, or send the server's token as `Authorization: token <token>`"
 OTHER_PAGE = "Pages from {} are not allowed to use this server: set ServerApp.allow_origin, or send the token"
@@ -174,9 +179,9 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
                 raise NotAllowed(OTHER_PAGE.format(self.request.headers.get("Origin"))) from None
             if problem.status_code != 403 or self.user is not None:
                 raise
-            raise NotAllowed(self.refusal or NOT_LOGGED_IN) from None
+            raise NotLoggedIn(self.refusal or NOT_LOGGED_IN) from None
         if self.user is None and self.request.method != "OPTIONS":
-            raise NotAllowed(self.refusal or NOT_LOGGED_IN)
+            raise NotLoggedIn(self.refusal or NOT_LOGGED_IN)
 
     async def allowed(self, action: str, resource: str = RESOURCE) -> bool:
         """Return True if the authorizer allows this action of the user."""
@@ -205,7 +210,7 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
         assert self.services.ai is not None
         return self.services.ai
 
-    def query(self, model: type[Model]) -> Model:
+    def query(self, model: type[QueryModel]) -> QueryModel:
         """Return the query as a `model`; raises `InvalidRequest`."""
         return read_query(model, {name: self.get_query_arguments(name) for name in model.model_fields})
 
