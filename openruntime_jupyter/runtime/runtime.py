@@ -63,7 +63,7 @@ def make_folders(settings: Settings) -> None:
         raise StorageUnavailable(
             f"The data folder {settings.data_dir} can't be used ({problem.strerror}): make it writable for this user and no other, "
             "or choose another by OPENRUNTIME_DATA_DIR",
-            retry_after=60.0,
+            retry_after=None,
         ) from problem
 
 
@@ -281,7 +281,7 @@ class Runtime:
         self._recovery.write_again()
 
     async def _knows(self, task_id: str) -> bool:
-        return self.tasks.find(task_id) is not None or await self.history.get(task_id) is not None
+        return self.tasks.find(task_id) is not None or await self.history.get(task_id, parameters=False) is not None
 
     # Tasks
 
@@ -343,7 +343,7 @@ class Runtime:
 
     async def purge(self, task_id: str) -> None:
         """Delete an ended task with its output and payload; raise `TaskConflict` for any other."""
-        task = await self.tasks.get(task_id)
+        task = await self.tasks.get(task_id, parameters=False)
         if not task.status.terminal:
             raise TaskConflict(f"{task_id} is {task.status}: cancel it first")
         entry = self.tasks.find(task_id)

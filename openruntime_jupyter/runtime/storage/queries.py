@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from openruntime_jupyter.errors import InvalidRequest, TaskConflict
+from openruntime_jupyter.errors import IdempotencyKeyInUse, InvalidRequest, TaskConflict
 from openruntime_jupyter.operations.parameter_summary import contains
 from openruntime_jupyter.runtime.storage.rows import ROW, TaskRecord, task_of, title_of, write_or_raise
 from openruntime_jupyter.runtime.storage.schema import STATES
@@ -87,9 +87,10 @@ class Filter:
         )
 
 
-def one(connection: sqlite3.Connection, task_id: str, me: str) -> Task | None:
-    """Return the task with its parameters, or None if it is unknown."""
-    row = connection.execute(f"SELECT {ROW}, CAST(parameters AS BLOB) FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - a constant
+def one(connection: sqlite3.Connection, task_id: str, me: str, parameters: bool) -> Task | None:
+    """Return the task, with its parameters if wanted, or None if it is unknown."""
+    column = "CAST(parameters AS BLOB)" if parameters else "NULL"
+    row = connection.execute(f"SELECT {ROW}, {column} FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - constants
     return None if row is None else task_of(row[:-1], me, row[-1])
 
 
@@ -314,7 +315,7 @@ def write_all(connection: sqlite3.Connection, records: list[TaskRecord], key: tu
     if key is not None and records:
         owner, name, fingerprint = key
         if remember_key(connection, owner, name, records[0].id, fingerprint, records[0].runtime, now) is not None:
-            raise TaskConflict("Another server is using this Idempotency-Key: repeat the request to get its tasks")
+            raise IdempotencyKeyInUse("Another server is using this Idempotency-Key: repeat the request to get its tasks")
     return [record for record in records if record.write(connection, known=False)]
 
 

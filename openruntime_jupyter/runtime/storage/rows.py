@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json, to_json
 
 from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.operations.parameter_summary import search_text
@@ -66,6 +67,22 @@ Item = TypeVar("Item")
 _encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
+def encode_parameters(parameters: dict[str, Any]) -> str:
+    """Return parameters as JSON, including NaN and text that UTF-8 cannot encode."""
+    try:
+        return to_json(parameters, inf_nan_mode="constants", fallback=str).decode()
+    except Exception:  # the slower encoder of the standard library accepts more
+        return _encode(parameters)
+
+
+def decode_parameters(encoded: bytes) -> Any:
+    """Return parameters of `encode_parameters`; raise `ValueError`, `TypeError` or `RecursionError`."""
+    try:
+        return from_json(encoded)
+    except ValueError:
+        return json.loads(encoded)
+
+
 def now_micros() -> int:
     """Return the current time in microseconds since the epoch."""
     return time.time_ns() // 1000
@@ -106,8 +123,8 @@ class TaskRecord(NamedTuple):
         return with_id(search_text(self.parameters))
 
     def row(self, text_id: int) -> Row:
-        """Return the values of `INSERT_MANY`; the parameters as JSON, including NaN and text that UTF-8 cannot encode."""
-        return (*self[:-1], None if self.parameters is None else _encode(self.parameters), text_id)
+        """Return the values of `INSERT_MANY`, the parameters as JSON."""
+        return (*self[:-1], None if self.parameters is None else encode_parameters(self.parameters), text_id)
 
     def write(self, connection: sqlite3.Connection, known: bool) -> bool:
         """Write the record. Return False if a guard rejected it.
@@ -313,7 +330,7 @@ def read_task(row: Row, me: str, parameters: bytes | None = None) -> tuple[Task,
     task.here = runtime == me
     if parameters is not None:
         try:
-            task.parameters = json.loads(parameters)
+            task.parameters = decode_parameters(parameters)
         except (ValueError, TypeError, RecursionError):
             problem = problem or f"{DAMAGED}: its parameters are missing"
             task.error = task.error or problem

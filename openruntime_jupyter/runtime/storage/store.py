@@ -251,13 +251,17 @@ class History:
 
     # Reads
 
-    async def get(self, task_id: str) -> Task | None:
-        """Return the current task with its parameters, or None if it is unknown. Raises `StorageUnavailable` if reading fails."""
+    async def get(self, task_id: str, parameters: bool = True) -> Task | None:
+        """Return the current task, or None if it is unknown. Raises `StorageUnavailable` if reading fails.
+
+        Without its parameters, which may be megabytes, it costs little.
+        """
         self._check_open()
         describe = self._behind.records.find(task_id)
         if describe is not None:
-            return describe()
-        return await self._read(lambda connection: queries.one(connection, task_id, self._me))
+            task = describe()
+            return task if parameters else task.model_copy(update={"parameters": None})
+        return await self._read(lambda connection: queries.one(connection, task_id, self._me, parameters))
 
     async def get_output(self, task_id: str) -> TaskOutput | None:
         """Return the task's output, or None if none is recorded."""
@@ -443,7 +447,7 @@ class History:
     def _check_writable(self) -> None:
         self._check_open()
         if self._refusal is not None:
-            raise StorageUnavailable(self._refusal, retry_after=3600.0)
+            raise StorageUnavailable(self._refusal, retry_after=None)
 
     async def _flush(self, seconds: float = READ_AFTER_SECONDS) -> None:
         """Write everything that waits, and wait up to `seconds` until each write has succeeded or failed."""

@@ -232,7 +232,7 @@ class TaskRegistry:
             items, following = entry.output.read(entry.published)
             entry.published = following
             if items:
-                body = [item.model_dump(exclude_none=True) for item in items]
+                body = [item.model_dump() for item in items]
                 self._bus.publish(
                     "task_output", {"type": "task_output", "data": {"task_id": entry.task_id, "items": body, "next": following}}
                 )
@@ -296,11 +296,9 @@ class TaskRegistry:
             if entry.state.terminal:  # its end is being recorded
                 await entry.done.wait()
             return self.view(entry, parameters)
-        task = await self._history.get(task_id)
+        task = await self._history.get(task_id, parameters)
         if task is None:
             raise TaskNotFound(f"Unknown task {task_id!r}: its id is wrong, or the history no longer keeps it")
-        if not parameters:
-            task.parameters = None
         return task
 
     async def page(self, query: TasksQuery) -> TaskPage:
@@ -340,7 +338,7 @@ class TaskRegistry:
         """Return the stored output of an ended task, or of one that another runtime runs, by polling."""
         ends = time.monotonic() + wait
         while True:
-            task = await self.get(task_id)
+            task = await self.get(task_id, parameters=False)
             stored = await self._history.get_output(task_id) or TaskOutput(task_id=task_id, items=[], next=0)
             items = read_stored(stored, since)
             if items or task.status.terminal or time.monotonic() >= ends:
@@ -365,7 +363,7 @@ class TaskRegistry:
 
     async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
         """Return the opaque result and its encoding; raise `TaskNotFound` if it is missing."""
-        task = await self.get(task_id)
+        task = await self.get(task_id, parameters=False)
         found = await self._history.get_payload(task_id)
         if found is None:
             why = "returned none" if task.status is TaskState.COMPLETED else f"is {task.status}"
