@@ -23,13 +23,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from openruntime_jupyter.errors import TaskConflict
+from openruntime_jupyter.operations.parameter_summary import search_text
 from openruntime_jupyter.runtime.permissions import close_to_others
+from openruntime_jupyter.runtime.storage.search import Text, with_id, write_texts
 from openruntime_jupyter.schemas.base import iso
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskOutput, TaskState
 
 log = logging.getLogger(__name__)
 
-TRANSIENT_FIELDS = {"parameters", "runtime", "here", "position", "estimated_start", "waiting_for"}
+TRANSIENT_FIELDS = {"parameters", "runtime", "here", "position", "estimated_start", "waiting_for", "resident_bytes"}
 """Fields left out of the document: they have a column, or are valid only while the runtime runs."""
 ROW = "id, runtime, state, operation, submitted, CAST(document AS BLOB)"
 """Columns that `task_of` reads. The document is read as bytes, because text with damaged bytes would be repaired silently."""
@@ -48,7 +50,8 @@ FROM (VALUES {}) AS new WHERE id = new.column5 AND runtime = new.column6 AND fin
 # Purged tasks are not inserted again. OR IGNORE and a second statement cost less than an upsert.
 INSERT_MANY = """
 INSERT OR IGNORE INTO tasks
-    (id, runtime, state, operation, owner, submitted, finished, durable, embedded, attempt, retries, notebook, title, document, parameters)
+    (id, runtime, state, operation, owner, submitted, finished, durable, embedded, attempt, retries, notebook, title, document, parameters,
+    text)
 SELECT * FROM (VALUES {}) AS new WHERE NOT EXISTS (SELECT 1 FROM gone WHERE id = new.column1)
 """
 PAYLOADS = "INSERT OR REPLACE INTO payloads (task_id, stored, size, encoding, file, data) VALUES {}"
@@ -94,7 +97,7 @@ def micros(timestamp: str) -> int:
 
 
 class TaskRecord(NamedTuple):
-    """Snapshot of a task, ready to be written; its fields are the columns of `INSERT_MANY` in order."""
+    """Snapshot of a task, ready to be written; its fields are the columns of `INSERT_MANY` in order, without the last one."""
 
     id: str
     runtime: str
@@ -118,9 +121,13 @@ class TaskRecord(NamedTuple):
         return self.state, self.finished, self.attempt, self.document, self.id, self.runtime
 
     @property
-    def row(self) -> Row:
-        """Values of `INSERT_MANY`, the parameters as JSON."""
-        return (*self[:-1], None if self.parameters is None else encode_parameters(self.parameters))
+    def text(self) -> Text:
+        """Text of the code and the parameters, with its id."""
+        return with_id(search_text(self.parameters))
+
+    def row(self, text_id: int) -> Row:
+        """Return the values of `INSERT_MANY`, the parameters as JSON."""
+        return (*self[:-1], None if self.parameters is None else encode_parameters(self.parameters), text_id)
 
     def write(self, connection: sqlite3.Connection, known: bool) -> bool:
         """Write the record. Return False if a guard rejected it.
@@ -129,7 +136,11 @@ class TaskRecord(NamedTuple):
         """
         if known and self._update(connection):
             return True
-        return bool(_execute(connection, INSERT_MANY, [self.row])) or (not known and self._update(connection))
+        text = self.text
+        if _execute(connection, INSERT_MANY, [self.row(text[0])]):
+            write_texts(connection, [text])
+            return True
+        return not known and self._update(connection)
 
     def _update(self, connection: sqlite3.Connection) -> bool:
         return bool(connection.execute(UPDATE, self.change).rowcount)
@@ -190,9 +201,15 @@ def write_or_raise(connection: sqlite3.Connection, record: TaskRecord, known: bo
 def write_records(connection: sqlite3.Connection, records: Sequence[tuple[TaskRecord, bool]]) -> list[TaskRecord]:
     """Write records of different tasks, each given with whether its row exists. Return the written ones."""
     prepared: dict[bool, list[tuple[TaskRecord, Row]]] = {True: [], False: []}
+    texts: dict[int, str] = {}
     for record, known in records:
         with DataErrorLog(record.id):
-            prepared[known].append((record, record.change if known else record.row))
+            if known:
+                prepared[known].append((record, record.change))
+            else:
+                text_id, text = record.text
+                prepared[known].append((record, record.row(text_id)))
+                texts[text_id] = text
     written: list[TaskRecord] = []
     for known, template in ((True, UPDATE_MANY), (False, INSERT_MANY)):
         for group in _groups(prepared[known]):
@@ -203,6 +220,7 @@ def write_records(connection: sqlite3.Connection, records: Sequence[tuple[TaskRe
                 with DataErrorLog(record.id):
                     if record.write(connection, known):
                         written.append(record)
+    write_texts(connection, list(texts.items()))
     return written
 
 
