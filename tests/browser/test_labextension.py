@@ -157,17 +157,18 @@ def test_page_shows_queue_and_cancels_without_kernel(server: Server, app: App) -
 @pytest.mark.parametrize("app", APPS)
 def test_saved_outputs_are_live_again_in_new_page(server: Server, app: App) -> None:
     """A cell, a card and a prompt: after a kernel restart and a closed tab, and while the kernel is busy."""
-    name, card, prompt = f"saved-{app}", f"card-{app}", f"prompt-{app}"
-    cells = [f"%%openruntime --bg --name {card}\n{SLEEP}", f"%%openruntime --name {name}\n{COUNT}", f"%%openruntime ai --name {prompt}\nhi"]
+    name, card, background, prompt = (f"{kind}-{app}" for kind in ("saved", "card", "background", "prompt"))
+    cards = [f"%%openruntime --bg --name {card}\n{SLEEP}", f"%%openruntime ai --bg --name {background}\nhi"]
+    cells = [*cards, f"%%openruntime --name {name}\n{COUNT}", f"%%openruntime ai --name {prompt}\nhi"]
     new_notebook(server, f"{name}.ipynb", LOAD, *cells, SLEEP)
     go_on.clear()
 
     async def story() -> None:
         async with opened(server, f"{name}.ipynb", app) as notebook:
             page = notebook.page
-            await select(notebook, 3)
+            await select(notebook, 4)
             await notebook.start_all("Run All Above Selected Cell")
-            await expect(page.locator(".jp-OutputArea").nth(2)).to_contain_text("epoch 1")
+            await expect(page.locator(".jp-OutputArea").nth(3)).to_contain_text("epoch 1")
             if app == "lab":  # a changed label would rename the file
                 tab = page.locator(".lm-DockPanel-tabBar .lm-TabBar-tab")
                 await expect(tab).to_have_attribute("data-openruntime", re.compile(r"^\d+ % $"))
@@ -175,7 +176,7 @@ def test_saved_outputs_are_live_again_in_new_page(server: Server, app: App) -> N
                 await expect(page).to_have_title(re.compile(rf"^\d+ % {name}$"))
             await notebook.restart()  # the tasks continue
             await run_cell(notebook, 0)
-            await run_cell(notebook, 3)
+            await run_cell(notebook, 4)
             await expect(task(page, prompt).locator("strong")).to_have_text("first")
             async with page.expect_response(lambda answer: answer.request.method == "PUT" and "/api/contents/" in answer.url):
                 await page.keyboard.press("Control+s")
@@ -188,7 +189,7 @@ def test_saved_outputs_are_live_again_in_new_page(server: Server, app: App) -> N
             await expect(task(page, name)).to_contain_text(re.compile(r"running · \d+ % · about"))
             await expect(page.locator(".jp-OpenRuntime-task-output")).to_contain_text(re.compile(r"epoch \d{2,}"))
             assert [file.name for file in server.home.path.glob(f"*{name}*.ipynb")] == [f"{name}.ipynb"]
-            await run_cell(notebook, 4)  # the kernel is busy
+            await run_cell(notebook, 5)  # the kernel is busy
             await cancel_and_retry(page, card)
             await prompt_is_completed(notebook, prompt)
             await task(page, name).get_by_role("button", name="Cancel").click()
@@ -219,6 +220,7 @@ async def prompt_is_completed(notebook: Notebook, name: str) -> None:
     go_on.set()
     await expect(output.locator("strong")).to_have_text(["first", "second"])
     await expect(output).to_contain_text(re.compile(r"completed in .* · 5 tokens"))
+    await expect(task(page, name.replace("prompt", "background")).locator("strong")).to_have_text(["first", "second"])
     assert await output.locator(".jp-RenderedMarkdown :is(img[src], [style])").count() == 0
     assert await page.title() != "run"
     assert [line for line in notebook.console if "x.png" in line] == [], "no image was requested"
@@ -244,8 +246,13 @@ def test_cell_runs_as_task_and_long_tasks_are_notified(server: Server) -> None:
             await run_cell(notebook, 2)
             await expect(page.locator(".jp-CodeCell").nth(2).locator(".jp-OutputArea")).to_contain_text("total 42")
             await page.evaluate(HIDDEN)
-            server.submit("python", {"code": "import time; time.sleep(0.3)"}, name="good", wait=False)
+            end = server.home.path / "end"
+            wait = f"import os, time\nwhile not os.path.exists({str(end)!r}): time.sleep(0.02)"
+            server.submit("python", {"code": wait}, name="good", wait=False)
+            await until(lambda: bool(named(server, "good", "running")), "the task runs")
             server.submit("python", {"code": "import time; time.sleep(0.3); 1 / 0"}, name="bad", wait=False)
+            await until(lambda: bool(named(server, "bad", "failed")), "the task fails")
+            end.touch()
             both = toast.filter(has_text=re.compile("2 tasks finished, 1 failed: (good, bad|bad, good)"))
             await expect(both).to_have_class(re.compile("error"))
             notices = await page.evaluate("window.notices.map(notice => notice.body)")
@@ -268,7 +275,7 @@ def test_running_panel_and_tab_cancel_tasks(server: Server) -> None:
     async def story() -> None:
         async with checked_page() as page:
             await page.goto(f"{server.root}/lab/workspaces/running?token={server.token}")
-            async with page.expect_response(lambda answer: answer.request.method == "PUT" and "/api/workspaces/" in answer.url):
+            async with page.expect_response(lambda answer: "openruntime-dashboard:dashboard" in (answer.request.post_data or "")):
                 await page.locator(".jp-LauncherCard").filter(has_text="OpenRuntime Dashboard").click()
             for number in range(3):
                 server.submit("python", {"code": SLEEP}, name=f"endless {number}", wait=False)
@@ -309,7 +316,7 @@ def test_page_reports_lost_server_and_is_live_again(tmp_path_factory: pytest.Tem
 
 
 def test_password_login_reads_and_writes_with_cookie(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Without a token, requests need the login's cookie and the XSRF token. Without the cookie there is no access."""
+    """Without a token, requests need the login's cookie and the XSRF token. The page reports a lost login."""
     home = Home(tmp_path_factory.mktemp("password"))
     settings = {"PasswordIdentityProvider": {"hashed_password": passwd("secret", "sha1")}}
 
