@@ -152,11 +152,15 @@ class RaisedError:
 
 @dataclass(slots=True)
 class Died:
-    """Outcome of a task whose worker died or could not be started; `retry` is False if another attempt would fail as well."""
+    """Outcome of a task whose worker died or could not be started; `retry` is False if another attempt would fail as well.
+
+    With `no_worker` no worker of the lane began the task, so that it may run on another lane without counting as an attempt.
+    """
 
     failure: Failure
     measurements: Measurements = field(default_factory=Measurements)
     retry: bool = True
+    no_worker: bool = False
 
 
 @dataclass(slots=True)
@@ -257,6 +261,9 @@ class LoadedModels(Protocol):
 
     def reports(self) -> list[ModelReport]:
         """Return the models, least recently used first."""
+
+    def lanes(self, model: ModelSource) -> list[str]:
+        """Return the lanes whose workers keep this model."""
 
     def holds(self, lane: str, model: ModelSource) -> int:
         """Return the bytes held by the worker that keeps this model; 0 if it is not loaded."""
