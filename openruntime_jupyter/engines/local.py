@@ -130,6 +130,7 @@ class Attempt:
             "operation": job.operation,
             "device": {"type": job.device_type, "index": job.device_index},
             "memory_total": job.memory_total,
+            "memory_largest": job.memory_largest,
             "memory_reserved": job.memory_reserved,
             "threads": job.threads,
             "payload_file": payload_file,

@@ -92,6 +92,8 @@ class SessionUse:
 class Job:
     """One attempt at a task, as a lane passes it to an engine. `parameters` is JSON; sizes are in bytes.
 
+    `memory_total` is the memory of the lane's device, and `memory_largest` that of the largest device that may run the task.
+
     `arrays` are the ids of the input arrays named in the parameters; ids of result arrays begin with `array_name`, which is None for an
     operation without result arrays.
 
@@ -118,6 +120,7 @@ class Job:
     model: ModelUse | None = None
     session: SessionUse | None = None
     memory_reserved: int = 0
+    memory_largest: int | None = None
 
 
 @dataclass(slots=True)

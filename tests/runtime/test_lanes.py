@@ -223,6 +223,11 @@ async def test_large_task_uses_the_device_that_it_fits(tmp_path: Path, monkeypat
         assert (await completed(runtime, await submit(runtime, "call", BURST))).device_used == "device_0"
         await runtime.cancel(holder)
         assert (await completed(runtime, waits)).device_used == "device_1"
+        # The size of this one is known from its graph only.
+        graph = {"expression": "sum(outer(a, a))", "inputs": {"a": {"ones": [2000]}}}
+        for _ in range(2):  # once each device is asked first
+            task = await completed(runtime, await submit(runtime, "compute", graph))
+            assert (task.device_used, task.attempt) == ("device_1", 1)
         with pytest.raises(MemoryRefused, match=r"1\.07 GB"):
             await submit(runtime, "matrix_multiply", {"size": 20_000})
         with pytest.raises(MemoryRefused, match=r"5\.0\d? MB"):

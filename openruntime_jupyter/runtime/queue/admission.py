@@ -30,12 +30,8 @@ class Admission:
         self._release_memory = release_memory
 
     def total(self, lane: Lane) -> int:
-        """Return the device's memory in bytes; for a device that shares it, the machine's or container's."""
-        machine = lane.machine.total
-        own = lane.device.memory
-        if own is None:
-            return machine
-        return min(own, machine) if lane.shares_memory else own
+        """Return the memory of the lane's device in bytes."""
+        return lane.memory_total
 
     def free(self, lane: Lane) -> int:
         """Return the free bytes of the device, less what running tasks will still allocate."""

@@ -78,6 +78,8 @@ class Queue:
     def __init__(self, name: str, counts: Counts, missing: str) -> None:
         self.name = name
         self.lanes: dict[str, Lane] = {}
+        self.memory = 0
+        """Memory of the largest device among its lanes, in bytes."""
         self._counts = counts
         self._missing = missing
         """Text for `waiting_for` while no lane serves the queue."""
@@ -225,18 +227,28 @@ class Lane:
         """Number of slots that run no task."""
         return self.slots - len(self.running)
 
+    @property
+    def memory_total(self) -> int:
+        """Memory of the device in bytes; for a device that shares it, that of the machine or container."""
+        machine, own = self.machine.total, self.device.memory
+        if own is None:
+            return machine
+        return min(own, machine) if self.shares_memory else own
+
     # Queues
 
     def serve(self, queue: Queue) -> None:
         """Take tasks from `queue` from now on."""
         self.queues[queue.name] = queue
         queue.lanes[self.id] = self
+        queue.memory = max(queue.memory, self.memory_total)
         self.wake()
 
-    def leave(self, queue: Queue) -> None:
+    def stop_serving(self, queue: Queue) -> None:
         """Take no more tasks from `queue`."""
         self.queues.pop(queue.name, None)
         queue.lanes.pop(self.id, None)
+        queue.memory = max((lane.memory_total for lane in queue.lanes.values()), default=0)
         queue.forget(self)
         queue.wake_next()  # a slot of this lane may have been woken for a task
         self.wake()

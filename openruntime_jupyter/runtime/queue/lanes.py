@@ -72,7 +72,7 @@ class Lanes:
         lane = self.devices.pop(lane_id)
         lane.open = False
         for queue in tuple(lane.queues.values()):
-            lane.leave(queue)
+            lane.stop_serving(queue)
         self._gpus -= lane.device.type == "gpu"
         if lane.device.type == "gpu" and not self._gpus:
             for each in self.devices.values():
@@ -88,7 +88,7 @@ class Lanes:
         if not self._had_gpu:
             names.add("gpu")
         for queue in [queue for name, queue in lane.queues.items() if name not in names]:
-            lane.leave(queue)
+            lane.stop_serving(queue)
         for name in sorted(names - lane.queues.keys()):
             lane.serve(self._queue(name))
 

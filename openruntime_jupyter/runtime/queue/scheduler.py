@@ -254,6 +254,7 @@ class Scheduler:
             device_type=lane.device.type,
             device_index=lane.device.index,
             memory_total=self._admission.total(lane),
+            memory_largest=self._lanes.queue_of(entry).memory,
             memory_limit=entry.memory_limit or self._settings.memory_limit or int(0.9 * lane.machine.total),
             memory_reserved=entry.needs or 0,
             threads=max(1, lane.machine.cores // len(lane.running)),
