@@ -340,7 +340,7 @@ class TaskContext:
             return
         largest = max(self.memory_total, self.memory_largest or 0)
         if needed > largest:
-            raise MemoryRefused(needed, largest, what)
+            raise MemoryRefused.because(needed, largest, what)
         if needed > self.memory_total:
             raise MemoryNotReserved(needed)
         if self.memory_reserved is not None and needed - self.memory_reserved > self.memory_total * UNRESERVED_SHARE:

@@ -13,17 +13,16 @@ from pydantic import BaseModel
 from openruntime_jupyter.schemas import ai
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayPage, ArrayRequest
 from openruntime_jupyter.schemas.batch import BatchAnswer, BatchRequest, ResultsAnswer, ResultsRequest, ended_tasks, outcomes
+from openruntime_jupyter.schemas.events import ClientMessage, ServerMessage
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.schemas.queries import (
-    SERVER_MESSAGES,
-    ClientMessage,
     ConversationsQuery,
     DeleteQuery,
+    EventsQuery,
     HistoryQuery,
     OutputQuery,
     PageQuery,
     Query,
-    SinceQuery,
     TaskQuery,
     TasksQuery,
     TokensQuery,
@@ -77,6 +76,8 @@ class Answer:
     media: Mapping[str, Schema] = field(default_factory=dict)
     """Schemas of media types other than JSON."""
     headers: tuple[Header, ...] = ()
+    events: Mapping[str, type[BaseModel]] = field(default_factory=dict)
+    """Models of the data of server-sent events by their name."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class Endpoint(Generic[Result]):
     """Errors in addition to those of every endpoint: status and reason."""
     examples: Mapping[str, Any] = field(default_factory=dict)
     """Example bodies by title."""
-    messages: tuple[type[BaseModel], Mapping[str, str]] | None = None
-    """Messages of a WebSocket: from the client, and from the server by type."""
+    messages: tuple[type[BaseModel], type[BaseModel]] | None = None
+    """Messages of a WebSocket: from the client, and from the server."""
     action: Literal["read", "write"] | None = None
     """Permission of the caller; None for the usual one of the method."""
     seconds: float = 0.0
@@ -149,10 +150,11 @@ BYTES: Schema = {"type": "string", "format": "binary"}
 TEXT: Schema = {"type": "string"}
 TOKENS: Schema = {
     "type": "string",
-    "description": "Events: `token` with `text` and `index`, the number of preceding characters (code points); at the end `task` with an "
-    "AiTask. The `id` of a token is the number of characters up to its end; send it as `Last-Event-ID` to resume from there. If `index` "
-    "is 0 again, the worker died, the task was retried and the text starts over. Comments between events keep the connection alive.",
+    "description": "Events: `token` with a TokenEvent; at the end `task` with an AiTask. The `id` of a token is the number of characters "
+    "up to its end; send it as `Last-Event-ID` to resume from there. If `index` is 0 again, the worker died, the task was retried and the "
+    "text starts over. Comments between events keep the connection alive.",
 }
+TOKEN_EVENTS: Mapping[str, type[BaseModel]] = {"token": ai.TokenEvent, "task": ai.AiTask}
 
 IDEMPOTENCY_KEY = Header(
     "Idempotency-Key",
@@ -165,8 +167,12 @@ PREFER = Header(
     "`respond-async` makes the task asynchronous. `wait=N` also waits up to N seconds (at most 60) for the task to finish.",
 )
 APPLIED = Header("Preference-Applied", "The applied preference.")
+RETRY_AFTER = "Retry-After"
+VERSION_HEADER = "OpenRuntime-Version"
+"""Header of every response with the version of the server's package."""
 LOCATION = Header("Location", "URL of the task.")
 LEASE = Header(LEASE_HEADER, f"`{LEASED}` if the program holds a shared flock on each file that it opens by `path`.")
+ETAG = Header("ETag", "Version of the file, for `If-None-Match` and `If-Range`. Metadata has none.")
 RANGE = Header("Range", "Requested byte range of the file, for example `bytes=0-1023`.")
 
 ASYNCHRONOUS = Answer("The task is stored on disk and runs asynchronously.", headers=(APPLIED, LOCATION))
@@ -258,7 +264,7 @@ COLLECT_RESULTS = Endpoint(
 )
 LIST_TASKS_ENHANCED = Endpoint("GET", "/tasks/enhanced", TaskPage, TASKS, query=PageQuery)
 GET_TASK = Endpoint("GET", "/tasks/{task_id}", Task, TASKS, "task", query=TaskQuery)
-DELETE_TASK = Endpoint(
+CANCEL_TASK = Endpoint(
     "DELETE",
     "/tasks/{task_id}",
     Task,
@@ -314,8 +320,8 @@ GET_ARRAY = Endpoint(
     ARRAYS,
     headers=(RANGE, LEASE),
     answers={
-        200: Answer("The file, or its metadata if the client accepts JSON.", media={SAFETENSORS: BYTES}),
-        206: Answer("The requested range.", False, {SAFETENSORS: BYTES}, (Header("Content-Range", "Byte range of the response."),)),
+        200: Answer("The file, or its metadata if the client accepts JSON.", media={SAFETENSORS: BYTES}, headers=(ETAG,)),
+        206: Answer("The requested range.", False, {SAFETENSORS: BYTES}, (ETAG, Header("Content-Range", "Byte range of the response."))),
         304: Answer("Not modified: the `ETag` is in `If-None-Match`.", json=False),
     },
     errors={409: "The array is not complete yet.", 416: "The range is outside the file."},
@@ -327,10 +333,10 @@ PUT_ARRAY = Endpoint(
     ARRAYS,
     media=dict.fromkeys(BINARY, BYTES),
     headers=(LEASE,),
-    answers={201: Answer()},
+    answers={200: Answer("The array already existed with the same contents."), 201: Answer()},
     errors={
         408: "The upload stalled for two minutes.",
-        409: "An array with this id already exists.",
+        409: "An array with this id and other contents already exists.",
         422: "The body is not a safetensors file with one array.",
     },
 )
@@ -367,6 +373,7 @@ SUBMIT_PROMPT = Endpoint(
         200: Answer(
             "The task has finished, possibly with a failure; see `status`. With `stream`, events with the text and then the task.",
             media={EVENT_STREAM: TOKENS},
+            events=TOKEN_EVENTS,
             headers=(APPLIED, LOCATION),
         ),
         202: ASYNCHRONOUS,
@@ -410,7 +417,7 @@ STREAM_TOKENS = Endpoint(
     "PromptHandle.pieces",
     query=TokensQuery,
     headers=(Header("Last-Event-ID", "The `id` of the last received event, instead of `since`."),),
-    answers={200: Answer("Events with the text and then the task.", media={EVENT_STREAM: TOKENS})},
+    answers={200: Answer("Events with the text and then the task.", media={EVENT_STREAM: TOKENS}, events=TOKEN_EVENTS)},
 )
 ANALYSE_HISTORY = Endpoint(
     "POST",
@@ -448,10 +455,10 @@ CONNECT_EVENTS = Endpoint(
     bytes,
     EVENTS,
     "watch",
-    query=SinceQuery,
+    query=EventsQuery,
     answers={101: Answer("The connection is now a WebSocket.")},
     errors={426: "The WebSocket version is not 13."},
-    messages=(ClientMessage, SERVER_MESSAGES),
+    messages=(ClientMessage, ServerMessage),
 )
 
 GET_OPENAPI = Endpoint(
@@ -462,5 +469,15 @@ GET_DOCS = Endpoint(
 )
 GET_DASHBOARD = Endpoint("GET", "/dashboard", bytes, ABOUT, answers={200: Answer("Live dashboard.", media={"text/html": TEXT})})
 
-ENDPOINTS: tuple[Endpoint[Any], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Endpoint))
+OPERATION_IDS: Mapping[Endpoint[Any], str] = {value: name.lower() for name, value in list(globals().items()) if isinstance(value, Endpoint)}
+"""Operation id of each endpoint in the OpenAPI document: its name here in lower case, a verb with its object."""
+
+ENDPOINTS: tuple[Endpoint[Any], ...] = tuple(OPERATION_IDS)
 """All endpoints, in the order of the OpenAPI document."""
+
+REQUEST_HEADERS = tuple(sorted({header.name for each in ENDPOINTS for header in each.headers}))
+"""Headers that pages of other origins may send, in addition to those of every Jupyter Server."""
+
+_ANSWERS = [answer for each in ENDPOINTS for answer in each.answers.values()]
+RESPONSE_HEADERS = tuple(sorted({VERSION_HEADER, RETRY_AFTER, *(header.name for answer in _ANSWERS for header in answer.headers)}))
+"""Headers that pages of other origins may read."""

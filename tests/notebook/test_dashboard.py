@@ -222,6 +222,7 @@ def test_fallback_without_widgets_shows_status_and_tasks(dashboard: Dashboard, c
     bundle, _ = dashboard._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "matrix_multiply" in bundle["text/html"]
+    assert re.search(r"waiting · as of \d+ \w+ \d\d:\d\d", bundle["text/html"]), "the date of the snapshot"
     assert "OpenRuntime" in bundle["text/plain"]
     assert f"newest first · on {client.devices()[0].name}" in bundle["text/plain"], "devices by their names"
     assert repr(dashboard) == "<Dashboard of embedded>", "no memory address, which would differ between runs"
@@ -250,8 +251,10 @@ def test_buttons_work_through_the_kernel(dashboard: Dashboard, client: Client, m
     again = asked(dashboard, monkeypatch, "again", id=waiting.id)["answer"]
     assert (again["operation"], again["name"], again["priority"]) == ("matrix_multiply", "kept", 9)
     assert again["notebook"] == "/work/retry.ipynb"
-    found = asked(dashboard, monkeypatch, "tasks", order="newest", offset=0, limit=5, name="KEPT", notebook="/work/retry.ipynb")["answer"]
-    assert ([task["task_id"] for task in found["tasks"]], found["total_count"]) == ([again["task_id"]], 1)
+    for search, number in (("KEPT", 1), ("size=8", 1), ("size=9", 0)):
+        query = {"order": "newest", "offset": 0, "limit": 5, "search": search, "notebook": "/work/retry.ipynb"}
+        found = asked(dashboard, monkeypatch, "tasks", **query)["answer"]
+        assert ([task["task_id"] for task in found["tasks"]], found["total_count"]) == ([again["task_id"]][:number], number)
     work = asked(dashboard, monkeypatch, "task", id=busy.id)["answer"]["parameters"]
     assert "time.sleep" in work["code"]
     assert "environment" not in work["world"]

@@ -191,7 +191,7 @@ def _run(backend: Backend, args: dict[str, Any]) -> Task:
 
 def _tasks(backend: Backend, args: dict[str, Any]) -> dict[str, Any]:
     query = {"limit": int(args["limit"]), "state": args.get("states"), "offset": int(args["offset"]), "order": args["order"]}
-    page = backend.call(api.LIST_TASKS, query={**query, "name": args.get("name"), "notebook": args.get("notebook")})
+    page = backend.call(api.LIST_TASKS, query={**query, "search": args.get("search"), "notebook": args.get("notebook")})
     return {"tasks": [row(task) for task in page.tasks], "total_count": page.total_count}
 
 
@@ -206,8 +206,8 @@ def _insights(backend: Backend, args: dict[str, Any]) -> Insights:
 
 
 ACTIONS: dict[str, Action] = {
-    "cancel": lambda backend, args: backend.call(api.DELETE_TASK, args["id"]),
-    "delete": lambda backend, args: backend.call(api.DELETE_TASK, args["id"], query={"purge": True}),
+    "cancel": lambda backend, args: backend.call(api.CANCEL_TASK, args["id"]),
+    "delete": lambda backend, args: backend.call(api.CANCEL_TASK, args["id"], query={"purge": True}),
     "priority": lambda backend, args: backend.call(api.CHANGE_TASK, args["id"], body={"priority": int(args["priority"])}),
     "task": _task,
     "tasks": _tasks,

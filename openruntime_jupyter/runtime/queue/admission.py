@@ -49,7 +49,7 @@ class Admission:
     def check(self, needs: int | None, queue: Queue) -> None:
         """Raise `MemoryRefused` with both sizes if the task can never fit on any device of its queue."""
         if needs is not None and queue.lanes and not any(needs <= self.total(lane) for lane in queue.lanes.values()):
-            raise MemoryRefused(needs, max(map(self.total, queue.lanes.values())))
+            raise MemoryRefused.because(needs, max(map(self.total, queue.lanes.values())))
 
     def blocked_reason(self, lane: Lane, entry: Entry) -> Blocked | None:
         """Return why a task can't start now, or None. Idle models are unloaded for it."""
