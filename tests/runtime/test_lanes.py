@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 
 from benchmarks.cluster import Simulation
+from openruntime_jupyter.engines import local
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import DeviceReport, Job, ModelUse, Observer, Outcome
 from openruntime_jupyter.errors import MemoryRefused, UnknownDevice
@@ -71,6 +72,11 @@ def runtime(jp_asyncio_loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest
     context = two_gpus(tmp_path_factory.mktemp("runtime"))
     yield jp_asyncio_loop.run_until_complete(context.__aenter__())
     jp_asyncio_loop.run_until_complete(context.__aexit__(None, None, None))
+
+
+def slots_of(lane: str) -> int:
+    """Return the number of slots of such lanes, over all runtimes."""
+    return sum(task.get_name() == f"{lane}.0" for task in asyncio.all_tasks())
 
 
 async def used(runtime: Runtime, task_id: str) -> str | None:
@@ -178,7 +184,8 @@ async def test_lane_leaves_and_joins_again(runtime: Runtime) -> None:
         assert (await completed(runtime, task_id)).device_used == "device_1"
 
 
-async def test_dead_device_leaves_auto_tasks_to_the_other(tmp_path: Path) -> None:
+async def test_dead_device_leaves_auto_tasks_to_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "MAX_WORKERS", 2)  # to save time
     async with two_gpus(tmp_path, dead=frozenset({"device_0"})) as runtime:
         ids = [await submit(runtime, "call", BURST) for _ in range(4)]
         tasks = [await completed(runtime, task_id) for task_id in ids]
@@ -194,7 +201,8 @@ async def test_dead_device_leaves_auto_tasks_to_the_other(tmp_path: Path) -> Non
         assert runtime.devices()[0].status == "available"
 
 
-async def test_task_that_no_device_starts_fails_and_blames_none(tmp_path: Path) -> None:
+async def test_task_that_no_device_starts_fails_and_blames_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "MAX_WORKERS", 2)  # to save time
     async with two_gpus(tmp_path, dead=frozenset({"device_0", "device_1"})) as runtime:
         task = await ended(runtime, await submit(runtime, "call", BURST))
         assert (task.status, task.attempt) == ("failed", 1)
@@ -208,8 +216,10 @@ async def test_device_held_by_another_runtime_leaves_tasks_to_the_other(tmp_path
             assert (await completed(two, await submit(two, "call", BURST))).device_used == "device_1"
         waits = await submit(two, "call", BURST, device_preference="device_0")
         await waits_for(two, waits, "a GPU")
-        two.scheduler.leave("device_0")  # the slot stops waiting for the device
+        slots = slots_of("device_0")
+        two.scheduler.leave("device_0")
         await waits_for(two, waits, "device_0, which is not available")
+        await until(lambda: slots_of("device_0") == slots - 1, 5, "the end of the slot that waits for the device")
         await one.cancel(holder)
         assert (await completed(one, await submit(one, "call", BURST, device_preference="device_0"))).device_used == "device_0"
 
