@@ -38,7 +38,7 @@ from openruntime_jupyter.engines.protocol import (
     WorkerReport,
 )
 from openruntime_jupyter.engines.worker_process import Watchdog, WorkerProcess, resident_bytes, start_ready, worker_environment
-from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend, StorageUnavailable
+from openruntime_jupyter.errors import ArrayNotFound, EngineError, InterpreterError, NoBackend, StorageUnavailable
 from openruntime_jupyter.schemas.base import dumps
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.worker.devices import no_backend
@@ -130,6 +130,7 @@ class Attempt:
             "operation": job.operation,
             "device": {"type": job.device_type, "index": job.device_index},
             "memory_total": job.memory_total,
+            "memory_largest": job.memory_largest,
             "memory_reserved": job.memory_reserved,
             "threads": job.threads,
             "payload_file": payload_file,
@@ -409,6 +410,8 @@ class LocalEngine:
             if begun:
                 break
             outcome, begun = await self._try(job, observer, check=False)
+        if not begun and isinstance(outcome, Died):
+            outcome.no_worker = True
         return outcome
 
     async def _try(self, job: Job, observer: Observer, check: bool) -> tuple[Outcome, bool]:
@@ -440,8 +443,9 @@ class LocalEngine:
                 return outcome, True
             return outcome, not (attempt.not_begun and isinstance(outcome, Died))
         except (EngineError, ArrayNotFound, StorageUnavailable, OSError) as problem:
-            kind = FailureKind.NOT_STARTED
-            return Died(Failure(kind=kind, message=str(problem), type=type(problem).__name__), retry=False), True
+            failure = Failure(kind=FailureKind.NOT_STARTED, message=str(problem), type=type(problem).__name__)
+            no_worker = isinstance(problem, EngineError) and not isinstance(problem, InterpreterError)
+            return Died(failure, retry=False, no_worker=no_worker), True
         finally:
             del self._attempts[job.task_id]
 

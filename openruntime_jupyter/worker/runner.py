@@ -183,6 +183,7 @@ class Runner:
             fast_float32=self._blas is None or self._blas.fast,
             session=body["session"],
             memory_reserved=body["memory_reserved"],
+            memory_largest=body["memory_largest"],
         )
 
     def _operate(self, body: dict[str, Any], context: TaskContext) -> Result:
