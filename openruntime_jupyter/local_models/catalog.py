@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, OpenRuntimeError, Unavailable
 from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of
-from openruntime_jupyter.local_models.gguf_file import ENCODINGS, shape_of_gguf
+from openruntime_jupyter.local_models.gguf import QUANTISATION, shape_of_gguf
 from openruntime_jupyter.schemas.values import ModelSource
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 
 FETCHED = "SmolLM2-135M-Instruct"
 """Prefix of the name of the default model, which `jupyter openruntime pull` downloads."""
-CONVERTED = ".converted"
-"""Folder of converted weights, inside the folder of models."""
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 NO_MODEL = (
     "No local model is installed. Download one with `jupyter openruntime pull`, or set up a remote provider: "
@@ -35,15 +33,13 @@ NO_MODEL = (
 FRESH_SECONDS = 0.5
 """Time for which the list of a refresh is used."""
 
-KINDS = frozenset(encoding.name for encoding in ENCODINGS.values())
-
 Stamp = tuple[int, int]
 
 
 def _plain(source: ModelSource) -> str:
     """Return the name of a source without the conventional suffix for its quantisation."""
     plain, _, kind = source.name.rpartition(".")
-    return plain if source.kind == "gguf" and kind.upper() in KINDS else source.name
+    return plain if source.kind == "gguf" and QUANTISATION.fullmatch(kind) else source.name
 
 
 class ModelCatalog:
@@ -129,7 +125,7 @@ class ModelCatalog:
             raise NotAllowed(f"Model {name!r} requires a download from the Hugging Face hub, which is disabled: see allow_hub")
         if name not in self._settings.allowed_models and not caller.may_execute:
             raise NotAllowed(f"Model {name!r} is not in allowed_models: ask the owner to add it, or use a name from `GET /models`")
-        return ModelSource(name, name, "hub", converted=str(self._settings.models / CONVERTED))
+        return ModelSource(name, name, "hub")
 
     def _listed(self) -> list[ModelSource]:
         """Return the allowed models, then the downloaded ones, which take precedence over allowed ones of the same name."""
@@ -139,7 +135,7 @@ class ModelCatalog:
             if path.is_absolute() or not HUB_NAME.fullmatch(given):
                 sources += self._if_model(path, given)
             elif self._settings.allow_hub:
-                sources.append(ModelSource(given, given, "hub", converted=str(self._settings.models / CONVERTED)))
+                sources.append(ModelSource(given, given, "hub"))
         try:
             entries = sorted(self._settings.models.iterdir())
         except OSError:  # no model was downloaded yet
@@ -173,7 +169,6 @@ class ModelCatalog:
             shape.context_length,
             shape.float32_bytes,
             shape.cache_numbers,
-            str(self._settings.models / CONVERTED),
         )
 
     def _shape(self, path: Path, kind: Literal["mlx", "gguf"]) -> Shape:
