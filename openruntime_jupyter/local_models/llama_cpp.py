@@ -31,7 +31,7 @@ NEUTRAL = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_p
 PENALISED = 20
 """Number of previous tokens for a repetition penalty, as in mlx-lm."""
 SEEDS = 2**32 - 1
-"""Number of seeds of llama.cpp; the next one stands for a random seed."""
+"""Number of seeds of llama.cpp, which takes the next number as a request for a random seed."""
 LONGEST_SOCKET_FOLDER = 80
 """Bytes; the path of a UNIX socket has at most 103."""
 LOG_SECONDS = 1.0
@@ -267,7 +267,9 @@ def _start(xllamacpp: Any, params: Any, verbosity: int) -> Any:
     """Return a new server. It always serves HTTP, so it gets a UNIX socket, which is removed before anything can connect."""
     params.verbosity = verbosity
     folder = tempfile.gettempdir()
-    with tempfile.TemporaryDirectory(dir=folder if len(os.fsencode(folder)) <= LONGEST_SOCKET_FOLDER else "/tmp") as private:  # noqa: S108
+    if len(os.fsencode(folder)) > LONGEST_SOCKET_FOLDER:
+        folder = "/tmp"  # noqa: S108 - a private folder is made in it
+    with tempfile.TemporaryDirectory(dir=folder) as private:
         params.hostnames = [str(Path(private, "llama.sock"))]
         return xllamacpp.Server(params)
 

@@ -32,6 +32,9 @@ LEASED = "flock"
 """Header and value of a request whose program holds a shared flock on each array file that it opens by path."""
 
 
+Engine = Literal["llama.cpp", "mlx-lm"]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """Files of a model as found by the runtime's catalogue. A field is None if its value is unknown until the model is loaded.
@@ -47,6 +50,11 @@ class ModelSource:
     context_length: int | None = None
     float32_bytes: int | None = None
     cache_numbers: int | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """Return the library that runs the model."""
+        return "llama.cpp" if self.kind == "gguf" else "mlx-lm"
 
 
 @dataclass(frozen=True, slots=True)
