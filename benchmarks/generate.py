@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.rows import Missing, Row, at_least, at_most, median
+from benchmarks.rows import Missing, Row, at_least, at_most, median, within
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
@@ -180,6 +181,18 @@ class Ours:
         turn = Turn(output["prompt_tokens_per_second"], output["tokens_per_second"], _cpu_of_children() - before)
         return turn, output["prompt_tokens"]
 
+    async def cancel(self, prompt: str) -> float:
+        """Return the milliseconds to cancel a task that generates; the model stays loaded."""
+        request = TaskRequest(operation="generate", parameters={"prompt": prompt, "max_tokens": 4000, "temperature": 1.0})
+        task_id = (await self._runtime.submit(request, Caller())).task_id
+        async for _ in self._runtime.tasks.tokens(task_id):
+            break
+        before = time.perf_counter()
+        await self._runtime.cancel(task_id)
+        took = 1000 * (time.perf_counter() - before)
+        assert self._runtime.engine.models.reports(), "the model was unloaded"
+        return took
+
     def megabytes(self) -> float:
         """Return the resident memory of the worker with the model."""
         (report,) = self._runtime.engine.models.reports()
@@ -211,12 +224,13 @@ async def _measure(ours: Ours, path: str, what: str) -> list[Row]:
         for number in range(ROUNDS):
             mine, tokens = await ours.turn(_prompt(number))
             prompt = {"text": _prompt(number), "tokens": tokens}
-            found.append((mine, *[await asyncio.to_thread(each.turn, prompt) for each in (loop, alone)]))
+            found.append((mine, await asyncio.to_thread(loop.turn, prompt), await asyncio.to_thread(alone.turn, prompt)))
         loads, sizes = (ours.load, loop.load), (ours.megabytes(), loop.megabytes())
     for number in range(ROUNDS, 2 * ROUNDS):
         quiet.append((await ours.turn(_prompt(2 * number)))[0].written)
         with busy_core():
             busy.append((await ours.turn(_prompt(2 * number + 1)))[0].written)
+    cancels = [await ours.cancel(_prompt(-number)) for number in range(1, ROUNDS + 1)]
     first, second, third = zip(*found, strict=True)
 
     def compared(field: str, peers: tuple[Turn, ...]) -> tuple[float, float]:
@@ -230,6 +244,7 @@ async def _measure(ours: Ours, path: str, what: str) -> list[Row]:
         at_most(f"{what}: load, compared with a float32 loop of mlx-lm", *loads, 0.4, "s"),
         at_least(f"{what}: answer, compared with llama.cpp alone", *compared("written", third), 0.75, "tokens/s"),
         at_least(f"{what}: answer beside a busy core, compared with an idle machine", median(busy), median(quiet), 0.6, "tokens/s"),
+        within(f"{what}: cancel while it generates, with the model left in memory", median(cancels), 100, "ms"),
     ]
 
 

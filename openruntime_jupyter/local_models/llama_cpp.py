@@ -130,7 +130,7 @@ class LlamaCppModel:
         if self._on_gpu and sys.platform != "darwin":
             context.require_memory(needed, what)
         elif needed > (free := self._memory.read().available):
-            raise MemoryRefused(needed, free, what)
+            raise MemoryRefused.because(needed, free, what)
 
     def _load(self, context: TaskContext) -> Any:
         return open_server(self._path, self._context, context.threads, self._on_gpu)

@@ -334,18 +334,19 @@ def from_answer(where: str, response: httpx.Response) -> OpenRuntimeError:
     """Return the runtime's error for an HTTP error response."""
     try:
         body = response.json()
-        message, details = body["error"], (body.get("data") or {}).get("details") or []
+        message, data = body["error"], body.get("data") or {}
+        details = data.get("details") or []
         if not isinstance(message, str):
             raise TypeError(message)
     except (ValueError, KeyError, TypeError, AttributeError):
         if response.status_code in (401, 403):
             return NotAllowed(f"{where} denied access (status {response.status_code}): pass the server's token to connect()")
         return not_openruntime(where, response)
-    return error_of(response.status_code, message, details, _seconds(response.headers.get("retry-after")), response.url.path)
+    return error_of(response.status_code, data.get("code"), message, details, _seconds(response.headers.get("retry-after")))
 
 
-def _seconds(header: str | None) -> float:
+def _seconds(header: str | None) -> float | None:
     try:
-        return max(0.0, float(header or 1.0))
+        return max(0.0, float(header)) if header else None
     except ValueError:  # an HTTP date, which proxies may send
         return 1.0

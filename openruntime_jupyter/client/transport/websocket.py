@@ -52,9 +52,9 @@ class SocketEvents(Events):
             self._left.clear()
             try:
                 with connect(self._address(), **self._options()) as socket:
-                    pause = FIRST_PAUSE
                     self._connected(socket)
                     for text in socket:
+                        pause = FIRST_PAUSE  # the server has not refused the token
                         self._received(json.loads(text))
                 problem: Exception | None = None
             except (OSError, WebSocketException, ValueError) as failed:

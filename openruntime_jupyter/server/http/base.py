@@ -8,7 +8,7 @@ from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jupyter_server.auth.authorizer import Authorizer
-from jupyter_server.auth.decorator import authorized, ws_authenticated
+from jupyter_server.auth.decorator import allow_unauthenticated, authorized, ws_authenticated
 from jupyter_server.auth.identity import IdentityProvider, User
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.prometheus.log_functions import prometheus_log_method
@@ -18,14 +18,15 @@ from pydantic_core import to_json
 from tornado import web
 from tornado.iostream import StreamClosedError
 
+from openruntime_jupyter import __version__
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.large import LARGE, in_thread
 from openruntime_jupyter.schemas.ai import AiTask
-from openruntime_jupyter.schemas.endpoints import ENVELOPE, Endpoint
+from openruntime_jupyter.schemas.endpoints import ENVELOPE, REQUEST_HEADERS, RESPONSE_HEADERS, VERSION_HEADER, Endpoint
 from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.server.auth.identity import ExplainedRefusal, LocalUser, OwnUser, owner_of
 from openruntime_jupyter.server.http.errors import envelope, enveloped, problem_of
-from openruntime_jupyter.server.http.requests import Preference, read_json, read_query
+from openruntime_jupyter.server.http.requests import Preference, QueryModel, read_json, read_query
 from openruntime_jupyter.server.services import SERVICES, STALLED_SECONDS, Services
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ SLOWEST = 10_000
 """Minimum mean speed of a body in bytes per second after its first `STALLED_SECONDS`."""
 MOST_HELD = 128_000_000
 """Maximum size of all bodies together that are not parsed yet, in bytes. Small bodies are received beyond it."""
+
+
+class NotLoggedIn(NotAllowed):
+    """Request without a valid token or login."""
+
 
 NOT_LOGGED_IN = "Not logged in: log in, or send the server's token as `Authorization: token <token>`"
 OTHER_PAGE = "Pages from {} are not allowed to use this server: set ServerApp.allow_origin, or send the token"
@@ -90,6 +96,17 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
     is_websocket = False
     _leave: Callable[[], None] | None = None
     _left = False
+
+    def set_default_headers(self) -> None:
+        """Add the version of this package to every response, including errors."""
+        super().set_default_headers()
+        self.set_header(VERSION_HEADER, __version__)
+
+    def set_cors_headers(self) -> None:
+        """Add Jupyter's headers for pages of other origins, and name the headers that they may read."""
+        super().set_cors_headers()
+        if self.get_origin() is not None:
+            self.set_header("Access-Control-Expose-Headers", ", ".join(RESPONSE_HEADERS))
 
     @property
     def services(self) -> Services:
@@ -168,9 +185,9 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
                 raise NotAllowed(OTHER_PAGE.format(self.request.headers.get("Origin"))) from None
             if problem.status_code != 403 or self.user is not None:
                 raise
-            raise NotAllowed(self.refusal or NOT_LOGGED_IN) from None
+            raise NotLoggedIn(self.refusal or NOT_LOGGED_IN) from None
         if self.user is None and self.request.method != "OPTIONS":
-            raise NotAllowed(self.refusal or NOT_LOGGED_IN)
+            raise NotLoggedIn(self.refusal or NOT_LOGGED_IN)
 
     async def allowed(self, action: str, resource: str = RESOURCE) -> bool:
         """Return True if the authorizer allows this action of the user."""
@@ -199,7 +216,7 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
         assert self.services.ai is not None
         return self.services.ai
 
-    def query(self, model: type[Model]) -> Model:
+    def query(self, model: type[QueryModel]) -> QueryModel:
         """Return the query as a `model`; raises `InvalidRequest`."""
         return read_query(model, {name: self.get_query_arguments(name) for name in model.model_fields})
 
@@ -208,12 +225,14 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
         info = kwargs.get("exc_info")
         problem = problem_of(info[1] if info else None, status_code)
         self.set_status(problem.status)
+        if hasattr(self, "_jupyter_current_user"):  # tornado removed the headers that were set after the authentication
+            self.set_cors_headers()
         for name, value in problem.headers.items():
             self.set_header(name, value)
         if problem.status == 405:
             self.set_header("Allow", ", ".join(self.verbs()))
         self.set_header("Content-Type", "application/json")
-        self.finish(to_json(envelope({"details": problem.details} if problem.details else None, problem.message)))
+        self.finish(to_json(envelope(problem)))
 
     def _log(self) -> None:
         """Write the access log like Jupyter, but log status 503 as a warning, because it is not a fault of the server."""
@@ -248,6 +267,13 @@ class Handler(BaseHandler, APIHandler):
         super().__init_subclass__()
         if "get" in vars(cls):
             cls.head = cls.get
+
+    @allow_unauthenticated
+    def options(self, *ids: str) -> None:
+        """Respond to a browser's question whether a page of another origin may send a request with its headers."""
+        super().options(*ids)
+        allowed = self._headers["Access-Control-Allow-Headers"]
+        self.set_header("Access-Control-Allow-Headers", ", ".join([allowed, *REQUEST_HEADERS]))
 
     def initialize(self) -> None:
         """Set the initial state of the request."""
