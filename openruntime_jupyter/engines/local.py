@@ -39,6 +39,7 @@ from openruntime_jupyter.engines.protocol import (
 )
 from openruntime_jupyter.engines.worker_process import Watchdog, WorkerProcess, resident_bytes, start_ready, worker_environment
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, InterpreterError, NoBackend, StorageUnavailable
+from openruntime_jupyter.local_models.language_model import loading
 from openruntime_jupyter.schemas.base import dumps
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.worker.devices import no_backend
@@ -112,6 +113,8 @@ class Attempt:
         self._timer: asyncio.TimerHandle | None = None
         self._given = 0.0
         self._acknowledged = False
+        self._loading: str | None = None
+        """Name of the model that the worker is loading."""
 
     def begin(self, worker: WorkerProcess, parameters_file: str | None, payload_file: str) -> None:
         """Send the job to `worker`."""
@@ -216,6 +219,8 @@ class Attempt:
             return
         self._acknowledged = True
         if kind is Kind.PROGRESS:
+            model = self.job.model.source.name if self.job.model is not None else None
+            self._loading = model if model is not None and body["message"] == loading(model) else None
             self._observer.progressed(body)
         elif kind is Kind.TOKEN:
             self._observer.generated(body["text"])
@@ -252,7 +257,7 @@ class Attempt:
         self.not_begun = self.not_begun or (self.worker.left_frames and not self._acknowledged)
         peak = max((death.peak or 0) if self.has_kernel_peak else 0, self.resident_peak) or None
         measurements = Measurements(resident_peak=peak)
-        failure = self.worker.failure(death, peak)
+        failure = self.worker.failure(death, peak, self._loading)
         if self._reason is not None and self._stage is not Stage.QUEUE:
             self._resolve(Stopped(self._reason, STAGE_OF.get(death.signal or 0, self._stage), measurements, failure))
         else:

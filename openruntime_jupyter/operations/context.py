@@ -135,6 +135,7 @@ class TaskContext:
     memory_total : memory of the device in bytes; None if unknown
     memory_reserved : bytes that the runtime has reserved for the task; None without a runtime
     memory_largest : memory in bytes of the largest device that may run the task; None: of this one
+    threads : number of threads that the task should compute with
     send : called as `send(kind, body)` to report to the runtime; without it nothing is reported, for operations called directly
     model : entry of the model catalog, for an operation with a model
     resident : state that such an operation keeps in its worker between tasks; a worker has one model
@@ -155,12 +156,14 @@ class TaskContext:
         session: bool = False,
         memory_reserved: int | None = None,
         memory_largest: int | None = None,
+        threads: int = 1,
     ) -> None:
         self.task_id = task_id
         self.device_type = device_type
         self.memory_total = memory_total
         self.memory_reserved = memory_reserved
         self.memory_largest = memory_largest
+        self.threads = threads
         self.array_io = array_io or ArrayIO()
         self.model = model
         self.resident: dict[str, Any] = {} if resident is None else resident
@@ -279,8 +282,8 @@ class TaskContext:
         return TaskContext(self.task_id, self.device_type, self.memory_total)
 
     def language_model(self) -> LanguageModel:
-        """Return the model of this worker, loaded on first use; raise the errors of `local_models.loading.load`."""
-        from openruntime_jupyter.local_models.loading import load
+        """Return the model of this worker, loaded on first use; raise the errors of `local_models.language_model.load`."""
+        from openruntime_jupyter.local_models.language_model import load
 
         if KEPT not in self.resident:
             assert self.model is not None, "the runtime resolves the model of a resident operation"
