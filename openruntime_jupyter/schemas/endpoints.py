@@ -233,7 +233,7 @@ SUBMIT_BATCH = Endpoint(
     "/tasks/batch",
     Part(BatchAnswer, outcomes),
     TASKS,
-    "map",
+    "submit_batch",
     body=BatchRequest,
     headers=(IDEMPOTENCY_KEY,),
     answers={202: Answer()},
@@ -296,7 +296,7 @@ GET_PAYLOAD = Endpoint(
     errors={404: "The task is unknown or has no payload."},
 )
 
-LIST_ARRAYS = Endpoint("GET", "/arrays", ArrayPage, ARRAYS, headers=(LEASE,))
+LIST_ARRAYS = Endpoint("GET", "/arrays", ArrayPage, ARRAYS, "Arrays.list", headers=(LEASE,))
 ALLOCATE_ARRAY = Endpoint(
     "POST",
     "/arrays",
@@ -312,6 +312,7 @@ GET_ARRAY = Endpoint(
     "/arrays/{array_id}",
     ArrayInfo,
     ARRAYS,
+    "Arrays.get",
     headers=(RANGE, LEASE),
     answers={
         200: Answer("The file, or its metadata if the client accepts JSON.", media={SAFETENSORS: BYTES}),
@@ -325,6 +326,7 @@ PUT_ARRAY = Endpoint(
     "/arrays/{array_id}",
     ArrayInfo,
     ARRAYS,
+    "Arrays.put",
     media=dict.fromkeys(BINARY, BYTES),
     headers=(LEASE,),
     answers={201: Answer()},
@@ -335,7 +337,13 @@ PUT_ARRAY = Endpoint(
     },
 )
 DELETE_ARRAY = Endpoint(
-    "DELETE", "/arrays/{array_id}", ArrayInfo, ARRAYS, answers=CHANGED, errors={409: "The array belongs to another runtime."}
+    "DELETE",
+    "/arrays/{array_id}",
+    ArrayInfo,
+    ARRAYS,
+    "Arrays.delete",
+    answers=CHANGED,
+    errors={409: "The array belongs to another runtime."},
 )
 MARK_ARRAY_READY = Endpoint(
     "POST",

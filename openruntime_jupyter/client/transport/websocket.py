@@ -52,10 +52,10 @@ class SocketEvents(Events):
             self._left.clear()
             try:
                 with connect(self._address(), **self._options()) as socket:
-                    pause = FIRST_PAUSE
                     self._connected(socket)
                     for text in socket:
                         self._received(json.loads(text))
+                        pause = FIRST_PAUSE  # a server that rejects the client closes the connection before the first message
                 problem: Exception | None = None
             except (OSError, WebSocketException, ValueError) as failed:
                 problem = failed
