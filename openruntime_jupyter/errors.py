@@ -15,7 +15,7 @@ class OpenRuntimeError(Exception):
     """Base class of the errors of this package."""
 
     retry_after: float | None = None
-    """Seconds after which a retry makes sense; None otherwise."""
+    """Seconds after which a retry makes sense; None if waiting does not help."""
 
 
 class InvalidRequest(OpenRuntimeError):
@@ -43,16 +43,18 @@ class UnknownDevice(InvalidRequest):
 
 
 class MemoryRefused(InvalidRequest):
-    """Work that needs more memory than the device has; both sizes are in bytes."""
+    """Work that needs more memory than the device has. Both sizes are in bytes, and 0 over HTTP."""
 
-    def __init__(self, needed: int, available: int, what: str = "This task") -> None:
+    needed: int = 0
+    available: int = 0
+
+    @classmethod
+    def because(cls, needed: int, available: int, what: str = "This task") -> MemoryRefused:
+        """Return the error for `what`, with both sizes in bytes."""
         problem = f"{what} needs {gigabytes(needed)} of memory, and the device has {gigabytes(available)}: make it smaller"
-        super().__init__(problem, [{"field": "parameters", "problem": problem}])
-        self.needed = needed
-        self.available = available
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.needed, self.available)
+        error = cls(problem, [{"field": "parameters", "problem": problem}])
+        error.needed, error.available = needed, available
+        return error
 
 
 class SessionEnded(InvalidRequest):
@@ -97,6 +99,12 @@ class TaskConflict(OpenRuntimeError):
     """Request that the state of the task does not allow."""
 
 
+class IdempotencyKeyInUse(TaskConflict):
+    """Idempotency key of a request that another server of this user is processing; repeat the request to get its tasks."""
+
+    retry_after = 1.0
+
+
 class ArrayNotFound(OpenRuntimeError):
     """Unknown array id, or an array whose file is missing, truncated or damaged."""
 
@@ -106,9 +114,9 @@ class ArrayConflict(OpenRuntimeError):
 
 
 class Unavailable(OpenRuntimeError):
-    """Temporary failure; retry after `retry_after` seconds."""
+    """Service that is not available at present; retry after `retry_after` seconds unless it is None."""
 
-    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+    def __init__(self, message: str, retry_after: float | None = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
@@ -127,6 +135,13 @@ class Stopping(Unavailable):
 
 class StorageUnavailable(Unavailable):
     """History that cannot be written at present, or an array that does not fit on the disk."""
+
+
+class NoModel(Unavailable):
+    """No installed model and no provider that could answer a prompt."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after)
 
 
 class EngineError(OpenRuntimeError):

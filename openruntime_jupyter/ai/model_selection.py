@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from openruntime_jupyter.ai.profiles import Profiles
-from openruntime_jupyter.errors import InvalidRequest, NotAllowed, Unavailable
+from openruntime_jupyter.errors import InvalidRequest, NoModel, NotAllowed
 from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.ai import LOCAL
 from openruntime_jupyter.schemas.values import ModelSource
@@ -53,7 +53,7 @@ class Chooser:
         self._default_model = default_model
 
     def choose(self, profile: str | None, model: str | None, caller: Caller) -> Choice:
-        """Return the model for this caller. Raises `InvalidRequest`, `NotAllowed`, and `Unavailable` without a model."""
+        """Return the model for this caller. Raises `InvalidRequest`, `NotAllowed`, and `NoModel` without a model."""
         if profile == LOCAL:
             return self.local(model, caller)
         if profile is not None:
@@ -91,11 +91,11 @@ class Chooser:
             raise InvalidRequest.of("parameters.model", f"is required: the profile {profile!r} has no default model")
         return Choice(profile, model, None)
 
-    def _no_model(self) -> InvalidRequest | Unavailable:
+    def _no_model(self) -> InvalidRequest | NoModel:
         profiles = ", ".join(self._remote)
         if profiles:
             return InvalidRequest.of("parameters.profile", f"is required: {profiles} (set a default in OpenRuntimeApp.default_profile)")
-        return Unavailable(NOTHING, retry_after=60.0)
+        return NoModel(NOTHING)
 
     def _is_local(self, model: str) -> bool:
         """Return whether a model name without a profile is local. Names of remote models are not checked."""

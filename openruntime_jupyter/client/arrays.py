@@ -85,7 +85,7 @@ def no_room(name: str, kind: str, size: int, problem: InvalidRequest | Unavailab
     """Return `problem` with the name, type and size in bytes of the value that could not be sent."""
     text = f"this {kind} of {gigabytes(size)} can't be sent to a worker ({problem})"
     if isinstance(problem, Unavailable):
-        return type(problem)(f"{name}: {text}", problem.retry_after or 1.0)
+        return type(problem)(f"{name}: {text}", problem.retry_after)
     return InvalidRequest.of(name, text)
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from openruntime_jupyter.errors import InvalidRequest, NotAllowed, OpenRuntimeError, Unavailable
+from openruntime_jupyter.errors import InvalidRequest, NoModel, NotAllowed, OpenRuntimeError
 from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of
 from openruntime_jupyter.local_models.gguf_file import ENCODINGS, shape_of_gguf
 from openruntime_jupyter.schemas.values import ModelSource
@@ -91,13 +91,13 @@ class ModelCatalog:
     def resolve(self, name: str | None, caller: Caller) -> ModelSource:
         """Return the model with that name or path; None means the default one.
 
-        Raises `InvalidRequest` if the model is unknown, `NotAllowed` if this caller may not use it, and `Unavailable` if no model is
+        Raises `InvalidRequest` if the model is unknown, `NotAllowed` if this caller may not use it, and `NoModel` if none is
         installed.
         """
         known = self.known()
         if name is None:
             if not known:
-                raise Unavailable(NO_MODEL, retry_after=60.0)
+                raise NoModel(NO_MODEL)
             return known[0]
         if (found := self.named(name)) is not None:
             return found

@@ -111,7 +111,9 @@ class LanguageModel:
                 needed += 4 * total * self._heads * min(LARGEST, prompt)
             free = self._free(context)
             if needed > free:
-                raise MemoryRefused(needed, free, f"A prompt of {prompt:,} tokens with up to {room:,} tokens to generate (max_tokens)")
+                raise MemoryRefused.because(
+                    needed, free, f"A prompt of {prompt:,} tokens with up to {room:,} tokens to generate (max_tokens)"
+                )
         return room
 
     def _free(self, context: TaskContext) -> int:

@@ -78,7 +78,7 @@ def _choose(source: ModelSource, context: TaskContext) -> bool:
     free = MemoryReader().read().available
     if context.device_type == "cpu" or mx.metal.is_available():
         if (source.bytes or 0) > free:
-            raise MemoryRefused(source.bytes or 0, free, f"Model {source.name}")
+            raise MemoryRefused.because(source.bytes or 0, free, f"Model {source.name}")
     else:
         context.require_memory(source.bytes or 0, f"Model {source.name}")
     wide = source.float32_bytes

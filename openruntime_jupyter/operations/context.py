@@ -336,7 +336,7 @@ class TaskContext:
         if self.memory_total is None:
             return
         if needed > self.memory_total:
-            raise MemoryRefused(needed, self.memory_total, what)
+            raise MemoryRefused.because(needed, self.memory_total, what)
         if self.memory_reserved is not None and needed - self.memory_reserved > self.memory_total * UNRESERVED_SHARE:
             raise MemoryNotReserved(needed)
 

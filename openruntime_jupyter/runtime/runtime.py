@@ -63,7 +63,7 @@ def make_folders(settings: Settings) -> None:
         raise StorageUnavailable(
             f"The data folder {settings.data_dir} can't be used ({problem.strerror}): make it writable for this user and no other, "
             "or choose another by OPENRUNTIME_DATA_DIR",
-            retry_after=60.0,
+            retry_after=None,
         ) from problem
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, WithJsonSchema
 
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.schemas.base import Wire
-from openruntime_jupyter.schemas.problems import Detail, error_of
+from openruntime_jupyter.schemas.problems import CODES, Detail, error_of
 from openruntime_jupyter.schemas.queries import LONGEST_WAIT
 from openruntime_jupyter.schemas.tasks import Ended, Task
 
@@ -38,6 +38,7 @@ class BatchProblem(Wire):
     """Reason why a task of a batch was rejected."""
 
     code: int = Field(description="Status that `POST /tasks` would have returned.")
+    error_code: str = Field(description="Code of the error, as `data.code` of an error response.", json_schema_extra={"enum": [*CODES]})
     message: str = Field(description="Error message with a suggested fix.")
     details: list[Detail] | None = Field(None, description="Problems with individual fields, if any.")
     retry_after: int | None = Field(None, description="Seconds to wait before a retry, if a retry can succeed.")
@@ -115,8 +116,9 @@ def _outcome(item: BatchItem | ResultItem) -> Task | OpenRuntimeError:
         return item.task
     if item.error is None:
         raise ValueError("an item has neither a task nor an error")
-    details = [detail.model_dump() for detail in item.error.details or []]
-    return error_of(item.error.code, item.error.message, details, item.error.retry_after or 1.0, "/tasks/")
+    problem = item.error
+    details = [detail.model_dump() for detail in problem.details or []]
+    return error_of(problem.code, problem.error_code, problem.message, details, problem.retry_after)
 
 
 def _payload(payload: ResultPayload | None) -> tuple[bytes, str] | None:

@@ -19,11 +19,11 @@ from openruntime_jupyter.schemas.queries import (
     ClientMessage,
     ConversationsQuery,
     DeleteQuery,
+    EventsQuery,
     HistoryQuery,
     OutputQuery,
     PageQuery,
     Query,
-    SinceQuery,
     TaskQuery,
     TasksQuery,
     TokensQuery,
@@ -165,6 +165,8 @@ PREFER = Header(
     "`respond-async` makes the task asynchronous. `wait=N` also waits up to N seconds (at most 60) for the task to finish.",
 )
 APPLIED = Header("Preference-Applied", "The applied preference.")
+VERSION_HEADER = "OpenRuntime-Version"
+"""Header of every response with the version of the server's package."""
 LOCATION = Header("Location", "URL of the task.")
 LEASE = Header(LEASE_HEADER, f"`{LEASED}` if the program holds a shared flock on each file that it opens by `path`.")
 RANGE = Header("Range", "Requested byte range of the file, for example `bytes=0-1023`.")
@@ -329,10 +331,10 @@ PUT_ARRAY = Endpoint(
     "Arrays.put",
     media=dict.fromkeys(BINARY, BYTES),
     headers=(LEASE,),
-    answers={201: Answer()},
+    answers={200: Answer("The array already existed with the same contents."), 201: Answer()},
     errors={
         408: "The upload stalled for two minutes.",
-        409: "An array with this id already exists.",
+        409: "An array with this id and other contents already exists.",
         422: "The body is not a safetensors file with one array.",
     },
 )
@@ -456,7 +458,7 @@ CONNECT_EVENTS = Endpoint(
     bytes,
     EVENTS,
     "watch",
-    query=SinceQuery,
+    query=EventsQuery,
     answers={101: Answer("The connection is now a WebSocket.")},
     errors={426: "The WebSocket version is not 13."},
     messages=(ClientMessage, SERVER_MESSAGES),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -18,9 +18,12 @@ class Query(BaseModel):
 
     model_config = ConfigDict(extra="ignore", defer_build=True)
 
+    repeatable: ClassVar[frozenset[str]] = frozenset()
+    """Names of the parameters with several values."""
 
-def _states(value: Any) -> Any:
-    """Split repeated and comma-separated values of `state`."""
+
+def _split(value: Any) -> Any:
+    """Split repeated and comma-separated values of a parameter."""
     return [name.strip() for given in value for name in given.split(",")] if isinstance(value, list) else value
 
 
@@ -43,7 +46,9 @@ class PageQuery(Query):
 class TasksQuery(PageQuery):
     """Query of `GET /tasks`."""
 
-    state: Annotated[list[TaskState], BeforeValidator(_states)] | None = Field(
+    repeatable = frozenset({"state"})
+
+    state: Annotated[list[TaskState], BeforeValidator(_split)] | None = Field(
         None, max_length=20, description="Only tasks in this state. Can be repeated or comma-separated."
     )
     operation: str | None = Field(None, min_length=1, max_length=200, description="Only tasks of this operation.")
@@ -103,10 +108,22 @@ class DeleteQuery(Query):
     purge: bool = Field(False, description="true: delete the finished task with its output and results.")
 
 
-class SinceQuery(Query):
+Topic = Literal["task_update", "metrics", "task_progress", "task_output", "ai_token"]
+
+
+class EventsQuery(Query):
     """Query of `WS /ws`."""
 
-    since: int | None = Field(None, ge=0, le=2**53, description="Id of the last received message; newer messages are sent again.")
+    repeatable = frozenset({"topics"})
+
+    since: int | None = Field(
+        None, ge=0, le=2**53, description="Id of the last received message; newer messages of `task_update` are sent again."
+    )
+    topics: Annotated[list[Topic], BeforeValidator(_split)] | None = Field(
+        None,
+        max_length=20,
+        description="Topics in addition to `task_update`, from the first message on. Can be repeated or comma-separated.",
+    )
 
 
 class HistoryQuery(Query):
@@ -115,9 +132,6 @@ class HistoryQuery(Query):
     timeframe: Timeframe = Field("1h", description="Length of the period, which ends now.")
     points: int = Field(300, ge=10, le=2000, description="Maximum number of points.")
     runtime: str | None = Field(None, min_length=1, max_length=200, description="Id of one runtime; by default all runtimes together.")
-
-
-Topic = Literal["task_update", "metrics", "task_progress", "task_output", "ai_token"]
 
 
 class ClientMessage(BaseModel):
@@ -130,7 +144,7 @@ class ClientMessage(BaseModel):
 
 
 SERVER_MESSAGES = {
-    "connected": "First message: `timestamp`, `message`. With `since`, also `gap`: true if messages were missed.",
+    "connected": "First message: `timestamp`, `message`, `topics`. With `since`, also `gap`: true if messages were missed.",
     "heartbeat": "Every 5 seconds: `timestamp`, `metrics`.",
     "task_update": "A task changed: `data` with `task_id`, `status`, `execution_time` and more.",
     "task_progress": "Topic. Progress of a task: `data` with `task_id`, `n`, `total`, `message`, `remaining`.",

@@ -35,7 +35,7 @@ class TaskState(str, Enum):
         return str(self.value)
 
 
-Origin = Literal["notebook", "python", "sdk", "rest", "cli"]
+Origin = Literal["notebook", "python", "rest", "cli", "sdk"]
 
 
 TaskOrder = Literal["newest", "next"]  # newest task first, or only pending tasks with the next to run first

@@ -112,7 +112,7 @@ class Services:
             raise Stopping("The server is stopping: ask again once it runs", retry_after=5.0) from None
         except Exception as problem:
             raise Unavailable(
-                f"OpenRuntime could not be started: {problem}. Fix this and restart the server", retry_after=60.0
+                f"OpenRuntime could not be started: {problem}. Fix this and restart the server", retry_after=None
             ) from problem
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -10,13 +10,15 @@ from jupyter_server.base.websocket import WebSocketMixin
 from pydantic import ValidationError
 from tornado import web, websocket
 
-from openruntime_jupyter.errors import MalformedRequest, NotAllowed, RateLimited
+from openruntime_jupyter import __version__
+from openruntime_jupyter.errors import MalformedRequest, NotAllowed, OpenRuntimeError, RateLimited
 from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.events import Event, Subscription
 from openruntime_jupyter.schemas.base import iso
-from openruntime_jupyter.schemas.endpoints import CONNECT_EVENTS
-from openruntime_jupyter.schemas.queries import ClientMessage, SinceQuery
-from openruntime_jupyter.server.http.base import OTHER_PAGE, BaseHandler, serves
+from openruntime_jupyter.schemas.endpoints import CONNECT_EVENTS, VERSION_HEADER
+from openruntime_jupyter.schemas.queries import ClientMessage, EventsQuery
+from openruntime_jupyter.server.auth.identity import token_of
+from openruntime_jupyter.server.http.base import OTHER_PAGE, BaseHandler, NotLoggedIn, serves
 
 if TYPE_CHECKING:
     from openruntime_jupyter.runtime.runtime import Runtime
@@ -32,7 +34,12 @@ VERSION = "13"
 """Protocol version of RFC 6455."""
 GOING_AWAY = 1001
 TRY_AGAIN_LATER = 1013
+UNAUTHORIZED = 4001
+FORBIDDEN = 4003
 TOO_MANY_REQUESTS = 4029
+LONGEST_REASON = 123
+"""Maximum size of the reason in a close frame in bytes."""
+NO_PERMISSION = "The permission to read openruntime is missing: ask the administrator of this server for it"
 TOO_SLOW = "The client reads too slowly: reconnect with ?since=ID of the last received message"
 
 
@@ -46,7 +53,9 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, BaseHandler):
     is_websocket = True
     _runtime: Runtime
     _over_limit: RateLimited | None = None
-    _since: int | None = None
+    _refused: tuple[int, str] | None = None
+    """Close code and reason for a client that must not connect."""
+    _query: EventsQuery
     _subscription: Subscription | None = None
     _writer: asyncio.Task[None] | None = None
     _beating = False
@@ -67,10 +76,39 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, BaseHandler):
         return PING_SECONDS
 
     def set_default_headers(self) -> None:
-        """Set no headers: the handshake sets its own."""
+        """Set none of Jupyter's headers for pages: the handshake sets its own."""
+        self.set_header(VERSION_HEADER, __version__)
+
+    async def prepare(self, **options: Any) -> None:
+        """Authenticate the request. Refuse a client without a login by a close code, because browsers hide why a handshake failed.
+
+        Pages of other origins without a token get a failed handshake, which tells them nothing about this server.
+        """
+        try:
+            await super().prepare(**options)
+        except NotLoggedIn as problem:
+            if not (self.presents_token or self.check_origin()):
+                raise
+            await self._refuse(UNAUTHORIZED, problem)
+
+    @property
+    def presents_token(self) -> bool:
+        """Return whether the request has a token, which may be wrong."""
+        return bool(token_of(self.identity_provider, self))
+
+    def check_origin(self, origin: str | None = None) -> bool:
+        """Apply Jupyter's check, except for a refused client, which only gets a close code."""
+        return self._refused is not None or bool(super().check_origin(origin))
+
+    async def _refuse(self, code: int, problem: OpenRuntimeError) -> None:
+        """Open the WebSocket and close it with `code` and the error's message. Raise the error if the request opens no WebSocket."""
+        if self._no_handshake() is not None:
+            raise problem
+        self._refused = code, str(problem)
+        await super().get()
 
     def admit(self) -> None:
-        """Count the connection. An exceeded limit is reported by a close code, because browsers hide why a handshake failed."""
+        """Count the connection. An exceeded limit is reported by a close code as well."""
         try:
             super().admit()
         except RateLimited as problem:
@@ -86,21 +124,22 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, BaseHandler):
         """Connect a WebSocket for live events.
 
         Each message is a JSON text with an `id` that never decreases. `connected`, `heartbeat` and `task_update` are always sent.
-        To get the topics `task_progress`, `task_output`, `ai_token` and `metrics`, send
-        `{"type": "subscribe", "topics": ["metrics"]}`; to stop them, send `unsubscribe`. A client that reads too slowly is
-        disconnected with code 1013 and can resume with `since`. A client that exceeds the limits for connections or requests is
-        disconnected with code 4029. When the server stops, the code is 1001.
+        To get the topics `task_progress`, `task_output`, `ai_token` and `metrics` from the first message on, name them in `topics`; to get
+        them later, send `{"type": "subscribe", "topics": ["metrics"]}`; to stop them, send `unsubscribe`. The close code tells why a
+        connection ended: 1001: the server stops; 1013: the client reads too slowly and can resume with `since`; 4001: the token is
+        missing or wrong; 4003: a permission is missing; 4029: the client exceeds a limit for connections or requests.
         `x-websocket` describes the messages, because OpenAPI cannot.
         """
         # All checks happen while the response can still be an HTTP error.
-        if not await self.allowed("read"):
-            raise NotAllowed("The permission to read openruntime is missing: ask the administrator of this server for it")
         if not self.check_origin():
             raise NotAllowed(OTHER_PAGE.format(self.get_origin()))
+        if not await self.allowed("read"):
+            await self._refuse(FORBIDDEN, NotAllowed(NO_PERMISSION))
+            return
         problem = self._no_handshake()
         if problem is not None:
             raise self._over_limit or problem
-        self._since = self.query(SinceQuery).since
+        self._query = self.query(EventsQuery)
         self._runtime = await self.runtime()
         await super().get()
 
@@ -128,16 +167,21 @@ class EventsSocket(WebSocketMixin, websocket.WebSocketHandler, BaseHandler):
         websocket.WebSocketHandler.open(self, *args, **kwargs)
         self.set_nodelay(True)
         if self._over_limit is not None:
-            self.close(TOO_MANY_REQUESTS, str(self._over_limit))
+            self._refused = TOO_MANY_REQUESTS, str(self._over_limit)
+        if self._refused is not None:
+            code, reason = self._refused
+            self.close(code, reason.encode()[:LONGEST_REASON].decode(errors="ignore"))
             return
-        bus = self._runtime.bus
+        bus, since = self._runtime.bus, self._query.since
         newest = bus.last_id
-        self._subscription, gap = bus.subscribe(("task_update",), self._since)
-        greeting: dict[str, Any] = {"type": "connected", "timestamp": iso(time.time()), "message": "Connected to OpenRuntime WebSocket"}
-        if self._since is not None:
+        self._subscription, gap = bus.subscribe(("task_update", *(self._query.topics or ())), since)
+        topics = sorted(self._subscription.topics)
+        message = "Connected to OpenRuntime WebSocket"
+        greeting: dict[str, Any] = {"type": "connected", "timestamp": iso(time.time()), "message": message, "topics": topics}
+        if since is not None:
             greeting["gap"] = gap
         # The id must be lower than that of all following events, including repeated ones.
-        first = Event(newest if self._since is None else min(self._since, newest), "connected", greeting)
+        first = Event(newest if since is None else min(since, newest), "connected", greeting)
         self._writer = self.services.in_background(self._write(first, self._subscription))
 
     async def _write(self, first: Event, subscription: Subscription) -> None:

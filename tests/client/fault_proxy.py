@@ -88,8 +88,10 @@ class FaultProxy:
 
 async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
+    try:
+        await asyncio.wait_for(writer.wait_closed(), 2)
+    except (OSError, asyncio.TimeoutError):
+        writer.transport.abort()
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -102,26 +104,28 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 def faults(target: str, *planned: Fault) -> Iterator[FaultProxy]:
     """Run a proxy of `target` during the block. At its end all planned faults must have been met."""
     proxy = FaultProxy(target, list(planned))
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+    loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
     ready = threading.Event()
 
     async def main() -> None:
+        stop = asyncio.Event()
+        loops.append((asyncio.get_running_loop(), stop))
         async with await asyncio.start_server(proxy.serve, "127.0.0.1", 0) as server:
             proxy.port = server.sockets[0].getsockname()[1]
             ready.set()
             await stop.wait()
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        while left := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left)
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     assert ready.wait(10)
     try:
         yield proxy
     finally:
+        ((loop, stop),) = loops
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)
-        loop.close()
     assert not [fault for fault in proxy.faults if fault.met < fault.times], "faults that no request met"

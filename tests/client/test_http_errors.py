@@ -17,6 +17,7 @@ from openruntime_jupyter.errors import (
     NotAllowed,
     NotConnected,
     OpenRuntimeError,
+    QueueFull,
     RateLimited,
     TaskConflict,
     TaskNotFound,
@@ -157,38 +158,44 @@ def test_a_server_that_never_answers_is_given_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "path", "kind"),
+    ("status", "code", "kind"),
     [
-        (401, "/tasks", NotAllowed),
-        (404, "/tasks/task_1", TaskNotFound),
-        (404, "/health", NotConnected),
-        (409, "/tasks/task_1", TaskConflict),
-        (429, "/tasks", RateLimited),
-        (503, "/tasks", Unavailable),
-        (500, "/tasks", OpenRuntimeError),
+        (401, None, NotAllowed),
+        (404, "task_not_found", TaskNotFound),
+        (404, "route_not_found", NotConnected),
+        (409, "task_conflict", TaskConflict),
+        (429, None, RateLimited),
+        (503, "queue_full", QueueFull),
+        (503, None, Unavailable),
+        (500, "internal_error", OpenRuntimeError),
     ],
 )
-def test_a_refusal_becomes_the_error_that_the_runtime_raised(status: int, path: str, kind: type[OpenRuntimeError]) -> None:
-    response = httpx.Response(
-        status, json={"status": "error", "error": "do this", "data": None}, request=httpx.Request("GET", f"http://x{path}")
-    )
+def test_a_refusal_becomes_the_error_that_the_runtime_raised(status: int, code: str | None, kind: type[OpenRuntimeError]) -> None:
+    data = {"code": code, "details": []} if code else None
+    body = {"status": "error", "error": "do this", "data": data}
+    response = httpx.Response(status, json=body, request=httpx.Request("GET", "http://x/tasks"))
     told = from_answer("http://x", response)
     assert isinstance(told, kind)
     assert "do this" in str(told)
 
 
 @pytest.mark.parametrize(
-    ("field", "kind"), [("operation", UnknownOperation), ("device_preference", UnknownDevice), ("priority", InvalidRequest)]
+    ("field", "code", "kind"),
+    [
+        ("operation", "unknown_operation", UnknownOperation),
+        ("device_preference", "unknown_device", UnknownDevice),
+        ("priority", "invalid_request", InvalidRequest),
+    ],
 )
-def test_a_wrong_value_keeps_its_details(field: str, kind: type[InvalidRequest]) -> None:
-    body = {"error": "no", "data": {"details": [{"field": field, "problem": "is wrong"}]}}
+def test_a_wrong_value_keeps_its_details(field: str, code: str, kind: type[InvalidRequest]) -> None:
+    body = {"error": "no", "data": {"code": code, "details": [{"field": field, "problem": "is wrong"}]}}
     told = from_answer("http://x", httpx.Response(422, json=body, request=httpx.Request("POST", "http://x/tasks")))
     assert type(told) is kind
     assert told.details == [{"field": field, "problem": "is wrong"}]
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("", 1.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 1.0)])
-def test_how_long_to_wait_comes_from_the_server(header: str, seconds: float) -> None:
+@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("", None), ("Fri, 31 Dec 1999 23:59:59 GMT", 1.0)])
+def test_how_long_to_wait_comes_from_the_server(header: str, seconds: float | None) -> None:
     response = httpx.Response(503, json={"error": "full"}, headers={"Retry-After": header}, request=httpx.Request("POST", "http://x/tasks"))
     assert from_answer("http://x", response).retry_after == seconds
 

@@ -11,7 +11,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from jupyter_server.serverapp import ServerApp
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
+from openruntime_jupyter import __version__
+from openruntime_jupyter.schemas.endpoints import VERSION_HEADER
+from openruntime_jupyter.schemas.problems import CODES
 from openruntime_jupyter.server.app import OpenRuntimeApp
 from tests.support import JUPYTER, STANDALONE, TOKEN, Server, running_server
 
@@ -52,13 +57,23 @@ def error_of(response: httpx.Response, status: int) -> Any:
     """Check status and shape of an error response, and return its envelope."""
     assert response.status_code == status, f"{response.status_code}: {response.text[:500]}"
     assert response.headers["Content-Type"] == "application/json"
+    assert response.headers[VERSION_HEADER] == __version__
     error = response.json()
     assert set(error) == {"status", "data", "error", "timestamp"}
     assert error["status"] == "error"
+    assert error["data"]["code"] in CODES
     assert error["error"]
     assert error["timestamp"].endswith("Z")
     assert "Traceback" not in response.text
     return error
+
+
+def refusal_of(url: str, headers: dict[str, str]) -> tuple[int, str]:
+    """Return code and reason with which the server closes a WebSocket before any message."""
+    with connect(url, additional_headers=headers, proxy=None) as socket, pytest.raises(ConnectionClosed) as caught:
+        socket.recv(timeout=10)
+    assert caught.value.rcvd is not None
+    return caught.value.rcvd.code, caught.value.rcvd.reason
 
 
 def raw_request(server: Server, verb: str, path: str, *headers: str, token: str = TOKEN) -> socket.socket:

@@ -71,7 +71,8 @@ def test_uploaded_array_is_computed_and_downloaded(server: Server) -> None:
     assert (safetensors.numpy.load(answer.content)["array"] == sent).all()
     known = fetch(server, "weights", Accept="application/json").json()
     assert (known["bytes"], known["leases"], known["size"]) == (48, 0, len(answer.content))
-    error_of(put(server, "weights", safetensors.numpy.save({"w": sent})), 409)
+    for other in (sent + 1, sent.reshape(4, 3), sent.astype(np.int32)):
+        error_of(put(server, "weights", safetensors.numpy.save({"w": other})), 409)
     assert server.request("DELETE", "/arrays/weights").json()["id"] == "weights"
     error_of(fetch(server, "weights"), 404)
     body = {"operation": "compute", "parameters": {"expression": "w", "inputs": {"w": {"array": "weights"}}}}
@@ -394,6 +395,22 @@ def test_running_upload_cannot_be_marked_ready(server: Server) -> None:
         wait_until(lambda: listed(server)["sending"]["state"] == "ready", 30.0, "the end of the upload")
     assert fetch(server, "sending").content[-2 * MB :] == b"\x07" * 2 * MB
     server.request("DELETE", "/arrays/sending")
+
+
+def test_repeated_upload_returns_existing_array(server: Server) -> None:
+    content = safetensors.numpy.save({"x": np.arange(2 * MB, dtype=np.float32)})
+    first = put(server, "twice", content)
+    again = put(server, "twice", content)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.json()["created_at"] == first.json()["created_at"]
+    with upload(server, "twice", content, len(content) // 2):
+        pass  # a repetition that breaks off leaves the array
+    error_of(put(server, "twice", content[:-4]), 422)
+    error_of(put(server, "twice", content[:-4] + b"\x00\x00\x00\x00"), 409)
+    assert fetch(server, "twice").content[-8 * MB :] == content[-8 * MB :]
+    server.request("DELETE", "/arrays/twice")
+    assert put(server, "twice", content).status_code == 201
+    server.request("DELETE", "/arrays/twice")
 
 
 @pytest.mark.parametrize("first_ends", ["complete", "broken off"])

@@ -38,6 +38,7 @@ def test_batch_response_has_outcome_of_each_task(standalone: Server) -> None:
     assert response.status_code == 202
     one, wrong, unknown, two = response.json()["tasks"]
     assert wrong["error"]["code"] == unknown["error"]["code"] == 422
+    assert (wrong["error"]["error_code"], unknown["error"]["error_code"]) == ("invalid_request", "unknown_operation")
     assert {detail["field"] for detail in wrong["error"]["details"]} == {"priority", "retries"}
     assert "nosuch" in unknown["error"]["message"]
     assert "parameters" not in one["task"] or one["task"]["parameters"] is None

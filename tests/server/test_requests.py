@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openruntime_jupyter.errors import InvalidRequest, MalformedRequest
-from openruntime_jupyter.schemas.queries import DeleteQuery, OutputQuery, SinceQuery, TasksQuery, WaitQuery
+from openruntime_jupyter.schemas.queries import DeleteQuery, EventsQuery, OutputQuery, TasksQuery, WaitQuery
 from openruntime_jupyter.schemas.tasks import TaskChange, TaskRequest, TaskState
 from openruntime_jupyter.server.http.requests import (
     Preference,
@@ -135,7 +135,7 @@ def test_empty_state_selects_all_states() -> None:
         (WaitQuery, {"wait": ["61"]}),
         (OutputQuery, {"since": ["1.5"]}),
         (DeleteQuery, {"purge": ["maybe"]}),
-        (SinceQuery, {"since": ["x"]}),
+        (EventsQuery, {"since": ["x"]}),
     ],
 )
 def test_invalid_query_parameter_is_named(model: type, given_: dict[str, list[str]]) -> None:

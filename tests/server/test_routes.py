@@ -14,7 +14,7 @@ from tornado import web
 from websockets.exceptions import InvalidStatus
 
 from openruntime_jupyter.server.routes import ID, ROUTES, routes
-from tests.server.conftest import error_of
+from tests.server.conftest import error_of, refusal_of
 from tests.support import Server
 
 VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -99,19 +99,27 @@ def test_denial_names_missing_permission(jupyter: Server) -> None:
     assert "read on resource: openruntime" in error_of(response, 403)["error"]
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "token wrong"}], ids=["none", "wrong"])
-def test_websocket_rejects_missing_login_before_upgrade(jupyter: Server, headers: dict[str, str]) -> None:
+WRONG = {"Authorization": "token wrong"}
+
+
+@pytest.mark.parametrize("headers", [{}, WRONG, {**WRONG, "Origin": "https://app.example"}], ids=["none", "wrong", "of another page"])
+def test_websocket_without_login_is_closed_with_reason(jupyter: Server, headers: dict[str, str]) -> None:
+    code, reason = refusal_of(jupyter.ws_url, headers)
+    assert code == 4001
+    assert reason.startswith("Not logged in")
+
+
+def test_websocket_of_other_page_without_token_gets_no_close_code(jupyter: Server) -> None:
     with pytest.raises(InvalidStatus) as caught:
-        websockets.sync.client.connect(jupyter.ws_url, additional_headers=headers, proxy=None)
+        websockets.sync.client.connect(jupyter.ws_url, additional_headers={"Origin": "https://app.example"}, proxy=None)
     assert caught.value.response.status_code == 403
-    assert b'"status":"error"' in (caught.value.response.body or b"")
 
 
-def test_websocket_applies_authorizer_before_upgrade(jupyter: Server) -> None:
-    for denied in ("*", "read:openruntime"):
-        with pytest.raises(InvalidStatus) as caught:
-            websockets.sync.client.connect(jupyter.ws_url, additional_headers={**jupyter.headers, "X-Deny": denied}, proxy=None)
-        assert caught.value.response.status_code == 403
+@pytest.mark.parametrize("denied", ["*", "read:openruntime"])
+def test_websocket_without_permission_is_closed_with_reason(jupyter: Server, denied: str) -> None:
+    code, reason = refusal_of(jupyter.ws_url, {**jupyter.headers, "X-Deny": denied})
+    assert code == 4003
+    assert "permission to read" in reason
 
 
 @pytest.mark.parametrize("way", ["token", "Bearer", "query"])

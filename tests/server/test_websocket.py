@@ -142,6 +142,31 @@ def test_topics_are_subscribed_by_message(standalone: Server) -> None:
         assert [told["type"] for told in until_silence(connection, 1.5)] in ([], ["heartbeat"])
 
 
+@pytest.mark.parametrize("query", ["?topics=task_output,task_progress", "?topics=task_output&topics=task_progress"])
+def test_topics_of_handshake_are_subscribed_from_first_message(standalone: Server, query: str) -> None:
+    with listening(standalone, query) as connection:
+        # Before any message is read, so that a subscription by message would miss the output.
+        task = standalone.submit("python", {"code": "print('hello')"})
+        assert read(connection)["topics"] == ["task_output", "task_progress", "task_update"]
+        output = read_until(connection, lambda told: told["type"] == "task_output")[-1]
+        assert output["data"]["task_id"] == task["task_id"]
+
+
+def test_unknown_topic_of_handshake_is_rejected_before_upgrade(standalone: Server) -> None:
+    with pytest.raises(InvalidStatus) as caught, listening(standalone, "?topics=everything"):
+        pass
+    assert caught.value.response.status_code == 422
+
+
+def test_output_has_same_shape_as_over_http(standalone: Server) -> None:
+    code = "print('hello')\ndisplay(3)"
+    with listening(standalone, "?topics=task_output") as connection:
+        task = standalone.submit("python", {"code": code})
+        told = read_until(connection, ended(task["task_id"]))
+    items = [item for message in told if message["type"] == "task_output" for item in message["data"]["items"]]
+    assert items == standalone.get(f"/tasks/{task['task_id']}/output")["items"]
+
+
 @pytest.mark.parametrize(
     "said",
     [

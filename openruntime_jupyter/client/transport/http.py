@@ -355,27 +355,27 @@ def from_answer(where: str, response: httpx.Response) -> OpenRuntimeError:
     """Return the runtime's error for an HTTP error response."""
     try:
         body = response.json()
-        message, details = body["error"], (body.get("data") or {}).get("details") or []
+        message, data = body["error"], body.get("data") or {}
+        details = data.get("details") or []
         if not isinstance(message, str):
             raise TypeError(message)
     except (ValueError, KeyError, TypeError, AttributeError):
         if response.status_code in (401, 403):
             return NotAllowed(f"{where} denied access (status {response.status_code}): pass the server's token to connect()")
         return not_openruntime(where, response)
-    return error_of(response.status_code, message, details, _seconds(response.headers.get("retry-after")) or 1.0, response.url.path)
+    return error_of(response.status_code, data.get("code"), message, details, _seconds(response.headers.get("retry-after")))
 
 
 def _temporary(response: httpx.Response) -> bool:
     """Return whether a retry can help: the server says when, or a proxy can't reach it."""
-    status, headers = response.status_code, response.headers
-    if status in (429, 503):
-        return "retry-after" in headers or not headers.get("content-type", "").startswith(JSON)
-    return status in (502, 504)
+    if response.headers.get("content-type", "").startswith(JSON):
+        return "retry-after" in response.headers
+    return response.status_code in (429, 502, 503, 504)
 
 
 def _seconds(header: str | None) -> float | None:
     """Return the seconds of a `Retry-After` header, or None without one. A date, which proxies may send, becomes a second."""
     try:
-        return None if header is None else max(0.0, float(header))
+        return max(0.0, float(header)) if header else None
     except ValueError:
         return 1.0

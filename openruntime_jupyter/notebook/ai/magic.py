@@ -15,12 +15,11 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.display import display
 
-from openruntime_jupyter.ai.model_selection import NOTHING
 from openruntime_jupyter.ai.number_check import unverified_numbers_of
 from openruntime_jupyter.ai.workflows import SYSTEM_ANALYSIS, WORKFLOWS
 from openruntime_jupyter.client.ai_response import CodeBlock, Reply
 from openruntime_jupyter.client.handles import PromptHandle
-from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
+from openruntime_jupyter.errors import InvalidRequest, NoModel, OpenRuntimeError
 from openruntime_jupyter.notebook.ai.batch import ask_rows
 from openruntime_jupyter.notebook.ai.context import describe, fill, user_variables
 from openruntime_jupyter.notebook.ai.last_error import last_failure
@@ -128,10 +127,8 @@ def readable_errors() -> Iterator[None]:
         yield
     except InvalidRequest as problem:
         raise one_line(problem, PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", str(problem))) from None
-    except Unavailable as problem:
-        if str(problem) == NOTHING:  # over HTTP a full queue is the same type
-            raise one_line(problem, "No model is available for prompts: the card above explains the setup", card=NoProvider()) from None
-        raise
+    except NoModel as problem:
+        raise one_line(problem, "No model is available for prompts: the card above explains the setup", card=NoProvider()) from None
 
 
 FIX_PROMPT = (

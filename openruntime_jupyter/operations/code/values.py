@@ -106,7 +106,7 @@ def dump(value: Any, what: str, context: TaskContext) -> tuple[bytes, str]:
 def no_room(value: Any, what: str, problem: StorageUnavailable, context: TaskContext) -> StorageUnavailable:
     """Return the error for a result that does not fit on the disk, with its total size."""
     kind, size = type(value).__name__, gigabytes(context.measure(value))
-    return StorageUnavailable(f"{what} ({kind} of {size}): {problem}", problem.retry_after or 1.0)
+    return StorageUnavailable(f"{what} ({kind} of {size}): {problem}", problem.retry_after)
 
 
 def not_picklable(value: Any, what: str, problem: Exception) -> TypeError:

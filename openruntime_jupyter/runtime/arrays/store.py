@@ -141,6 +141,11 @@ class ArrayStore:
         record.allocated = True
         return self._info(record)
 
+    def complete(self, name: str) -> ArrayInfo | None:
+        """Return the complete array of that name, or None."""
+        record = self._found(name)
+        return None if record is None or not record.ready or record.delete_pending else self._info(record)
+
     def require_free(self, name: str) -> None:
         """Raise `ArrayConflict` or `InvalidRequest` if clients may not send an array of that name."""
         record = self._found(name)

@@ -1,4 +1,7 @@
-"""Upload of an array: parses the header, allocates the file, and writes chunks on a thread as they arrive."""
+"""Upload of an array: parses the header, allocates the file, and writes chunks on a thread as they arrive.
+
+An upload of an array that exists is compared with it, so that clients can repeat an upload whose response was lost.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from openruntime_jupyter.arrays import array_layout, blocks
+from openruntime_jupyter.arrays import array_file, array_layout, blocks
 from openruntime_jupyter.arrays.array_layout import BadTensor, Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
 from openruntime_jupyter.schemas.arrays import ArrayInfo
@@ -22,13 +25,17 @@ CHUNK = 1 << 20
 
 @dataclass(slots=True)
 class _Target:
-    """Destination of the elements: `at` is the offset of the next byte, `end` the size of the file."""
+    """Destination of the elements: `at` is the offset of the next byte, `end` the size of the file.
+
+    `existing` is the complete array with which the elements are compared, or None for a new array.
+    """
 
     array_id: str
     path: str
     descriptor: int
     at: int
     end: int
+    existing: ArrayInfo | None = None
 
 
 class Upload:
@@ -43,8 +50,13 @@ class Upload:
         self._stack = contextlib.ExitStack()
         self._done = False
 
+    @property
+    def repeated(self) -> bool:
+        """Return whether the array existed before."""
+        return self._target is not None and self._target.existing is not None
+
     async def write(self, chunk: bytes) -> None:
-        """Write the next chunk; raises `InvalidRequest` and the errors of `ArrayStore.allocate`."""
+        """Write the next chunk; raises `InvalidRequest`, the errors of `ArrayStore.allocate`, and `ArrayConflict` for another array."""
         self._buffer += chunk
         if self._target is None:
             layout = self._header()
@@ -70,6 +82,13 @@ class Upload:
         return layout
 
     async def _begin(self, layout: Layout) -> None:
+        existing = self._store.complete(self._id)
+        if existing is not None and (tuple(existing.shape), existing.dtype) == (layout.shape, layout.dtype):
+            path = str(existing.path)
+            descriptor = await asyncio.to_thread(array_file.open_for_reading, path, existing.id)
+            self._stack.callback(os.close, descriptor)
+            self._target = _Target(existing.id, path, descriptor, existing.size - existing.bytes, existing.size, existing)
+            return
         info = await self._store.place_for(self._id, layout, self._owner)
         if self._done:  # the client disconnected during the allocation
             await self._store.remove(info.id)
@@ -93,7 +112,10 @@ class Upload:
         self._buffer.clear()
         if target.at + len(data) > target.end:
             raise InvalidRequest.of("body", "has more bytes than the array in its header")
-        await asyncio.to_thread(_write_all, target.descriptor, data, target.at)
+        if target.existing is None:
+            await asyncio.to_thread(_write_all, target.descriptor, data, target.at)
+        elif await asyncio.to_thread(os.pread, target.descriptor, len(data), target.at) != data:
+            self._store.require_free(self._id)
         target.at += len(data)
 
     async def finish(self) -> ArrayInfo:
@@ -105,7 +127,7 @@ class Upload:
             raise InvalidRequest.of("body", f"ends {self._target.end - self._target.at:,} bytes before the end of the array")
         if not self._is_same_file(self._target):
             raise ArrayConflict(f"The array {self._target.array_id!r} was deleted during the upload")
-        info = await self._store.ready(self._target.array_id, sent=True)
+        info = self._target.existing or await self._store.ready(self._target.array_id, sent=True)
         self._done = True
         self._stack.close()
         return info
@@ -115,7 +137,7 @@ class Upload:
         if self._done:
             return
         self._done = True
-        unchanged = self._target is not None and self._is_same_file(self._target)
+        unchanged = self._target is not None and not self.repeated and self._is_same_file(self._target)
         self._stack.close()
         if self._target is not None and unchanged:
             with contextlib.suppress(ArrayNotFound):  # already deleted

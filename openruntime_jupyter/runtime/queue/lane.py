@@ -309,7 +309,7 @@ class Admission:
     def check(self, needs: int | None, lane: Lane) -> None:
         """Raise `MemoryRefused` with both sizes if the task can never fit."""
         if needs is not None and needs > self.total(lane):
-            raise MemoryRefused(needs, self.total(lane))
+            raise MemoryRefused.because(needs, self.total(lane))
 
     def blocked_reason(self, lane: Lane, entry: Entry) -> Blocked | None:
         """Return why a task can't start now, or None. Idle models are unloaded for it."""

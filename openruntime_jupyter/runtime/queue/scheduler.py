@@ -442,7 +442,7 @@ class DeviceDiscovery:
                 # The caller's environment may have the package that the server's lacks.
                 await self._open(interpreter)
                 return
-            raise Unavailable(str(problem), retry_after=30.0) from problem
+            raise Unavailable(str(problem), retry_after=None if isinstance(problem, NoBackend) else 30.0) from problem
 
     async def _open(self, interpreter: str | None) -> None:
         try:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from openruntime_jupyter.errors import InvalidRequest, TaskConflict
+from openruntime_jupyter.errors import IdempotencyKeyInUse, InvalidRequest, TaskConflict
 from openruntime_jupyter.runtime.storage.rows import ROW, TaskRecord, task_of, title_of, write_or_raise
 from openruntime_jupyter.runtime.storage.schema import STATES
 from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput
@@ -289,7 +289,7 @@ def write_all(connection: sqlite3.Connection, records: list[TaskRecord], key: tu
     if key is not None and records:
         owner, name, fingerprint = key
         if remember_key(connection, owner, name, records[0].id, fingerprint, records[0].runtime, now) is not None:
-            raise TaskConflict("Another server is using this Idempotency-Key: repeat the request to get its tasks")
+            raise IdempotencyKeyInUse("Another server is using this Idempotency-Key: repeat the request to get its tasks")
     return [record for record in records if record.write(connection, known=False)]
 
 

@@ -239,7 +239,7 @@ class SchemaTooNew(StorageUnavailable):
         super().__init__(
             f"The history {path} has schema version {found}, and this release of openruntime-jupyter supports versions up to {known}: "
             "upgrade it, or choose another `data_dir`. Until then tasks are not recorded, and asynchronous tasks are rejected.",
-            retry_after=3600.0,
+            retry_after=None,
         )
 
 

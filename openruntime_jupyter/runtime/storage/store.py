@@ -426,7 +426,7 @@ class History:
     def _check_writable(self) -> None:
         self._check_open()
         if self._refusal is not None:
-            raise StorageUnavailable(self._refusal, retry_after=3600.0)
+            raise StorageUnavailable(self._refusal, retry_after=None)
 
     async def _flush(self, seconds: float = READ_AFTER_SECONDS) -> None:
         """Write everything that waits, and wait up to `seconds` until each write has succeeded or failed."""

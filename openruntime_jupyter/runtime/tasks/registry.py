@@ -229,7 +229,7 @@ class TaskRegistry:
             items, following = entry.output.read(entry.published)
             entry.published = following
             if items:
-                body = [item.model_dump(exclude_none=True) for item in items]
+                body = [item.model_dump() for item in items]
                 self._bus.publish(
                     "task_output", {"type": "task_output", "data": {"task_id": entry.task_id, "items": body, "next": following}}
                 )

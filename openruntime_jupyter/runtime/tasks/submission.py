@@ -264,7 +264,7 @@ class TaskSubmission:
                 await self.need_lanes(checked.interpreter)
             return self._lanes.place(preference)
         if self._lanes.remote is None:
-            raise Unavailable(f"This runtime has no provider for {checked.operation.name!r}", retry_after=60.0)
+            raise Unavailable(f"This runtime has no provider for {checked.operation.name!r}", retry_after=None)
         return self._lanes.remote
 
     def _require_open(self) -> None:

@@ -17,10 +17,11 @@ from openruntime_jupyter.runtime.arrays.upload import Upload
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayRequest
 from openruntime_jupyter.schemas.endpoints import BINARY, ENVELOPE, JSON, SAFETENSORS
+from openruntime_jupyter.schemas.problems import HTTP_CODES
 from openruntime_jupyter.schemas.values import LEASE_HEADER, LEASED
 from openruntime_jupyter.server.auth.identity import owner_of
 from openruntime_jupyter.server.http.base import Handler, serves
-from openruntime_jupyter.server.http.errors import envelope
+from openruntime_jupyter.server.http.errors import Problem, envelope
 from openruntime_jupyter.server.http.requests import preferred
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class ArrayHandler(_ArrayBaseHandler):
             raise BodyTooLarge(
                 f"The array is larger than the limit of {gigabytes(store.quota)} for all arrays: raise OpenRuntimeApp.array_bytes"
             )
-        store.require_free(array_id)
+        if store.complete(array_id) is None:
+            store.require_free(array_id)
         self.request.connection.set_max_body_size(limit)  # type: ignore[union-attr]
         self._upload = Upload(store, array_id, owner_of(self.user))
 
@@ -129,10 +131,13 @@ class ArrayHandler(_ArrayBaseHandler):
 
     @serves(api.PUT_ARRAY)
     async def put(self, array_id: str) -> None:
-        """Upload the complete array as a safetensors file."""
+        """Upload the complete array as a safetensors file.
+
+        An upload whose response was lost can be repeated: the same shape, element type and bytes return the array with 200.
+        """
         assert self._upload is not None
         info = await self._upload.finish()
-        self.reply(self.visible_info((await self.runtime()).arrays, info), 201)
+        self.reply(self.visible_info((await self.runtime()).arrays, info), 200 if self._upload.repeated else 201)
 
     def on_connection_close(self) -> None:
         """Delete an incomplete upload when the client disconnects."""
@@ -208,9 +213,8 @@ class ArrayHandler(_ArrayBaseHandler):
         if begin > end or (first and last and int(last) < begin):
             self.set_status(416)
             self.set_header("Content-Range", f"bytes */{size}")
-            self.finish(
-                to_json(envelope(None, f"The file has {size} bytes: request a range within them")), set_content_type="application/json"
-            )
+            problem = Problem(416, HTTP_CODES[416], f"The file has {size} bytes: request a range within them")
+            self.finish(to_json(envelope(problem)), set_content_type="application/json")
             return None
         self.set_status(206)
         self.set_header("Content-Range", f"bytes {begin}-{end}/{size}")

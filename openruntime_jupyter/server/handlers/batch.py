@@ -97,7 +97,7 @@ def _item(answer: Answer, *, brief: bool) -> BatchItem:
         return BatchItem.model_construct(task=answer)
     problem = _problem(answer)
     if brief:
-        problem = BatchProblem(code=problem.code, message=problem.message[:LONGEST_PROBLEM], retry_after=problem.retry_after)
+        problem = problem.model_copy(update={"message": problem.message[:LONGEST_PROBLEM], "details": None})
     return BatchItem.model_construct(error=problem)
 
 
@@ -106,6 +106,7 @@ def _problem(error: OpenRuntimeError) -> BatchProblem:
     retry_after = problem.headers.get("Retry-After")
     return BatchProblem(
         code=problem.status,
+        error_code=problem.code,
         message=problem.message,
         details=[Detail.model_validate(detail) for detail in problem.details] if problem.details else None,
         retry_after=int(retry_after) if retry_after else None,

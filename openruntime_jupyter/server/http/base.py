@@ -18,14 +18,15 @@ from pydantic_core import to_json
 from tornado import web
 from tornado.iostream import StreamClosedError
 
+from openruntime_jupyter import __version__
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.large import LARGE, in_thread
 from openruntime_jupyter.schemas.ai import AiTask
-from openruntime_jupyter.schemas.endpoints import ENVELOPE, Endpoint
+from openruntime_jupyter.schemas.endpoints import ENVELOPE, VERSION_HEADER, Endpoint
 from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.server.auth.identity import ExplainedRefusal, LocalUser, OwnUser, owner_of
 from openruntime_jupyter.server.http.errors import envelope, enveloped, problem_of
-from openruntime_jupyter.server.http.requests import Preference, read_json, read_query
+from openruntime_jupyter.server.http.requests import Preference, QueryModel, read_json, read_query
 from openruntime_jupyter.server.services import SERVICES, STALLED_SECONDS, Services
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ SLOWEST = 10_000
 """Minimum mean speed of a body in bytes per second after its first `STALLED_SECONDS`."""
 MOST_HELD = 128_000_000
 """Maximum size of all bodies together that are not parsed yet, in bytes. Small bodies are received beyond it."""
+
+
+class NotLoggedIn(NotAllowed):
+    """Request without a valid token or login."""
+
 
 NOT_LOGGED_IN = "Not logged in: log in, or send the server's token as `Authorization: token <token>`"
 OTHER_PAGE = "Pages from {} are not allowed to use this server: set ServerApp.allow_origin, or send the token"
@@ -90,6 +96,11 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
     is_websocket = False
     _leave: Callable[[], None] | None = None
     _left = False
+
+    def set_default_headers(self) -> None:
+        """Add the version of this package to every response, including errors."""
+        super().set_default_headers()
+        self.set_header(VERSION_HEADER, __version__)
 
     @property
     def services(self) -> Services:
@@ -168,9 +179,9 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
                 raise NotAllowed(OTHER_PAGE.format(self.request.headers.get("Origin"))) from None
             if problem.status_code != 403 or self.user is not None:
                 raise
-            raise NotAllowed(self.refusal or NOT_LOGGED_IN) from None
+            raise NotLoggedIn(self.refusal or NOT_LOGGED_IN) from None
         if self.user is None and self.request.method != "OPTIONS":
-            raise NotAllowed(self.refusal or NOT_LOGGED_IN)
+            raise NotLoggedIn(self.refusal or NOT_LOGGED_IN)
 
     async def allowed(self, action: str, resource: str = RESOURCE) -> bool:
         """Return True if the authorizer allows this action of the user."""
@@ -199,7 +210,7 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
         assert self.services.ai is not None
         return self.services.ai
 
-    def query(self, model: type[Model]) -> Model:
+    def query(self, model: type[QueryModel]) -> QueryModel:
         """Return the query as a `model`; raises `InvalidRequest`."""
         return read_query(model, {name: self.get_query_arguments(name) for name in model.model_fields})
 
@@ -213,7 +224,7 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
         if problem.status == 405:
             self.set_header("Allow", ", ".join(self.verbs()))
         self.set_header("Content-Type", "application/json")
-        self.finish(to_json(envelope({"details": problem.details} if problem.details else None, problem.message)))
+        self.finish(to_json(envelope(problem)))
 
     def _log(self) -> None:
         """Write the access log like Jupyter, but log status 503 as a warning, because it is not a fault of the server."""

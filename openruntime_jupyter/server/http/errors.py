@@ -12,7 +12,7 @@ from tornado import web
 
 from openruntime_jupyter import errors
 from openruntime_jupyter.schemas.base import timestamp
-from openruntime_jupyter.schemas.problems import status_of
+from openruntime_jupyter.schemas.problems import HTTP_CODES, code_of, status_of
 
 ADVICE = {
     400: "The request could not be read: see GET /operations and the API reference for the expected format",
@@ -40,6 +40,7 @@ class Problem:
     """HTTP representation of an error."""
 
     status: int
+    code: str
     message: str
     details: list[dict[str, str]] | None = None
     headers: dict[str, str] = field(default_factory=dict)
@@ -55,7 +56,7 @@ def problem_of(error: BaseException | None, status: int = 500) -> Problem:
     if isinstance(error, web.HTTPError):
         return _from_tornado(error)
     if error is None and status < 500:
-        return Problem(status, ADVICE.get(status, "The request was rejected"))
+        return _of_http(status, ADVICE.get(status, "The request was rejected"))
     return unexpected(error)
 
 
@@ -63,7 +64,7 @@ def unexpected(error: BaseException | None) -> Problem:
     """Log an unexpected error and return a generic problem with the id of the log entry."""
     name = uuid.uuid4().hex[:12]
     log.error("Error %s: %r", name, error, exc_info=error)
-    return Problem(500, f"Internal server error {name}: ask the administrator to look up the id in the server's log")
+    return _of_http(500, f"Internal server error {name}: ask the administrator to look up the id in the server's log")
 
 
 def _expected(error: errors.OpenRuntimeError) -> Problem:
@@ -71,11 +72,11 @@ def _expected(error: errors.OpenRuntimeError) -> Problem:
     if status is None or status == 500:
         return unexpected(error)
     headers = {}
-    if status in (429, 503):
+    if error.retry_after is not None:
         # Whole seconds, and at least 1, because clients would retry in a busy loop with 0.
-        headers["Retry-After"] = str(max(1, round(error.retry_after or 5)))
+        headers["Retry-After"] = str(max(1, round(error.retry_after)))
     details = error.details or None if isinstance(error, errors.InvalidRequest) else None
-    return Problem(status, str(error)[:LONGEST_ERROR], details, headers)
+    return Problem(status, code_of(error), str(error)[:LONGEST_ERROR], details, headers)
 
 
 def _from_tornado(error: web.HTTPError) -> Problem:
@@ -89,12 +90,17 @@ def _from_tornado(error: web.HTTPError) -> Problem:
         # Jupyter's message has details such as the missing permission.
         detail = error.log_message % error.args if error.args else error.log_message
         message = f"{detail.rstrip('.')}. {XSRF if '_xsrf' in detail or 'XSRF' in detail else message}"
-    return Problem(status, message)
+    return _of_http(status, message)
 
 
-def envelope(data: Any, error: str) -> dict[str, Any]:
+def _of_http(status: int, message: str) -> Problem:
+    return Problem(status, HTTP_CODES.get(status, HTTP_CODES[400]), message)
+
+
+def envelope(problem: Problem) -> dict[str, Any]:
     """Return the envelope of an error, as defined by the reference."""
-    return {"status": "error", "data": data, "error": error, "timestamp": timestamp(time.time())}
+    data = {"code": problem.code, "details": problem.details or []}
+    return {"status": "error", "data": data, "error": problem.message, "timestamp": timestamp(time.time())}
 
 
 def enveloped(data: bytes) -> bytes:

@@ -15,11 +15,12 @@ from pydantic_core import from_json
 from openruntime_jupyter.errors import BodyTooLarge, InvalidRequest, MalformedRequest
 from openruntime_jupyter.operations.base import validated
 from openruntime_jupyter.runtime.large import LARGE
-from openruntime_jupyter.schemas.queries import LONGEST_WAIT
+from openruntime_jupyter.schemas.queries import LONGEST_WAIT, Query
 
 LONGEST_KEY = 255
 
 Model = TypeVar("Model", bound=BaseModel)
+QueryModel = TypeVar("QueryModel", bound=Query)
 
 MOST_VALUES = 150_000
 """Maximum number of values in a JSON body: parsing or validating more of them would hold the interpreter's lock for over 50 ms."""
@@ -116,7 +117,7 @@ def _numbers(value: Any) -> Iterator[float]:
             yield item
 
 
-def read_query(model: type[Model], given: dict[str, list[str]]) -> Model:
+def read_query(model: type[QueryModel], given: dict[str, list[str]]) -> QueryModel:
     """Return the query as a `model`. If a single-valued parameter is repeated, the last value counts.
 
     Raises `InvalidRequest` with all invalid parameters.
@@ -124,7 +125,7 @@ def read_query(model: type[Model], given: dict[str, list[str]]) -> Model:
     values: dict[str, Any] = {}
     for name in model.model_fields:
         if given.get(name):
-            values[name] = given[name] if name == "state" else given[name][-1]
+            values[name] = given[name] if name in model.repeatable else given[name][-1]
     return validated(model, values)
 
 

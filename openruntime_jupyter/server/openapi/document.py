@@ -15,8 +15,8 @@ from tornado import web
 from openruntime_jupyter import __version__
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.schemas import insights
-from openruntime_jupyter.schemas.batch import BatchAnswer, ResultsAnswer
-from openruntime_jupyter.schemas.endpoints import ENVELOPE, JSON, TAGS, Answer, Endpoint, Header
+from openruntime_jupyter.schemas.batch import BatchAnswer, BatchProblem, ResultsAnswer
+from openruntime_jupyter.schemas.endpoints import ENVELOPE, JSON, TAGS, VERSION_HEADER, Answer, Endpoint, Header
 from openruntime_jupyter.schemas.problems import ErrorEnvelope
 from openruntime_jupyter.schemas.system import Health, ServiceInfo, Session, SystemMetrics, Worker
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage
@@ -35,7 +35,10 @@ ABOUT = f"""One shared, visible, killable queue for MLX work.
 
 Bodies are JSON, UTF-8. Times are UTC in ISO 8601 and end in `Z`. Sizes are in bytes and durations in seconds, unless the name has
 another unit. Unknown values are `null`. All errors are an `ErrorEnvelope`. To get the envelope for successful responses as well, send
-`Accept: {ENVELOPE}`. All routes with `GET` support `HEAD`."""
+`Accept: {ENVELOPE}`. All routes with `GET` support `HEAD`.
+
+Every response has the header `{VERSION_HEADER}`. Errors have a code for programs in `data.code`. Responses with status 503 have the header
+`Retry-After` only if a retry can succeed, and those with status 409 and the code `idempotency_key_in_use` have it as well."""
 
 ALWAYS = {
     400: "The body is invalid JSON, compressed, or not sent as `application/json`.",
@@ -50,7 +53,7 @@ ALWAYS = {
 """Errors of every method: status and reason."""
 NOT_FOUND = "Unknown id."
 INVALID = "Invalid value, field, operation or device; `data.details` lists the first 20 problems."
-RETRY_AFTER = Header("Retry-After", "Seconds to wait before a retry.", {"type": "integer", "minimum": 1})
+RETRY_AFTER = Header("Retry-After", "Seconds to wait before a retry. Absent if a retry cannot succeed.", {"type": "integer", "minimum": 1})
 
 SECURITY_SCHEMES: dict[str, Schema] = {
     "token": {
@@ -380,19 +383,21 @@ INSIGHTS: dict[str, Any] = {
 }
 DETAIL = {"field": "priority", "problem": "must be less than or equal to 10"}
 ERROR = "priority: must be less than or equal to 10"
+INVALID_PRIORITY = _example(BatchProblem, code=422, error_code="invalid_request", message=ERROR, details=[DETAIL])
+UNKNOWN_TASK = _example(BatchProblem, code=404, error_code="task_not_found", message="Unknown task 'task_0'")
 
 EXAMPLES: dict[type[BaseModel], list[Any]] = {
     ServiceInfo: [{"name": "OpenRuntime", "version": "2.0.0", "status": "running"}],
-    ErrorEnvelope: [{"status": "error", "data": {"details": [DETAIL]}, "error": ERROR, "timestamp": NOW}],
+    ErrorEnvelope: [{"status": "error", "data": {"code": "invalid_request", "details": [DETAIL]}, "error": ERROR, "timestamp": NOW}],
     ResultsAnswer: [
         {
             "results": [
                 {"task_id": TASK["task_id"], "task": TASK},
-                {"task_id": "task_0", "error": {"code": 404, "message": "Unknown task 'task_0'", "details": None, "retry_after": None}},
+                {"task_id": "task_0", "error": UNKNOWN_TASK},
             ]
         }
     ],
-    BatchAnswer: [{"tasks": [{"task": TASK}, {"error": {"code": 422, "message": ERROR, "details": [DETAIL], "retry_after": None}}]}],
+    BatchAnswer: [{"tasks": [{"task": TASK}, {"error": INVALID_PRIORITY}]}],
     Task: [TASK],
     TaskPage: [{"tasks": [TASK], "total_count": 1250, "next_before": TASK["task_id"], "timestamp": NOW}],
     TaskOutput: [

@@ -21,7 +21,7 @@ from tests.support import Home
 def test_missing_model_shows_setup_card(tmp_path: Path) -> None:
     with running_kernel(Home(tmp_path), {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": os.fspath(tmp_path)}) as kernel:
         cell = kernel.run("%%openruntime ai --out answer\nhello")
-        assert cell.error["ename"] == "Unavailable"
+        assert cell.error["ename"] == "NoModel"
         assert len(error_of(cell).splitlines()) == 1
         card = cell.shown()[0]
         assert "%openruntime pull" in card
