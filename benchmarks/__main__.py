@@ -25,6 +25,7 @@ NAMES = (
     "sampler",
     "soak",
     "schemathesis",
+    "sdk",
     "start",
 )
 

@@ -57,7 +57,7 @@ class ArrayData:
         Raises
         ------
         InvalidRequest
-            If `value` is no buffer, or does not have that shape and type.
+            If `value` has no buffer, or not that shape and type.
         """
         if isinstance(value, ArrayData):
             value, shape, dtype = value.data, value.shape if shape is None else shape, dtype or value.dtype
@@ -157,7 +157,7 @@ class Arrays:
         """Send an array under a name, and return its metadata. See `ArrayData.of` for `value`, `shape` and `dtype`.
 
         Raises `InvalidRequest` for an invalid value or name, `ArrayConflict` if another array has that name, and `StorageUnavailable`
-        if there is no space.
+        if it does not fit.
         """
         return upload(self._backend, name, ArrayData.of(value, shape, dtype))
 

@@ -208,7 +208,7 @@ class BaseClient:
             return PromptHandle(self.backend, record(self.backend, asked.task_id), asked.left_out)
 
     def task(self, task_id: str) -> TaskHandle:
-        """Return the handle of a task by id, submitted from any notebook; a `PromptHandle` for AI tasks. Raises `TaskNotFound`.
+        """Return the handle of a task by id, submitted by any program; a `PromptHandle` for AI tasks. Raises `TaskNotFound`.
 
         A beginning of the id is enough if it is unique among the newest tasks.
         """
@@ -296,9 +296,9 @@ class BaseClient:
         if len(mine) == 1:
             return mine[0]
         if mine:
-            raise InvalidRequest.of("session", f"{len(mine)} sessions of this notebook are called {session!r}. Give the id: {_ids(mine)}")
+            raise InvalidRequest.of("session", f"{len(mine)} sessions here are called {session!r}. Give the id: {_ids(mine)}")
         where = f"; other notebooks have {_ids(named)}: give the id" if named else f"; open sessions: {_ids(sessions)}"
-        raise SessionNotFound(f"This notebook has no session {session!r}{where}")
+        raise SessionNotFound(f"{'This notebook' if file else 'This process'} has no session {session!r}{where}")
 
     def devices(self) -> list[Device]:
         """Return the compute devices."""

@@ -184,8 +184,8 @@ class TaskHandle:
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the task and return its result.
 
-        The result is the operation's output dict, or an array or a tuple of arrays for operations with `return_arrays`. The handles of
-        a `Client` that runs Python code read the results of that code too; see `submit_call` and `submit_code`.
+        The result is the operation's output dict, or an array or a tuple of arrays for operations with `return_arrays`. Clients that
+        transfer Python objects return the function's value for `call` and a dict of the outputs by name for `python`.
 
         Raises `TaskFailed`, `WorkerDied`, `TaskTimedOut`, `TaskCancelled` or `TaskInterrupted` with the task's traceback in the
         message, and `TimeoutError` if the task has not ended after `timeout` seconds. The task then keeps running.

@@ -14,6 +14,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
+from openruntime_jupyter.client.array_data import download
 from openruntime_jupyter.client.base import Options
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport import retry
@@ -76,6 +77,13 @@ def test_lost_upload_is_sent_again(server: Server) -> None:
     with client_behind(server, Fault("PUT", f"/arrays/{name}", lose=True)) as client:
         client.arrays.put(name, np.arange(6.0))
         assert client.arrays.get(name).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_broken_download_continues_where_it_was(server: Server) -> None:
+    name, value = f"cut-{uuid4().hex}", np.arange(400_000)
+    with client_behind(server, Fault("GET", f"/arrays/{name}", times=2, cut_after=1_500_000)) as client:
+        client.arrays.put(name, value)
+        assert np.asarray(download(client.backend, name)).tolist() == value.tolist()
 
 
 def test_interrupt_ends_wait_before_retry(server: Server) -> None:

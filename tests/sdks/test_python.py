@@ -19,6 +19,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from openruntime_jupyter.client.async_base import BaseAsyncClient
+from openruntime_jupyter.client.base import BaseClient
 from tests.ai.provider_server import providing
 from tests.server.ai_support import KEY, profile, steered
 from tests.support import STANDALONE, Server, running_server
@@ -170,3 +172,10 @@ def test_examples_of_readme_run(python: Path, server: Server) -> None:
     assert "float32 (2, 2) [[1.0, 2.0], [3.0, 4.0]]" in shown
     assert "[0, 1, 4]" in shown
     assert shown[-1].startswith("[{'field': 'parameters.size'")
+
+
+def test_asynchronous_client_has_the_methods_of_the_client() -> None:
+    def public(kind: type) -> set[str]:
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    assert public(BaseClient) - public(BaseAsyncClient) == {"follow_session", "leave", "where"}

@@ -125,16 +125,26 @@ class HttpBackend:
         return self._parsed(PUT_ARRAY, self._send(PUT_ARRAY, path, pieces, headers=headers, timeout=timeout))
 
     def download(self, array_id: str) -> Iterator[bytes]:
-        """Yield the safetensors file of an array in chunks."""
-        with self._streamed(GET_ARRAY.url(array_id), SAFETENSORS) as answer:
-            yield from answer.iter_bytes(PIECE)
+        """Yield the safetensors file of an array in chunks. A download that breaks continues where it was."""
+        retries, received = Retries(), 0
+        while True:
+            try:
+                with self._streamed(GET_ARRAY.url(array_id), SAFETENSORS, {"Range": f"bytes={received}-"} if received else {}) as answer:
+                    skipped = 0 if answer.status_code == httpx.codes.PARTIAL_CONTENT else received
+                    for piece in answer.iter_bytes(PIECE):
+                        new, skipped = piece[skipped:], max(0, skipped - len(piece))
+                        received += len(new)
+                        yield new
+                return
+            except (NotConnected, Unavailable) as problem:
+                _retry(retries, problem)
 
     def tokens(self, task_id: str, since: int = 0) -> Iterator[tuple[int, str]]:
         """Stream the text of an AI task. A stream that breaks, or is silent for `patience` seconds, continues where it was."""
         retries = Retries()
         while True:
             try:
-                with self._streamed(STREAM_TOKENS.url(task_id), EVENT_STREAM, {"since": str(since)}) as answer:
+                with self._streamed(f"{STREAM_TOKENS.url(task_id)}?since={since}", EVENT_STREAM) as answer:
                     for event, data in events(answer.iter_lines()):
                         if event == "task":  # the last event
                             return
@@ -142,14 +152,9 @@ class HttpBackend:
                             piece = json.loads(data)
                             since, retries = piece["index"] + len(piece["text"]), Retries()
                             yield piece["index"], piece["text"]
-                problem: OpenRuntimeError = NotConnected(BROKEN.format(where=self.where))
-                again = retries.wait()
-            except (NotConnected, Unavailable) as failed:
-                problem = failed
-                again = isinstance(failed.__cause__, httpx.TransportError) or failed.retry_after is not None
-                again = again and retries.wait(failed.retry_after)
-            if not again:
-                raise problem
+                    raise httpx.RemoteProtocolError("the stream ended before the task")
+            except (NotConnected, Unavailable) as problem:
+                _retry(retries, problem)
 
     def watch(self, topics: Iterable[str], on_message: OnMessage) -> Watch:
         """Subscribe to events."""
@@ -200,10 +205,11 @@ class HttpBackend:
             raise not_openruntime(self.where, response) from problem
 
     @contextmanager
-    def _streamed(self, path: str, accept: str, params: dict[str, str] | None = None) -> Iterator[httpx.Response]:
+    def _streamed(self, path: str, accept: str, headers: dict[str, str] | None = None) -> Iterator[httpx.Response]:
         """Return a streamed response."""
+        headers = {"Accept": accept, **(headers or {})}
         try:
-            with self._http().stream("GET", self.where + path, params=params, headers={"Accept": accept}, timeout=self._patience) as answer:
+            with self._http().stream("GET", self.where + path, headers=headers, timeout=self._patience) as answer:
                 if answer.status_code >= 300:
                     answer.read()
                     raise from_answer(self.where, answer)
@@ -364,6 +370,13 @@ def from_answer(where: str, response: httpx.Response) -> OpenRuntimeError:
             return NotAllowed(f"{where} denied access (status {response.status_code}): pass the server's token to connect()")
         return not_openruntime(where, response)
     return error_of(response.status_code, data.get("code"), message, details, _seconds(response.headers.get("retry-after")))
+
+
+def _retry(retries: Retries, problem: NotConnected | Unavailable) -> None:
+    """Wait before the next attempt of a stream, or raise its problem."""
+    temporary = isinstance(problem.__cause__, httpx.TransportError) or problem.retry_after is not None
+    if not temporary or not retries.wait(problem.retry_after):
+        raise problem
 
 
 def _temporary(response: httpx.Response) -> bool:

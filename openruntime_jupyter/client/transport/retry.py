@@ -84,4 +84,4 @@ class Retries:
             return False
         backoff = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2**self._made) * random.uniform(0.75, 1.0)  # noqa: S311 - no secret
         self._made += 1
-        return current_limit().sleep(backoff if delay is None else delay)
+        return delay == 0 or current_limit().sleep(backoff if delay is None else delay)
