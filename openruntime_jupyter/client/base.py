@@ -238,14 +238,16 @@ class BaseClient:
         order: TaskOrder = "newest",
         notebook: str | None = None,
         name: str | None = None,
+        search: str | None = None,
     ) -> TaskPage:
         """Return a page of at most `limit` tasks, newest first, optionally filtered or older than the task `before`.
 
-        `notebook` is the path of a notebook as its tasks have it, and `name` a part of a task's name; case is ignored. With
-        `order="next"`, return the pending tasks in run order, without the first `offset`. Of the filters, this order takes these two.
+        `notebook` is the path of a notebook as its tasks have it, `name` a part of a task's name, and `search` a part of its name, code
+        or parameters; case is ignored. With `order="next"`, return the pending tasks in run order, without the first `offset`. Of the
+        filters, this order takes these three.
         """
         query = {"limit": limit, "before": before, "state": states, "operation": operation, "owner": owner}
-        more = {"offset": offset, "order": order, "notebook": notebook, "name": name}
+        more = {"offset": offset, "order": order, "notebook": notebook, "name": name, "search": search}
         return self.backend.call(api.LIST_TASKS, query={**query, **more})
 
     def iter_tasks(self, **filters: Any) -> Iterator[Task]:

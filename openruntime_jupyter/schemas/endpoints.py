@@ -165,10 +165,12 @@ PREFER = Header(
     "`respond-async` makes the task asynchronous. `wait=N` also waits up to N seconds (at most 60) for the task to finish.",
 )
 APPLIED = Header("Preference-Applied", "The applied preference.")
+RETRY_AFTER = "Retry-After"
 VERSION_HEADER = "OpenRuntime-Version"
 """Header of every response with the version of the server's package."""
 LOCATION = Header("Location", "URL of the task.")
 LEASE = Header(LEASE_HEADER, f"`{LEASED}` if the program holds a shared flock on each file that it opens by `path`.")
+ETAG = Header("ETag", "Version of the file, for `If-None-Match` and `If-Range`. Metadata has none.")
 RANGE = Header("Range", "Requested byte range of the file, for example `bytes=0-1023`.")
 
 ASYNCHRONOUS = Answer("The task is stored on disk and runs asynchronously.", headers=(APPLIED, LOCATION))
@@ -317,8 +319,8 @@ GET_ARRAY = Endpoint(
     "Arrays.get",
     headers=(RANGE, LEASE),
     answers={
-        200: Answer("The file, or its metadata if the client accepts JSON.", media={SAFETENSORS: BYTES}),
-        206: Answer("The requested range.", False, {SAFETENSORS: BYTES}, (Header("Content-Range", "Byte range of the response."),)),
+        200: Answer("The file, or its metadata if the client accepts JSON.", media={SAFETENSORS: BYTES}, headers=(ETAG,)),
+        206: Answer("The requested range.", False, {SAFETENSORS: BYTES}, (ETAG, Header("Content-Range", "Byte range of the response."))),
         304: Answer("Not modified: the `ETag` is in `If-None-Match`.", json=False),
     },
     errors={409: "The array is not complete yet.", 416: "The range is outside the file."},
@@ -474,3 +476,10 @@ GET_DASHBOARD = Endpoint("GET", "/dashboard", bytes, ABOUT, answers={200: Answer
 
 ENDPOINTS: tuple[Endpoint[Any], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Endpoint))
 """All endpoints, in the order of the OpenAPI document."""
+
+REQUEST_HEADERS = tuple(sorted({header.name for each in ENDPOINTS for header in each.headers}))
+"""Headers that pages of other origins may send, in addition to those of every Jupyter Server."""
+
+_ANSWERS = [answer for each in ENDPOINTS for answer in each.answers.values()]
+RESPONSE_HEADERS = tuple(sorted({VERSION_HEADER, RETRY_AFTER, *(header.name for answer in _ANSWERS for header in answer.headers)}))
+"""Headers that pages of other origins may read."""

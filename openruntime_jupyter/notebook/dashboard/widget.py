@@ -191,7 +191,7 @@ def _run(backend: Backend, args: dict[str, Any]) -> Task:
 
 def _tasks(backend: Backend, args: dict[str, Any]) -> dict[str, Any]:
     query = {"limit": int(args["limit"]), "state": args.get("states"), "offset": int(args["offset"]), "order": args["order"]}
-    page = backend.call(api.LIST_TASKS, query={**query, "name": args.get("name"), "notebook": args.get("notebook")})
+    page = backend.call(api.LIST_TASKS, query={**query, "search": args.get("search"), "notebook": args.get("notebook")})
     return {"tasks": [row(task) for task in page.tasks], "total_count": page.total_count}
 
 

@@ -103,7 +103,7 @@ def _item(answer: Answer, *, brief: bool) -> BatchItem:
 
 def _problem(error: OpenRuntimeError) -> BatchProblem:
     problem = problem_of(error)
-    retry_after = problem.headers.get("Retry-After")
+    retry_after = problem.headers.get(api.RETRY_AFTER)
     return BatchProblem(
         code=problem.status,
         error_code=problem.code,

@@ -8,7 +8,7 @@ from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jupyter_server.auth.authorizer import Authorizer
-from jupyter_server.auth.decorator import authorized, ws_authenticated
+from jupyter_server.auth.decorator import allow_unauthenticated, authorized, ws_authenticated
 from jupyter_server.auth.identity import IdentityProvider, User
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.prometheus.log_functions import prometheus_log_method
@@ -22,7 +22,7 @@ from openruntime_jupyter import __version__
 from openruntime_jupyter.errors import BodyTooLarge, NotAllowed, Unavailable
 from openruntime_jupyter.runtime.large import LARGE, in_thread
 from openruntime_jupyter.schemas.ai import AiTask
-from openruntime_jupyter.schemas.endpoints import ENVELOPE, VERSION_HEADER, Endpoint
+from openruntime_jupyter.schemas.endpoints import ENVELOPE, REQUEST_HEADERS, RESPONSE_HEADERS, VERSION_HEADER, Endpoint
 from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.server.auth.identity import ExplainedRefusal, LocalUser, OwnUser, owner_of
 from openruntime_jupyter.server.http.errors import envelope, enveloped, problem_of
@@ -101,6 +101,12 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
         """Add the version of this package to every response, including errors."""
         super().set_default_headers()
         self.set_header(VERSION_HEADER, __version__)
+
+    def set_cors_headers(self) -> None:
+        """Add Jupyter's headers for pages of other origins, and name the headers that they may read."""
+        super().set_cors_headers()
+        if self.get_origin() is not None:
+            self.set_header("Access-Control-Expose-Headers", ", ".join(RESPONSE_HEADERS))
 
     @property
     def services(self) -> Services:
@@ -219,6 +225,8 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
         info = kwargs.get("exc_info")
         problem = problem_of(info[1] if info else None, status_code)
         self.set_status(problem.status)
+        if hasattr(self, "_jupyter_current_user"):  # tornado removed the headers that were set after the authentication
+            self.set_cors_headers()
         for name, value in problem.headers.items():
             self.set_header(name, value)
         if problem.status == 405:
@@ -259,6 +267,13 @@ class Handler(BaseHandler, APIHandler):
         super().__init_subclass__()
         if "get" in vars(cls):
             cls.head = cls.get
+
+    @allow_unauthenticated
+    def options(self, *ids: str) -> None:
+        """Respond to a browser's question whether a page of another origin may send a request with its headers."""
+        super().options(*ids)
+        allowed = self._headers["Access-Control-Allow-Headers"]
+        self.set_header("Access-Control-Allow-Headers", ", ".join([allowed, *REQUEST_HEADERS]))
 
     def initialize(self) -> None:
         """Set the initial state of the request."""

@@ -12,6 +12,7 @@ from tornado import web
 
 from openruntime_jupyter import errors
 from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.endpoints import RETRY_AFTER
 from openruntime_jupyter.schemas.problems import HTTP_CODES, code_of, status_of
 
 ADVICE = {
@@ -74,7 +75,7 @@ def _expected(error: errors.OpenRuntimeError) -> Problem:
     headers = {}
     if error.retry_after is not None:
         # Whole seconds, and at least 1, because clients would retry in a busy loop with 0.
-        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+        headers[RETRY_AFTER] = str(max(1, round(error.retry_after)))
     details = error.details or None if isinstance(error, errors.InvalidRequest) else None
     return Problem(status, code_of(error), str(error)[:LONGEST_ERROR], details, headers)
 

@@ -16,7 +16,7 @@ from openruntime_jupyter import __version__
 from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.schemas import insights
 from openruntime_jupyter.schemas.batch import BatchAnswer, BatchProblem, ResultsAnswer
-from openruntime_jupyter.schemas.endpoints import ENVELOPE, JSON, TAGS, VERSION_HEADER, Answer, Endpoint, Header
+from openruntime_jupyter.schemas.endpoints import ENVELOPE, JSON, RETRY_AFTER, TAGS, VERSION_HEADER, Answer, Endpoint, Header
 from openruntime_jupyter.schemas.problems import ErrorEnvelope
 from openruntime_jupyter.schemas.system import Health, ServiceInfo, Session, SystemMetrics, Worker
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage
@@ -53,7 +53,7 @@ ALWAYS = {
 """Errors of every method: status and reason."""
 NOT_FOUND = "Unknown id."
 INVALID = "Invalid value, field, operation or device; `data.details` lists the first 20 problems."
-RETRY_AFTER = Header("Retry-After", "Seconds to wait before a retry. Absent if a retry cannot succeed.", {"type": "integer", "minimum": 1})
+RETRY_AFTER_HEADER = Header(RETRY_AFTER, "Seconds to wait before a retry; absent if it cannot succeed.", {"type": "integer", "minimum": 1})
 
 SECURITY_SCHEMES: dict[str, Schema] = {
     "token": {
@@ -263,7 +263,7 @@ def _success(data: Schema) -> Schema:
 
 def _error(meaning: str, status: int) -> Schema:
     result: Schema = {"description": meaning, "content": {JSON: {"schema": {"$ref": f"{SCHEMAS}ErrorEnvelope"}}}}
-    return {**result, "headers": _headers((RETRY_AFTER,))} if status in (429, 503) else result
+    return {**result, "headers": _headers((RETRY_AFTER_HEADER,))} if status in (429, 503) else result
 
 
 def _headers(headers: Sequence[Header]) -> Schema:
