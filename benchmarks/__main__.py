@@ -27,6 +27,7 @@ NAMES = (
     "sampler",
     "soak",
     "schemathesis",
+    "sdk",
     "start",
 )
 

@@ -13,7 +13,7 @@ import psutil
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from openruntime_jupyter.client.execution_environment import notebook_named
+from openruntime_jupyter.client.notebook_file import notebook_named
 from openruntime_jupyter.errors import NotAllowed, NotConnected, OpenRuntimeError, gigabytes
 from openruntime_jupyter.notebook.display.format import file_name, shortened
 from openruntime_jupyter.notebook.display.html import text_table

@@ -14,7 +14,6 @@ from openruntime_jupyter import __version__
 from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine, Runner
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import Engine
-from openruntime_jupyter.environment import at_start, changed_by_now
 from openruntime_jupyter.errors import InvalidRequest, ModelNotFound, StorageUnavailable, TaskConflict
 from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.memory import Machine, Memory
@@ -44,6 +43,7 @@ from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, SystemMetrics
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskPage, TaskRequest, TaskState
+from openruntime_jupyter.start_environment import at_start, changed_by_now
 
 __all__ = ["Caller", "Runtime"]
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.arrays import conversion
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.arrays import spool
@@ -334,7 +334,7 @@ from pathlib import Path
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 
 async def main():
     store = ArrayStore(Settings(data_dir=Path(sys.argv[1]), embedded=sys.argv[2] == "embedded"), "rt_" + sys.argv[2], Machine())

@@ -17,8 +17,8 @@ from pydantic import BaseModel
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.discovery import connect
-from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.handles import again
+from openruntime_jupyter.client.notebook_file import notebook
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.notebook.dashboard.feed import Subscription, feed_of, row

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.arrays import array_file, blocks
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.arrays.blocks import UNFINISHED
 from openruntime_jupyter.engines.protocol import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
