@@ -108,7 +108,7 @@ def typescript(schemas: Schema) -> str:
 
 # Go
 
-INITIALISMS = {name.lower(): name for name in ("AI", "API", "BLAS", "CPU", "GPU", "ID", "JSON", "MB", "MLX", "MS", "URL")}
+INITIALISMS = {name.lower(): name for name in ("AI", "API", "BLAS", "CPU", "GPU", "ID", "JSON", "MB", "MLX", "MS", "SDK", "URL")}
 GO_SIMPLE = {"string": "string", "integer": "int64", "number": "float64", "boolean": "bool"}
 RAW = "json.RawMessage"
 ZERO_IS_NULL = ("string", "time.Time", "any", RAW)
@@ -197,8 +197,6 @@ def go(document: Schema) -> str:
             parts.append(head + go_enum(name, schema))
         elif "properties" in schema:
             parts.append(f"{head}type {name} struct {{\n{go_fields(schema, key in requests)}}}\n")
-        else:
-            parts.append(f"{head}type {name} = {go_type(schema, key in requests)[0]}\n")
     return "\n".join(parts)
 
 

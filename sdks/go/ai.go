@@ -21,17 +21,10 @@ const longestSilence = 30 * time.Second
 // Prompt is a submitted prompt.
 type Prompt struct{ Handle }
 
-// Piece of a generated text.
-type Piece struct {
-	// Index is the number of characters before it. 0 again: the worker died, and the text starts over.
-	Index int    `json:"index"`
-	Text  string `json:"text"`
-}
-
 // Ask queues a prompt. The default workflow is model_inference, which sends the prompt unchanged.
 func (c *Client) Ask(ctx context.Context, request AIRequest, options ...SubmitOption) (*Prompt, error) {
 	request.WorkflowType = cmp.Or(request.WorkflowType, "model_inference")
-	request.Origin = Ptr(origin)
+	request.Origin = Ptr(OriginSDK)
 	what := call{method: "POST", path: "/ai/tasks", header: submissionOf(options).header(0), in: request, wait: time.Minute}
 	asked, err := do[AITask](ctx, c, what)
 	if ctx.Err() != nil {
@@ -80,10 +73,10 @@ func (p *Prompt) Answer(ctx context.Context) (*Answer, error) {
 
 var errCutOff = errors.New("the stream ended before the task")
 
-// Pieces yields the pieces of the text after the first since characters. A lost connection resumes where it ended. When ctx ends, the task
-// is cancelled.
-func (p *Prompt) Pieces(ctx context.Context, since int) iter.Seq2[Piece, error] {
-	return func(yield func(Piece, error) bool) {
+// Pieces yields the pieces of the text after the first since characters. A lost connection resumes where it ended. A piece with
+// Index 0 after others restarts the text: the worker died, and the task runs again. When ctx ends, the task is cancelled.
+func (p *Prompt) Pieces(ctx context.Context, since int64) iter.Seq2[TokenEvent, error] {
+	return func(yield func(TokenEvent, error) bool) {
 		again := p.client.reconnection()
 		for {
 			left, err := p.stream(ctx, &since, again, yield)
@@ -92,7 +85,7 @@ func (p *Prompt) Pieces(ctx context.Context, since int) iter.Seq2[Piece, error] 
 			}
 			if err := again.pause(ctx, err); err != nil {
 				p.cancelIfEnded(ctx)
-				yield(Piece{}, err)
+				yield(TokenEvent{}, err)
 				return
 			}
 		}
@@ -100,7 +93,7 @@ func (p *Prompt) Pieces(ctx context.Context, since int) iter.Seq2[Piece, error] 
 }
 
 // stream reads one connection. It returns true at the end of the text and if the caller leaves the loop.
-func (p *Prompt) stream(ctx context.Context, since *int, again *reconnection, yield func(Piece, error) bool) (bool, error) {
+func (p *Prompt) stream(ctx context.Context, since *int64, again *reconnection, yield func(TokenEvent, error) bool) (bool, error) {
 	header := http.Header{"Accept": {"text/event-stream"}}
 	response, _, err := p.client.send(ctx, call{method: "GET", path: taskPath(p.ID) + "/tokens", query: values("since", *since), header: header}, true)
 	if err != nil {
@@ -117,11 +110,11 @@ func (p *Prompt) stream(ctx context.Context, since *int, again *reconnection, yi
 		if event != "token" {
 			continue
 		}
-		var piece Piece
+		var piece TokenEvent
 		if err := json.Unmarshal(data, &piece); err != nil {
 			return false, err
 		}
-		*since = piece.Index + utf8.RuneCountInString(piece.Text)
+		*since = piece.Index + int64(utf8.RuneCountInString(piece.Text))
 		if !yield(piece, nil) {
 			return true, nil
 		}

@@ -87,7 +87,7 @@ func (c *Client) Metrics(ctx context.Context) (*SystemMetrics, error) {
 // HistoryQuery selects metrics over time.
 type HistoryQuery struct {
 	// Timeframe up to now: 5m, 15m, 1h, 6h, 24h or 7d. Default: 1h.
-	Timeframe string
+	Timeframe Timeframe
 	// Points is the maximum number of points. Default: 300.
 	Points int
 	// Runtime is the id of one runtime. Default: all.
@@ -96,7 +96,7 @@ type HistoryQuery struct {
 
 // MetricsHistory returns the metrics over time.
 func (c *Client) MetricsHistory(ctx context.Context, query HistoryQuery) (*MetricsHistory, error) {
-	return get[MetricsHistory](ctx, c, "/metrics/history", values("timeframe", query.Timeframe, "points", query.Points, "runtime", query.Runtime))
+	return get[MetricsHistory](ctx, c, "/metrics/history", values("timeframe", string(query.Timeframe), "points", query.Points, "runtime", query.Runtime))
 }
 
 // Devices returns the devices, GPUs first.

@@ -8,55 +8,45 @@ import (
 	"fmt"
 	"iter"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
 	"github.com/openruntime/sdk-go/internal/ws"
 )
 
-// Topics of events.
-const (
-	TopicTaskUpdate   = "task_update"
-	TopicTaskProgress = "task_progress"
-	TopicTaskOutput   = "task_output"
-	TopicAIToken      = "ai_token"
-	TopicMetrics      = "metrics"
-)
-
-// Message is an event. Its Type is a topic, connected, heartbeat, subscribed or error; the other fields depend on it.
-type Message struct {
+// Event is a message of the WebSocket. Its Type is a topic, connected, heartbeat, subscribed or error; the other fields depend on it.
+type Event struct {
 	ID   int64  `json:"id"`
 	Type string `json:"type"`
 	// Gap of connected: some missed task updates are no longer stored. Read the tasks again.
 	Gap bool `json:"gap"`
-	// Data of task_update, task_progress, task_output and ai_token; see Decode.
+	// Data of the topics but metrics; see Decode.
 	Data json.RawMessage `json:"data"`
 	// Metrics of metrics and heartbeat.
 	Metrics *Metrics `json:"metrics"`
-	Topics  []string `json:"topics"`
+	Topics  []Topic  `json:"topics"`
 	Error   string   `json:"error"`
 }
 
-// Decode decodes the data of a message, for example that of task_update into a Task, of which it has some fields.
-func Decode[T any](message *Message) (T, error) {
+// Decode decodes the data of an event: TaskNews of task_update, ProgressNews of task_progress, OutputNews of task_output and TokenNews of
+// ai_token.
+func Decode[T any](event *Event) (T, error) {
 	var found T
-	return found, json.Unmarshal(message.Data, &found)
+	return found, json.Unmarshal(event.Data, &found)
 }
 
 // EventOptions are options of Events.
 type EventOptions struct {
-	// Topics to receive. Default: task_update.
-	Topics []string
-	// Since is the ID of the last received message: later task updates are sent again. Default: only new ones.
+	// Topics to receive, besides task updates.
+	Topics []Topic
+	// Since is the ID of the last received event: later task updates are sent again. Default: only new ones.
 	Since *int64
 }
 
-// Events yields live messages until ctx ends or the loop is left. After a lost connection, missed task updates follow.
-func (c *Client) Events(ctx context.Context, options EventOptions) iter.Seq2[*Message, error] {
-	if options.Topics == nil {
-		options.Topics = []string{TopicTaskUpdate}
-	}
-	return func(yield func(*Message, error) bool) {
+// Events yields live events until ctx ends or the loop is left. After a lost connection, missed task updates follow.
+func (c *Client) Events(ctx context.Context, options EventOptions) iter.Seq2[*Event, error] {
+	return func(yield func(*Event, error) bool) {
 		again := c.reconnection()
 		for {
 			left, err := c.listen(ctx, &options, again, yield)
@@ -74,12 +64,15 @@ func (c *Client) Events(ctx context.Context, options EventOptions) iter.Seq2[*Me
 }
 
 // listen reads one connection. It returns true if the caller leaves the loop.
-func (c *Client) listen(ctx context.Context, options *EventOptions, again *reconnection, yield func(*Message, error) bool) (bool, error) {
+func (c *Client) listen(ctx context.Context, options *EventOptions, again *reconnection, yield func(*Event, error) bool) (bool, error) {
 	header := http.Header{}
 	if err := c.authorize(ctx, header); err != nil {
 		return false, err
 	}
-	query := values("topics", strings.Join(options.Topics, ","))
+	query := url.Values{}
+	for _, topic := range options.Topics {
+		query.Add("topics", string(topic))
+	}
 	if options.Since != nil {
 		query.Set("since", fmt.Sprint(*options.Since))
 	}
@@ -100,13 +93,13 @@ func (c *Client) listen(ctx context.Context, options *EventOptions, again *recon
 		if err != nil {
 			return false, c.refused(err)
 		}
-		message := new(Message)
-		if err := json.Unmarshal(text, message); err != nil {
+		event := new(Event)
+		if err := json.Unmarshal(text, event); err != nil {
 			return false, err
 		}
 		again.progress()
-		options.Since = &message.ID
-		if !yield(message, nil) {
+		options.Since = &event.ID
+		if !yield(event, nil) {
 			return true, nil
 		}
 	}

@@ -7,28 +7,55 @@ import (
 	"time"
 )
 
+// Origin of an AI task; part of the parameters of its operation.
+type About struct {
+	// Name of the workflow.
+	Workflow *string `json:"workflow,omitempty"`
+
+	// Role of the agent whose instructions the model gets; null without an agent.
+	Agent *string `json:"agent,omitempty"`
+
+	// Name of the conversation that the prompt continues.
+	Conversation *string `json:"conversation,omitempty"`
+
+	// Number of oldest turns that were omitted because they exceed the model's context.
+	LeftOut *int64 `json:"left_out,omitempty"`
+}
+
 // Agent: a role with instructions for the model.
 type AgentInfo struct {
 	// Value of `parameters.agent` that selects this agent.
 	Role string `json:"role"`
 
+	// Display name.
 	Name string `json:"name"`
 
+	// Purpose of the agent.
 	Description string `json:"description"`
 
+	// Capabilities, for example `code_generation`.
 	Capabilities []string `json:"capabilities"`
 
 	// `configured` for an agent from the configured folder.
-	Source string `json:"source"`
+	Source AgentSource `json:"source"`
 }
 
 // Response of `GET /ai/agents`.
 type AgentList struct {
+	// Agents by role.
 	Agents []AgentInfo `json:"agents"`
 
 	// Files in the configured folder that could not be used, each with a suggested fix.
 	Problems []string `json:"problems"`
 }
+
+// AgentSource of the API.
+type AgentSource string
+
+const (
+	AgentSourceBuiltIn    AgentSource = "built-in"
+	AgentSourceConfigured AgentSource = "configured"
+)
 
 // Prompt and its options: the body of `POST /ai/tasks`.
 type AIRequest struct {
@@ -66,7 +93,7 @@ type AIRequest struct {
 	Notebook *string `json:"notebook,omitempty"`
 
 	// Interface that submitted the task.
-	Origin *string `json:"origin,omitempty"`
+	Origin *Origin `json:"origin,omitempty"`
 }
 
 // AI task as returned by `POST /ai/tasks`; `GET /tasks/{id}` returns the full record.
@@ -124,6 +151,18 @@ type AITask struct {
 	Timestamp time.Time `json:"timestamp"`
 }
 
+// Generated text of an AI task (topic).
+type AIToken struct {
+	// Number that never decreases. Send that of the last message as `since` to miss none.
+	ID int64 `json:"id"`
+
+	// Always `ai_token`.
+	Type string `json:"type"`
+
+	// Generated text.
+	Data TokenNews `json:"data"`
+}
+
 // Response of a model: the `output` of a completed AI task. Metrics that the provider does not report are null.
 type Answer struct {
 	// Generated text.
@@ -160,10 +199,32 @@ type Answer struct {
 	LoadTimeS *float64 `json:"load_time_s"`
 }
 
+// ArrayDtype of the API.
+type ArrayDtype string
+
+const (
+	ArrayDtypeBool      ArrayDtype = "bool"
+	ArrayDtypeInt8      ArrayDtype = "int8"
+	ArrayDtypeInt16     ArrayDtype = "int16"
+	ArrayDtypeInt32     ArrayDtype = "int32"
+	ArrayDtypeInt64     ArrayDtype = "int64"
+	ArrayDtypeUint8     ArrayDtype = "uint8"
+	ArrayDtypeUint16    ArrayDtype = "uint16"
+	ArrayDtypeUint32    ArrayDtype = "uint32"
+	ArrayDtypeUint64    ArrayDtype = "uint64"
+	ArrayDtypeFloat16   ArrayDtype = "float16"
+	ArrayDtypeBfloat16  ArrayDtype = "bfloat16"
+	ArrayDtypeFloat32   ArrayDtype = "float32"
+	ArrayDtypeFloat64   ArrayDtype = "float64"
+	ArrayDtypeComplex64 ArrayDtype = "complex64"
+)
+
 // Array with its state and expiry.
 type ArrayInfo struct {
+	// Id of the array.
 	ID string `json:"id"`
 
+	// Shape of the array; empty for a scalar.
 	Shape []int64 `json:"shape"`
 
 	// MLX name of the element type, for example `float32`, `bfloat16` or `bool`.
@@ -172,18 +233,22 @@ type ArrayInfo struct {
 	// Size of the elements in bytes.
 	Bytes int64 `json:"bytes"`
 
-	Kind string `json:"kind"`
+	// Original type of the array; a `buffer` is part of a pickled object.
+	Kind ArrayKind `json:"kind"`
 
-	State string `json:"state"`
+	// `writing` until the array is complete.
+	State ArrayState `json:"state"`
 
 	// Size of the file in bytes.
 	Size int64 `json:"size"`
 
+	// User who created the array; null without a login.
 	Owner string `json:"owner"`
 
 	// Id of the task whose result contains the array.
 	TaskID string `json:"task_id"`
 
+	// Time of creation.
 	CreatedAt time.Time `json:"created_at"`
 
 	// Time at which the unused array is deleted; null if it never expires, is being written, or is in use by tasks.
@@ -196,8 +261,18 @@ type ArrayInfo struct {
 	Path string `json:"path"`
 }
 
+// ArrayKind of the API.
+type ArrayKind string
+
+const (
+	ArrayKindNumpy  ArrayKind = "numpy"
+	ArrayKindMLX    ArrayKind = "mlx"
+	ArrayKindBuffer ArrayKind = "buffer"
+)
+
 // All arrays of a runtime.
 type ArrayPage struct {
+	// Arrays, newest first.
 	Arrays []ArrayInfo `json:"arrays"`
 
 	// Size of all array files in bytes, including files that are being deleted.
@@ -209,13 +284,23 @@ type ArrayPage struct {
 	// Maximum size of all array files in bytes.
 	QuotaBytes int64 `json:"quota_bytes"`
 
+	// Current time.
 	Timestamp time.Time `json:"timestamp"`
+}
+
+// Parameter that refers to an array in the spool; `context.array(ref.array)` returns its value. The runtime sets
+// `shape`, `dtype` and `nbytes` before it calls `memory`, `seconds` or `run`.
+type ArrayRef struct {
+	// The array's id.
+	Array string `json:"array"`
 }
 
 // Reference to an array in the spool.
 type ArrayReference struct {
+	// Id of the array.
 	ID string `json:"id"`
 
+	// Shape of the array; empty for a scalar.
 	Shape []int64 `json:"shape"`
 
 	// MLX name of the element type, for example `float32`, `bfloat16` or `bool`.
@@ -224,7 +309,8 @@ type ArrayReference struct {
 	// Size of the elements in bytes.
 	Bytes int64 `json:"bytes"`
 
-	Kind string `json:"kind"`
+	// Original type of the array; a `buffer` is part of a pickled object.
+	Kind ArrayKind `json:"kind"`
 }
 
 // Request to allocate an array: the body of `POST /arrays`.
@@ -233,16 +319,56 @@ type ArrayRequest struct {
 	Shape []int64 `json:"shape"`
 
 	// MLX name of the element type.
-	Dtype string `json:"dtype"`
+	Dtype ArrayDtype `json:"dtype"`
 
 	// Type of the array when a task or client loads it.
-	Kind *string `json:"kind,omitempty"`
+	Kind *ArrayKind `json:"kind,omitempty"`
 }
 
-// Amount of data behind the findings.
+// ArrayState of the API.
+type ArrayState string
+
+const (
+	ArrayStateWriting ArrayState = "writing"
+	ArrayStateReady   ArrayState = "ready"
+)
+
+// Array with its statistics. Those of complex elements are of their magnitudes.
+type ArraySummary struct {
+	// Shape of the array; empty for a scalar.
+	Shape []int64 `json:"shape"`
+
+	// MLX name of the element type.
+	Dtype string `json:"dtype"`
+
+	// Number of elements.
+	Size int64 `json:"size"`
+
+	// Size of the elements in bytes.
+	Nbytes int64 `json:"nbytes"`
+
+	// Smallest finite element; null without one.
+	Min json.RawMessage `json:"min"`
+
+	// Largest finite element; null without one.
+	Max json.RawMessage `json:"max"`
+
+	// Mean of the finite elements; null without one.
+	Mean *float64 `json:"mean"`
+
+	// Number of infinite and NaN elements.
+	NonFinite int64 `json:"non_finite"`
+
+	// Elements as nested lists; null for more than 1,000. Non-finite elements are null, complex ones `{real, imag}`.
+	Value json.RawMessage `json:"value"`
+}
+
+// Amount of analysed data.
 type Basis struct {
+	// Start of the timeframe.
 	Start time.Time `json:"start"`
 
+	// End of the timeframe.
 	End time.Time `json:"end"`
 
 	// Length of the timeframe in seconds.
@@ -285,7 +411,7 @@ type BatchProblem struct {
 	Code int64 `json:"code"`
 
 	// Code of the error, as `data.code` of an error response.
-	ErrorCode string `json:"error_code"`
+	ErrorCode ErrorCode `json:"error_code"`
 
 	// Error message with a suggested fix.
 	Message string `json:"message"`
@@ -307,8 +433,39 @@ type BatchRequest struct {
 	Durable *bool `json:"durable,omitempty"`
 }
 
+// Message from a client: a change of its subscription.
+type ClientMessage struct {
+	// `subscribe` adds the topics, `unsubscribe` removes them.
+	Type SubscriptionChange `json:"type"`
+
+	// Topics to add or remove.
+	Topics []Topic `json:"topics"`
+}
+
+// First message.
+type Connected struct {
+	// Number that never decreases. Send that of the last message as `since` to miss none.
+	ID int64 `json:"id"`
+
+	// Always `connected`.
+	Type string `json:"type"`
+
+	// Current time.
+	Timestamp time.Time `json:"timestamp"`
+
+	// Greeting for people.
+	Message string `json:"message"`
+
+	// Subscribed topics.
+	Topics []Topic `json:"topics"`
+
+	// true if messages after `since` were missed; absent without `since`.
+	Gap *bool `json:"gap"`
+}
+
 // Conversation with its messages.
 type Conversation struct {
+	// Name of the conversation.
 	Name string `json:"name"`
 
 	// User who owns the conversation; null without a login.
@@ -329,6 +486,7 @@ type Conversation struct {
 
 // Summary of a conversation, without its messages.
 type ConversationInfo struct {
+	// Name of the conversation.
 	Name string `json:"name"`
 
 	// User who owns the conversation; null without a login.
@@ -346,6 +504,7 @@ type ConversationInfo struct {
 
 // Response of `GET /ai/conversations`, most recently used first.
 type ConversationList struct {
+	// Conversations, most recently used first.
 	Conversations []ConversationInfo `json:"conversations"`
 }
 
@@ -367,10 +526,10 @@ type Device struct {
 	Name string `json:"name"`
 
 	// Type of the device.
-	Type string `json:"type"`
+	Type DeviceType `json:"type"`
 
 	// State of the device.
-	Status string `json:"status"`
+	Status DeviceStatus `json:"status"`
 
 	// Capabilities, for example `mlx`, `metal`, `unified_memory`.
 	Capabilities []string `json:"capabilities"`
@@ -415,10 +574,74 @@ type DeviceList struct {
 	Devices []Device `json:"devices"`
 }
 
+// DeviceStatus of the API.
+type DeviceStatus string
+
+const (
+	DeviceStatusAvailable   DeviceStatus = "available"
+	DeviceStatusBusy        DeviceStatus = "busy"
+	DeviceStatusStarting    DeviceStatus = "starting"
+	DeviceStatusUnavailable DeviceStatus = "unavailable"
+)
+
+// DeviceType of the API.
+type DeviceType string
+
+const (
+	DeviceTypeGPU DeviceType = "gpu"
+	DeviceTypeCPU DeviceType = "cpu"
+)
+
+// ErrorCode of the API.
+type ErrorCode string
+
+const (
+	ErrorCodeArrayConflict        ErrorCode = "array_conflict"
+	ErrorCodeArrayNotFound        ErrorCode = "array_not_found"
+	ErrorCodeBodyTooLarge         ErrorCode = "body_too_large"
+	ErrorCodeConversationNotFound ErrorCode = "conversation_not_found"
+	ErrorCodeEngineError          ErrorCode = "engine_error"
+	ErrorCodeIdempotencyKeyInUse  ErrorCode = "idempotency_key_in_use"
+	ErrorCodeInternalError        ErrorCode = "internal_error"
+	ErrorCodeInterpreterError     ErrorCode = "interpreter_error"
+	ErrorCodeInvalidRequest       ErrorCode = "invalid_request"
+	ErrorCodeKeyMissing           ErrorCode = "key_missing"
+	ErrorCodeMalformedRequest     ErrorCode = "malformed_request"
+	ErrorCodeMemoryRefused        ErrorCode = "memory_refused"
+	ErrorCodeMethodNotAllowed     ErrorCode = "method_not_allowed"
+	ErrorCodeModelNotFound        ErrorCode = "model_not_found"
+	ErrorCodeNoBackend            ErrorCode = "no_backend"
+	ErrorCodeNoModel              ErrorCode = "no_model"
+	ErrorCodeNotAllowed           ErrorCode = "not_allowed"
+	ErrorCodeNotConnected         ErrorCode = "not_connected"
+	ErrorCodeProviderBroken       ErrorCode = "provider_broken"
+	ErrorCodeProviderBusy         ErrorCode = "provider_busy"
+	ErrorCodeProviderError        ErrorCode = "provider_error"
+	ErrorCodeProviderRefused      ErrorCode = "provider_refused"
+	ErrorCodeProviderUnreachable  ErrorCode = "provider_unreachable"
+	ErrorCodePullFailed           ErrorCode = "pull_failed"
+	ErrorCodeQueueFull            ErrorCode = "queue_full"
+	ErrorCodeRangeNotSatisfiable  ErrorCode = "range_not_satisfiable"
+	ErrorCodeRateLimited          ErrorCode = "rate_limited"
+	ErrorCodeRequestTimeout       ErrorCode = "request_timeout"
+	ErrorCodeRouteNotFound        ErrorCode = "route_not_found"
+	ErrorCodeSessionEnded         ErrorCode = "session_ended"
+	ErrorCodeSessionNotFound      ErrorCode = "session_not_found"
+	ErrorCodeStopping             ErrorCode = "stopping"
+	ErrorCodeStorageUnavailable   ErrorCode = "storage_unavailable"
+	ErrorCodeTaskConflict         ErrorCode = "task_conflict"
+	ErrorCodeTaskNotFound         ErrorCode = "task_not_found"
+	ErrorCodeUnavailable          ErrorCode = "unavailable"
+	ErrorCodeUnknownDevice        ErrorCode = "unknown_device"
+	ErrorCodeUnknownOperation     ErrorCode = "unknown_operation"
+	ErrorCodeUpgradeRequired      ErrorCode = "upgrade_required"
+	ErrorCodeWouldDeadlock        ErrorCode = "would_deadlock"
+)
+
 // Data of an error envelope.
 type ErrorData struct {
 	// Code of the error for programs. Newer servers may have further codes.
-	Code string `json:"code"`
+	Code ErrorCode `json:"code"`
 
 	// Problems with individual fields; empty for other errors.
 	Details []Detail `json:"details"`
@@ -482,10 +705,10 @@ const (
 // Finding in the recorded metrics.
 type Finding struct {
 	// Type of the finding.
-	Kind string `json:"kind"`
+	Kind FindingKind `json:"kind"`
 
 	// `warning` needs action, `notice` needs attention, `info` is descriptive.
-	Severity string `json:"severity"`
+	Severity Severity `json:"severity"`
 
 	// Description of the finding with its numbers, times and tasks.
 	Text string `json:"text"`
@@ -512,10 +735,42 @@ type Finding struct {
 	Tasks []TaskSeen `json:"tasks"`
 }
 
+// FindingKind of the API.
+type FindingKind string
+
+const (
+	FindingKindLevels     FindingKind = "levels"
+	FindingKindPeak       FindingKind = "peak"
+	FindingKindTrend      FindingKind = "trend"
+	FindingKindLeak       FindingKind = "leak"
+	FindingKindFailures   FindingKind = "failures"
+	FindingKindBurst      FindingKind = "burst"
+	FindingKindIdle       FindingKind = "idle"
+	FindingKindQueueing   FindingKind = "queueing"
+	FindingKindUnderused  FindingKind = "underused"
+	FindingKindSlower     FindingKind = "slower"
+	FindingKindShortTasks FindingKind = "short_tasks"
+	FindingKindLargest    FindingKind = "largest"
+	FindingKindWasted     FindingKind = "wasted"
+	FindingKindDevice     FindingKind = "device"
+	FindingKindTooLittle  FindingKind = "too_little"
+	FindingKindNothing    FindingKind = "nothing"
+)
+
+// FloatDtype of the API.
+type FloatDtype string
+
+const (
+	FloatDtypeFloat32  FloatDtype = "float32"
+	FloatDtypeFloat16  FloatDtype = "float16"
+	FloatDtypeBfloat16 FloatDtype = "bfloat16"
+	FloatDtypeFloat64  FloatDtype = "float64"
+)
+
 // Response of `GET /health`.
 type Health struct {
 	// State of the runtime; `degraded`: it works, but with `problems`.
-	Status string `json:"status"`
+	Status HealthStatus `json:"status"`
 
 	// Current time.
 	Timestamp time.Time `json:"timestamp"`
@@ -529,6 +784,7 @@ type Health struct {
 	// Number of devices.
 	Devices int64 `json:"devices"`
 
+	// Current metrics.
 	Metrics Metrics `json:"metrics"`
 
 	// Problems, each with a suggested fix.
@@ -538,21 +794,47 @@ type Health struct {
 	Runtime string `json:"runtime"`
 }
 
+// HealthStatus of the API.
+type HealthStatus string
+
+const (
+	HealthStatusHealthy  HealthStatus = "healthy"
+	HealthStatusDegraded HealthStatus = "degraded"
+	HealthStatusStarting HealthStatus = "starting"
+	HealthStatusStopping HealthStatus = "stopping"
+)
+
+// Message every five seconds.
+type Heartbeat struct {
+	// Number that never decreases. Send that of the last message as `since` to miss none.
+	ID int64 `json:"id"`
+
+	// Always `heartbeat`.
+	Type string `json:"type"`
+
+	// Current time.
+	Timestamp time.Time `json:"timestamp"`
+
+	// Current metrics.
+	Metrics Metrics `json:"metrics"`
+}
+
 // Response of `POST /ai/insights`.
 type Insights struct {
 	// Text of all findings, most important first.
 	Insights string `json:"insights"`
 
+	// Current metrics.
 	Metrics Metrics `json:"metrics"`
 
 	// Current time.
 	Timestamp time.Time `json:"timestamp"`
 
 	// As in the request.
-	MetricType string `json:"metric_type"`
+	MetricType MetricType `json:"metric_type"`
 
 	// As in the request.
-	Timeframe string `json:"timeframe"`
+	Timeframe Timeframe `json:"timeframe"`
 
 	// Findings in the order of the text. They are computed without a model.
 	Findings []Finding `json:"findings"`
@@ -560,6 +842,7 @@ type Insights struct {
 	// Data to plot: the recorded series, and `marks` with the positions of the findings.
 	Data InsightsData `json:"data"`
 
+	// Amount of data behind the findings.
 	Basis Basis `json:"basis"`
 
 	// `none`, or the name of the model that rewrote the findings.
@@ -572,7 +855,7 @@ type Insights struct {
 // Data to plot: the series of `GET /metrics/history` and the positions of the findings.
 type InsightsData struct {
 	// As in the request.
-	Timeframe string `json:"timeframe"`
+	Timeframe Timeframe `json:"timeframe"`
 
 	// First timestamp.
 	Start time.Time `json:"start"`
@@ -589,21 +872,22 @@ type InsightsData struct {
 	// Time series by metric name.
 	Series map[string]MetricSeries `json:"series"`
 
+	// Positions of the findings.
 	Marks []Mark `json:"marks"`
 }
 
 // Request to analyse recorded metrics: the body of `POST /ai/insights`.
 type InsightsRequest struct {
 	// Area to analyse: `performance` covers all important findings, the other values a part of them.
-	MetricType string `json:"metric_type"`
+	MetricType MetricType `json:"metric_type"`
 
 	// Length of the analysed period, which ends now.
-	Timeframe string `json:"timeframe"`
+	Timeframe Timeframe `json:"timeframe"`
 
 	// Model that rewrites the findings: `none` uses no model; `local` uses a local model and loads it if necessary;
 	// `remote` uses a remote model if the settings allow it; `auto` uses a local model if one is loaded, otherwise a
 	// remote model if the settings allow it.
-	Wording *string `json:"wording,omitempty"`
+	Wording *Wording `json:"wording,omitempty"`
 }
 
 // Position of a finding in the plotted series.
@@ -611,15 +895,19 @@ type Mark struct {
 	// Number of the finding in the text, starting at 1.
 	Finding int64 `json:"finding"`
 
-	Kind string `json:"kind"`
+	// Type of the finding.
+	Kind FindingKind `json:"kind"`
 
-	Severity string `json:"severity"`
+	// Severity of the finding.
+	Severity Severity `json:"severity"`
 
 	// Name of the affected series; null for all series.
 	Figure string `json:"figure"`
 
+	// Start of the finding.
 	Start time.Time `json:"start"`
 
+	// End of the finding.
 	End time.Time `json:"end"`
 
 	// Time of the maximum, if there is one.
@@ -629,18 +917,103 @@ type Mark struct {
 	Value *float64 `json:"value"`
 }
 
+// Performance of a computation over vectors.
+type Measurement struct {
+	// The computation.
+	Formula string `json:"formula"`
+
+	// Times of the iterations.
+	SecondsPerIteration Spread `json:"seconds_per_iteration"`
+
+	// Bytes read and written by an iteration.
+	BytesPerIteration int64 `json:"bytes_per_iteration"`
+
+	// GB/s of the median iteration.
+	GbPerSecond float64 `json:"gb_per_second"`
+
+	// GB/s of the fastest iteration.
+	GbPerSecondBest float64 `json:"gb_per_second_best"`
+
+	// Floating point operations of an iteration; absent for a plain copy.
+	FlopsPerIteration *int64 `json:"flops_per_iteration"`
+
+	// GFLOP/s of the median iteration; absent for a plain copy.
+	Gflops *float64 `json:"gflops"`
+
+	// GFLOP/s of the fastest iteration; absent for a plain copy.
+	GflopsBest *float64 `json:"gflops_best"`
+
+	// Error of the result.
+	Error NumericalError `json:"error"`
+}
+
+// MemoryKernel of the API.
+type MemoryKernel string
+
+const (
+	MemoryKernelCopy  MemoryKernel = "copy"
+	MemoryKernelScale MemoryKernel = "scale"
+	MemoryKernelAdd   MemoryKernel = "add"
+	MemoryKernelTriad MemoryKernel = "triad"
+)
+
+// Message to or from a model.
+type Message struct {
+	// Author of the message.
+	Role Role `json:"role"`
+
+	// Text of the message.
+	Content string `json:"content"`
+}
+
+// Response to an invalid message of the client. The connection stays open.
+type MessageRejected struct {
+	// Number that never decreases. Send that of the last message as `since` to miss none.
+	ID int64 `json:"id"`
+
+	// Always `error`.
+	Type string `json:"type"`
+
+	// Error message.
+	Error string `json:"error"`
+}
+
 // Time series of one metric: a value for each timestamp, null where no value was recorded.
 type MetricSeries struct {
-	Unit string `json:"unit"`
+	// Unit of the values.
+	Unit MetricUnit `json:"unit"`
 
+	// Minimum of each point.
 	Min []float64 `json:"min"`
 
+	// Mean of each point.
 	Mean []float64 `json:"mean"`
 
+	// Maximum of each point.
 	Max []float64 `json:"max"`
 }
 
-// Current metrics.
+// MetricType of the API.
+type MetricType string
+
+const (
+	MetricTypePerformance MetricType = "performance"
+	MetricTypeMemory      MetricType = "memory"
+	MetricTypeEfficiency  MetricType = "efficiency"
+	MetricTypeErrors      MetricType = "errors"
+)
+
+// MetricUnit of the API.
+type MetricUnit string
+
+const (
+	MetricUnitPercent MetricUnit = "percent"
+	MetricUnitBytes   MetricUnit = "bytes"
+	MetricUnitTasks   MetricUnit = "tasks"
+	MetricUnitSeconds MetricUnit = "seconds"
+)
+
+// Metrics of the runtime and its machine.
 type Metrics struct {
 	// GPU utilization in percent; 0.0 without a GPU, null if it cannot be read.
 	GPUUtilization *float64 `json:"gpu_utilization"`
@@ -664,7 +1037,7 @@ type Metrics struct {
 // Response of `GET /metrics/history`.
 type MetricsHistory struct {
 	// As in the request.
-	Timeframe string `json:"timeframe"`
+	Timeframe Timeframe `json:"timeframe"`
 
 	// First timestamp.
 	Start time.Time `json:"start"`
@@ -682,13 +1055,282 @@ type MetricsHistory struct {
 	Series map[string]MetricSeries `json:"series"`
 }
 
+// Metrics, once a second (topic).
+type MetricsUpdate struct {
+	// Number that never decreases. Send that of the last message as `since` to miss none.
+	ID int64 `json:"id"`
+
+	// Always `metrics`.
+	Type string `json:"type"`
+
+	// Current time.
+	Timestamp time.Time `json:"timestamp"`
+
+	// Current metrics.
+	Metrics Metrics `json:"metrics"`
+}
+
+// MLXFunction of the API.
+type MLXFunction string
+
+const (
+	MLXFunctionAbs                           MLXFunction = "abs"
+	MLXFunctionAcos                          MLXFunction = "acos"
+	MLXFunctionAcosh                         MLXFunction = "acosh"
+	MLXFunctionAdd                           MLXFunction = "add"
+	MLXFunctionAddmm                         MLXFunction = "addmm"
+	MLXFunctionAll                           MLXFunction = "all"
+	MLXFunctionAllclose                      MLXFunction = "allclose"
+	MLXFunctionAny                           MLXFunction = "any"
+	MLXFunctionArange                        MLXFunction = "arange"
+	MLXFunctionArccos                        MLXFunction = "arccos"
+	MLXFunctionArccosh                       MLXFunction = "arccosh"
+	MLXFunctionArcsin                        MLXFunction = "arcsin"
+	MLXFunctionArcsinh                       MLXFunction = "arcsinh"
+	MLXFunctionArctan                        MLXFunction = "arctan"
+	MLXFunctionArctan2                       MLXFunction = "arctan2"
+	MLXFunctionArctanh                       MLXFunction = "arctanh"
+	MLXFunctionArgmax                        MLXFunction = "argmax"
+	MLXFunctionArgmin                        MLXFunction = "argmin"
+	MLXFunctionArgpartition                  MLXFunction = "argpartition"
+	MLXFunctionArgsort                       MLXFunction = "argsort"
+	MLXFunctionArrayEqual                    MLXFunction = "array_equal"
+	MLXFunctionAsin                          MLXFunction = "asin"
+	MLXFunctionAsinh                         MLXFunction = "asinh"
+	MLXFunctionAstype                        MLXFunction = "astype"
+	MLXFunctionAtan                          MLXFunction = "atan"
+	MLXFunctionAtan2                         MLXFunction = "atan2"
+	MLXFunctionAtanh                         MLXFunction = "atanh"
+	MLXFunctionAtleast1D                     MLXFunction = "atleast_1d"
+	MLXFunctionAtleast2D                     MLXFunction = "atleast_2d"
+	MLXFunctionAtleast3D                     MLXFunction = "atleast_3d"
+	MLXFunctionBartlett                      MLXFunction = "bartlett"
+	MLXFunctionBitwiseAnd                    MLXFunction = "bitwise_and"
+	MLXFunctionBitwiseInvert                 MLXFunction = "bitwise_invert"
+	MLXFunctionBitwiseLeftShift              MLXFunction = "bitwise_left_shift"
+	MLXFunctionBitwiseOr                     MLXFunction = "bitwise_or"
+	MLXFunctionBitwiseRightShift             MLXFunction = "bitwise_right_shift"
+	MLXFunctionBitwiseXor                    MLXFunction = "bitwise_xor"
+	MLXFunctionBlackman                      MLXFunction = "blackman"
+	MLXFunctionBlockMaskedMm                 MLXFunction = "block_masked_mm"
+	MLXFunctionBroadcastArrays               MLXFunction = "broadcast_arrays"
+	MLXFunctionBroadcastTo                   MLXFunction = "broadcast_to"
+	MLXFunctionCeil                          MLXFunction = "ceil"
+	MLXFunctionClip                          MLXFunction = "clip"
+	MLXFunctionConcat                        MLXFunction = "concat"
+	MLXFunctionConcatenate                   MLXFunction = "concatenate"
+	MLXFunctionConj                          MLXFunction = "conj"
+	MLXFunctionConjugate                     MLXFunction = "conjugate"
+	MLXFunctionContiguous                    MLXFunction = "contiguous"
+	MLXFunctionConv1D                        MLXFunction = "conv1d"
+	MLXFunctionConv2D                        MLXFunction = "conv2d"
+	MLXFunctionConv3D                        MLXFunction = "conv3d"
+	MLXFunctionConvGeneral                   MLXFunction = "conv_general"
+	MLXFunctionConvTranspose1D               MLXFunction = "conv_transpose1d"
+	MLXFunctionConvTranspose2D               MLXFunction = "conv_transpose2d"
+	MLXFunctionConvTranspose3D               MLXFunction = "conv_transpose3d"
+	MLXFunctionConvolve                      MLXFunction = "convolve"
+	MLXFunctionCos                           MLXFunction = "cos"
+	MLXFunctionCosh                          MLXFunction = "cosh"
+	MLXFunctionCountNonzero                  MLXFunction = "count_nonzero"
+	MLXFunctionCummax                        MLXFunction = "cummax"
+	MLXFunctionCummin                        MLXFunction = "cummin"
+	MLXFunctionCumprod                       MLXFunction = "cumprod"
+	MLXFunctionCumsum                        MLXFunction = "cumsum"
+	MLXFunctionCumulativeProd                MLXFunction = "cumulative_prod"
+	MLXFunctionCumulativeSum                 MLXFunction = "cumulative_sum"
+	MLXFunctionDegrees                       MLXFunction = "degrees"
+	MLXFunctionDequantize                    MLXFunction = "dequantize"
+	MLXFunctionDiag                          MLXFunction = "diag"
+	MLXFunctionDiagonal                      MLXFunction = "diagonal"
+	MLXFunctionDiff                          MLXFunction = "diff"
+	MLXFunctionDivide                        MLXFunction = "divide"
+	MLXFunctionDivmod                        MLXFunction = "divmod"
+	MLXFunctionEinsum                        MLXFunction = "einsum"
+	MLXFunctionEmpty                         MLXFunction = "empty"
+	MLXFunctionEmptyLike                     MLXFunction = "empty_like"
+	MLXFunctionEqual                         MLXFunction = "equal"
+	MLXFunctionErf                           MLXFunction = "erf"
+	MLXFunctionErfinv                        MLXFunction = "erfinv"
+	MLXFunctionExp                           MLXFunction = "exp"
+	MLXFunctionExpandDims                    MLXFunction = "expand_dims"
+	MLXFunctionExpm1                         MLXFunction = "expm1"
+	MLXFunctionEye                           MLXFunction = "eye"
+	MLXFunctionFlatten                       MLXFunction = "flatten"
+	MLXFunctionFlip                          MLXFunction = "flip"
+	MLXFunctionFloor                         MLXFunction = "floor"
+	MLXFunctionFloorDivide                   MLXFunction = "floor_divide"
+	MLXFunctionFromFp8                       MLXFunction = "from_fp8"
+	MLXFunctionFull                          MLXFunction = "full"
+	MLXFunctionFullLike                      MLXFunction = "full_like"
+	MLXFunctionGreater                       MLXFunction = "greater"
+	MLXFunctionGreaterEqual                  MLXFunction = "greater_equal"
+	MLXFunctionHadamardTransform             MLXFunction = "hadamard_transform"
+	MLXFunctionHamming                       MLXFunction = "hamming"
+	MLXFunctionHanning                       MLXFunction = "hanning"
+	MLXFunctionIdentity                      MLXFunction = "identity"
+	MLXFunctionImag                          MLXFunction = "imag"
+	MLXFunctionInner                         MLXFunction = "inner"
+	MLXFunctionIsclose                       MLXFunction = "isclose"
+	MLXFunctionIsfinite                      MLXFunction = "isfinite"
+	MLXFunctionIsinf                         MLXFunction = "isinf"
+	MLXFunctionIsnan                         MLXFunction = "isnan"
+	MLXFunctionIsneginf                      MLXFunction = "isneginf"
+	MLXFunctionIsposinf                      MLXFunction = "isposinf"
+	MLXFunctionKron                          MLXFunction = "kron"
+	MLXFunctionLeftShift                     MLXFunction = "left_shift"
+	MLXFunctionLess                          MLXFunction = "less"
+	MLXFunctionLessEqual                     MLXFunction = "less_equal"
+	MLXFunctionLinspace                      MLXFunction = "linspace"
+	MLXFunctionLog                           MLXFunction = "log"
+	MLXFunctionLog10                         MLXFunction = "log10"
+	MLXFunctionLog1P                         MLXFunction = "log1p"
+	MLXFunctionLog2                          MLXFunction = "log2"
+	MLXFunctionLogaddexp                     MLXFunction = "logaddexp"
+	MLXFunctionLogcumsumexp                  MLXFunction = "logcumsumexp"
+	MLXFunctionLogicalAnd                    MLXFunction = "logical_and"
+	MLXFunctionLogicalNot                    MLXFunction = "logical_not"
+	MLXFunctionLogicalOr                     MLXFunction = "logical_or"
+	MLXFunctionLogicalXor                    MLXFunction = "logical_xor"
+	MLXFunctionLogsumexp                     MLXFunction = "logsumexp"
+	MLXFunctionMatmul                        MLXFunction = "matmul"
+	MLXFunctionMatrixNorm                    MLXFunction = "matrix_norm"
+	MLXFunctionMatrixTranspose               MLXFunction = "matrix_transpose"
+	MLXFunctionMax                           MLXFunction = "max"
+	MLXFunctionMaximum                       MLXFunction = "maximum"
+	MLXFunctionMean                          MLXFunction = "mean"
+	MLXFunctionMedian                        MLXFunction = "median"
+	MLXFunctionMeshgrid                      MLXFunction = "meshgrid"
+	MLXFunctionMin                           MLXFunction = "min"
+	MLXFunctionMinimum                       MLXFunction = "minimum"
+	MLXFunctionMinmax                        MLXFunction = "minmax"
+	MLXFunctionMoveaxis                      MLXFunction = "moveaxis"
+	MLXFunctionMultiply                      MLXFunction = "multiply"
+	MLXFunctionNanToNum                      MLXFunction = "nan_to_num"
+	MLXFunctionNegative                      MLXFunction = "negative"
+	MLXFunctionNotEqual                      MLXFunction = "not_equal"
+	MLXFunctionOnes                          MLXFunction = "ones"
+	MLXFunctionOnesLike                      MLXFunction = "ones_like"
+	MLXFunctionOuter                         MLXFunction = "outer"
+	MLXFunctionPad                           MLXFunction = "pad"
+	MLXFunctionPartition                     MLXFunction = "partition"
+	MLXFunctionPermuteDims                   MLXFunction = "permute_dims"
+	MLXFunctionPositive                      MLXFunction = "positive"
+	MLXFunctionPow                           MLXFunction = "pow"
+	MLXFunctionPower                         MLXFunction = "power"
+	MLXFunctionProd                          MLXFunction = "prod"
+	MLXFunctionQqmm                          MLXFunction = "qqmm"
+	MLXFunctionQuantize                      MLXFunction = "quantize"
+	MLXFunctionQuantizedMatmul               MLXFunction = "quantized_matmul"
+	MLXFunctionRadians                       MLXFunction = "radians"
+	MLXFunctionReal                          MLXFunction = "real"
+	MLXFunctionReciprocal                    MLXFunction = "reciprocal"
+	MLXFunctionRemainder                     MLXFunction = "remainder"
+	MLXFunctionRepeat                        MLXFunction = "repeat"
+	MLXFunctionReshape                       MLXFunction = "reshape"
+	MLXFunctionRightShift                    MLXFunction = "right_shift"
+	MLXFunctionRoll                          MLXFunction = "roll"
+	MLXFunctionRound                         MLXFunction = "round"
+	MLXFunctionRsqrt                         MLXFunction = "rsqrt"
+	MLXFunctionSearchsorted                  MLXFunction = "searchsorted"
+	MLXFunctionSigmoid                       MLXFunction = "sigmoid"
+	MLXFunctionSign                          MLXFunction = "sign"
+	MLXFunctionSin                           MLXFunction = "sin"
+	MLXFunctionSinh                          MLXFunction = "sinh"
+	MLXFunctionSoftmax                       MLXFunction = "softmax"
+	MLXFunctionSort                          MLXFunction = "sort"
+	MLXFunctionSqrt                          MLXFunction = "sqrt"
+	MLXFunctionSquare                        MLXFunction = "square"
+	MLXFunctionSqueeze                       MLXFunction = "squeeze"
+	MLXFunctionStack                         MLXFunction = "stack"
+	MLXFunctionStd                           MLXFunction = "std"
+	MLXFunctionStopGradient                  MLXFunction = "stop_gradient"
+	MLXFunctionSubtract                      MLXFunction = "subtract"
+	MLXFunctionSum                           MLXFunction = "sum"
+	MLXFunctionSwapaxes                      MLXFunction = "swapaxes"
+	MLXFunctionTan                           MLXFunction = "tan"
+	MLXFunctionTanh                          MLXFunction = "tanh"
+	MLXFunctionTensordot                     MLXFunction = "tensordot"
+	MLXFunctionTile                          MLXFunction = "tile"
+	MLXFunctionToFp8                         MLXFunction = "to_fp8"
+	MLXFunctionTopk                          MLXFunction = "topk"
+	MLXFunctionTrace                         MLXFunction = "trace"
+	MLXFunctionTranspose                     MLXFunction = "transpose"
+	MLXFunctionTri                           MLXFunction = "tri"
+	MLXFunctionTril                          MLXFunction = "tril"
+	MLXFunctionTriu                          MLXFunction = "triu"
+	MLXFunctionTrunc                         MLXFunction = "trunc"
+	MLXFunctionUnflatten                     MLXFunction = "unflatten"
+	MLXFunctionUnique                        MLXFunction = "unique"
+	MLXFunctionVar                           MLXFunction = "var"
+	MLXFunctionVecdot                        MLXFunction = "vecdot"
+	MLXFunctionView                          MLXFunction = "view"
+	MLXFunctionWhere                         MLXFunction = "where"
+	MLXFunctionZeros                         MLXFunction = "zeros"
+	MLXFunctionZerosLike                     MLXFunction = "zeros_like"
+	MLXFunctionLinalgCholesky                MLXFunction = "linalg.cholesky"
+	MLXFunctionLinalgCholeskyInv             MLXFunction = "linalg.cholesky_inv"
+	MLXFunctionLinalgCross                   MLXFunction = "linalg.cross"
+	MLXFunctionLinalgDet                     MLXFunction = "linalg.det"
+	MLXFunctionLinalgEig                     MLXFunction = "linalg.eig"
+	MLXFunctionLinalgEigh                    MLXFunction = "linalg.eigh"
+	MLXFunctionLinalgEigvals                 MLXFunction = "linalg.eigvals"
+	MLXFunctionLinalgEigvalsh                MLXFunction = "linalg.eigvalsh"
+	MLXFunctionLinalgInv                     MLXFunction = "linalg.inv"
+	MLXFunctionLinalgLu                      MLXFunction = "linalg.lu"
+	MLXFunctionLinalgLuFactor                MLXFunction = "linalg.lu_factor"
+	MLXFunctionLinalgNorm                    MLXFunction = "linalg.norm"
+	MLXFunctionLinalgPinv                    MLXFunction = "linalg.pinv"
+	MLXFunctionLinalgQr                      MLXFunction = "linalg.qr"
+	MLXFunctionLinalgSlogdet                 MLXFunction = "linalg.slogdet"
+	MLXFunctionLinalgSolve                   MLXFunction = "linalg.solve"
+	MLXFunctionLinalgSolveTriangular         MLXFunction = "linalg.solve_triangular"
+	MLXFunctionLinalgSvd                     MLXFunction = "linalg.svd"
+	MLXFunctionLinalgTriInv                  MLXFunction = "linalg.tri_inv"
+	MLXFunctionFftFft                        MLXFunction = "fft.fft"
+	MLXFunctionFftFft2                       MLXFunction = "fft.fft2"
+	MLXFunctionFftFftfreq                    MLXFunction = "fft.fftfreq"
+	MLXFunctionFftFftn                       MLXFunction = "fft.fftn"
+	MLXFunctionFftFftshift                   MLXFunction = "fft.fftshift"
+	MLXFunctionFftIfft                       MLXFunction = "fft.ifft"
+	MLXFunctionFftIfft2                      MLXFunction = "fft.ifft2"
+	MLXFunctionFftIfftn                      MLXFunction = "fft.ifftn"
+	MLXFunctionFftIfftshift                  MLXFunction = "fft.ifftshift"
+	MLXFunctionFftIrfft                      MLXFunction = "fft.irfft"
+	MLXFunctionFftIrfft2                     MLXFunction = "fft.irfft2"
+	MLXFunctionFftIrfftn                     MLXFunction = "fft.irfftn"
+	MLXFunctionFftIstft                      MLXFunction = "fft.istft"
+	MLXFunctionFftRfft                       MLXFunction = "fft.rfft"
+	MLXFunctionFftRfft2                      MLXFunction = "fft.rfft2"
+	MLXFunctionFftRfftfreq                   MLXFunction = "fft.rfftfreq"
+	MLXFunctionFftRfftn                      MLXFunction = "fft.rfftn"
+	MLXFunctionFftStft                       MLXFunction = "fft.stft"
+	MLXFunctionRandomBernoulli               MLXFunction = "random.bernoulli"
+	MLXFunctionRandomCategorical             MLXFunction = "random.categorical"
+	MLXFunctionRandomGumbel                  MLXFunction = "random.gumbel"
+	MLXFunctionRandomKey                     MLXFunction = "random.key"
+	MLXFunctionRandomLaplace                 MLXFunction = "random.laplace"
+	MLXFunctionRandomMultivariateNormal      MLXFunction = "random.multivariate_normal"
+	MLXFunctionRandomNormal                  MLXFunction = "random.normal"
+	MLXFunctionRandomPermutation             MLXFunction = "random.permutation"
+	MLXFunctionRandomRandint                 MLXFunction = "random.randint"
+	MLXFunctionRandomSplit                   MLXFunction = "random.split"
+	MLXFunctionRandomTruncatedNormal         MLXFunction = "random.truncated_normal"
+	MLXFunctionRandomUniform                 MLXFunction = "random.uniform"
+	MLXFunctionFastGatedDeltaUpdate          MLXFunction = "fast.gated_delta_update"
+	MLXFunctionFastLayerNorm                 MLXFunction = "fast.layer_norm"
+	MLXFunctionFastRmsNorm                   MLXFunction = "fast.rms_norm"
+	MLXFunctionFastRope                      MLXFunction = "fast.rope"
+	MLXFunctionFastScaledDotProductAttention MLXFunction = "fast.scaled_dot_product_attention"
+)
+
 // Local model, and the workers that keep it in memory.
 type ModelInfo struct {
 	// Value of `parameters.model` that selects this model.
 	Name string `json:"name"`
 
 	// Format of the model; null if its files are no longer available.
-	Kind string `json:"kind"`
+	Kind *ModelKind `json:"kind"`
 
 	// Path of the files; only for callers who have the permission to execute code.
 	Path string `json:"path"`
@@ -706,6 +1348,15 @@ type ModelInfo struct {
 	Resident []ResidentInfo `json:"resident"`
 }
 
+// ModelKind of the API.
+type ModelKind string
+
+const (
+	ModelKindMLX  ModelKind = "mlx"
+	ModelKindGguf ModelKind = "gguf"
+	ModelKindHub  ModelKind = "hub"
+)
+
 // Response of `GET /models`.
 type ModelList struct {
 	// Local models.
@@ -713,6 +1364,18 @@ type ModelList struct {
 
 	// Remote providers.
 	Profiles []ProfileInfo `json:"profiles"`
+}
+
+// Difference of a result to NumPy's in float64; null if a number is not finite.
+type NumericalError struct {
+	// Largest absolute error.
+	MaxAbsolute *float64 `json:"max_absolute"`
+
+	// Largest absolute error relative to the magnitude of the result.
+	MaxRelative *float64 `json:"max_relative"`
+
+	// Number of compared elements.
+	Sampled int64 `json:"sampled"`
 }
 
 // Entry of `GET /operations`.
@@ -732,20 +1395,37 @@ type OperationInfo struct {
 
 // Response of `GET /operations`.
 type OperationList struct {
+	// Operations of the runtime, plugins included.
 	Operations []OperationInfo `json:"operations"`
 }
+
+// Origin of the API.
+type Origin string
+
+const (
+	OriginNotebook Origin = "notebook"
+	OriginPython   Origin = "python"
+	OriginRest     Origin = "rest"
+	OriginCli      Origin = "cli"
+	OriginSDK      Origin = "sdk"
+)
 
 // Output of a task in nbformat's format, or a change of earlier output. `update_display_data` replaces the data
 // of the displays with its `display_id`, and `clear_output` deletes all earlier items.
 type OutputItem struct {
-	OutputType string `json:"output_type"`
+	// Type of the item; it determines which of the other fields are set.
+	OutputType OutputType `json:"output_type"`
 
-	Name string `json:"name"`
+	// Stream of a `stream`.
+	Name *StreamName `json:"name"`
 
+	// Text of a `stream`.
 	Text string `json:"text"`
 
+	// Representations of a display or result by MIME type.
 	Data json.RawMessage `json:"data"`
 
+	// Metadata of a display or result.
 	Metadata json.RawMessage `json:"metadata"`
 
 	// Id by which later items update this display.
@@ -754,6 +1434,29 @@ type OutputItem struct {
 	// For `clear_output`: true if the next item replaces the deleted ones.
 	Wait *bool `json:"wait"`
 }
+
+// New output of a task.
+type OutputNews struct {
+	// Id of the task.
+	TaskID string `json:"task_id"`
+
+	// New output items, and changes of earlier ones.
+	Items []OutputItem `json:"items"`
+
+	// Value of `since` with which `GET /tasks/{id}/output` returns what follows.
+	Next int64 `json:"next"`
+}
+
+// OutputType of the API.
+type OutputType string
+
+const (
+	OutputTypeStream            OutputType = "stream"
+	OutputTypeDisplayData       OutputType = "display_data"
+	OutputTypeExecuteResult     OutputType = "execute_result"
+	OutputTypeUpdateDisplayData OutputType = "update_display_data"
+	OutputTypeClearOutput       OutputType = "clear_output"
+)
 
 // Opaque result, which `GET /tasks/{id}/payload` returns.
 type Payload struct {
@@ -766,6 +1469,7 @@ type Payload struct {
 
 // Performance metrics of a task, with the names of the reference; null if not available.
 type PerformanceMetrics struct {
+	// Run time in milliseconds.
 	ExecutionTimeMS *float64 `json:"execution_time_ms"`
 
 	// Peak of MLX allocations while the task ran, in MB (10^6 bytes).
@@ -810,12 +1514,31 @@ type Progress struct {
 	Remaining *float64 `json:"remaining"`
 }
 
+// Progress of a task.
+type ProgressNews struct {
+	// Completed amount, in any unit.
+	N float64 `json:"n"`
+
+	// Total amount, in the same unit.
+	Total *float64 `json:"total"`
+
+	// Progress message.
+	Message string `json:"message"`
+
+	// Estimated remaining seconds, from the pace so far; null until 3 % or 2 s have passed since the first report.
+	Remaining *float64 `json:"remaining"`
+
+	// Id of the task.
+	TaskID string `json:"task_id"`
+}
+
 // Worker that keeps a model in memory.
 type ResidentInfo struct {
 	// Id of the device.
 	Lane string `json:"lane"`
 
-	State string `json:"state"`
+	// State of the worker.
+	State WorkerState `json:"state"`
 
 	// Resident memory of the worker in bytes; null if unknown.
 	ResidentBytes *int64 `json:"resident_bytes"`
@@ -832,6 +1555,7 @@ type ResidentInfo struct {
 
 // Finished task.
 type ResultItem struct {
+	// Id of the task.
 	TaskID string `json:"task_id"`
 
 	// Record of the task, without parameters.
@@ -872,13 +1596,24 @@ type ResultsRequest struct {
 	Wait *float64 `json:"wait,omitempty"`
 }
 
+// Role of the API.
+type Role string
+
+const (
+	RoleSystem    Role = "system"
+	RoleUser      Role = "user"
+	RoleAssistant Role = "assistant"
+)
+
 // Response of `GET /`.
 type ServiceInfo struct {
+	// Name of the service.
 	Name string `json:"name"`
 
 	// Version of the package and of the API.
 	Version string `json:"version"`
 
+	// Always `running`.
 	Status string `json:"status"`
 }
 
@@ -951,6 +1686,82 @@ const (
 	SessionStateEnded SessionState = "ended"
 )
 
+// Severity of the API.
+type Severity string
+
+const (
+	SeverityInfo    Severity = "info"
+	SeverityNotice  Severity = "notice"
+	SeverityWarning Severity = "warning"
+)
+
+// Lines of a file.
+type Source struct {
+	// File name in tracebacks.
+	File *string `json:"file,omitempty"`
+
+	// Number of the first line.
+	First *int64 `json:"first,omitempty"`
+
+	// The lines.
+	Text *string `json:"text,omitempty"`
+}
+
+// Seconds of the iterations of a computation.
+type Spread struct {
+	// Fastest iteration.
+	Min float64 `json:"min"`
+
+	// Median iteration.
+	Median float64 `json:"median"`
+
+	// Slowest iteration.
+	Max float64 `json:"max"`
+}
+
+// StreamName of the API.
+type StreamName string
+
+const (
+	StreamNameStdout StreamName = "stdout"
+	StreamNameStderr StreamName = "stderr"
+)
+
+// Response to a changed subscription.
+type Subscribed struct {
+	// Number that never decreases. Send that of the last message as `since` to miss none.
+	ID int64 `json:"id"`
+
+	// Always `subscribed`.
+	Type string `json:"type"`
+
+	// Subscribed topics.
+	Topics []Topic `json:"topics"`
+}
+
+// SubscriptionChange of the API.
+type SubscriptionChange string
+
+const (
+	SubscriptionChangeSubscribe   SubscriptionChange = "subscribe"
+	SubscriptionChangeUnsubscribe SubscriptionChange = "unsubscribe"
+)
+
+// Envelope of a successful response, for clients that accept its content type.
+type SuccessEnvelope struct {
+	// Always `success`.
+	Status string `json:"status"`
+
+	// Response as it is without the envelope.
+	Data json.RawMessage `json:"data"`
+
+	// Always null.
+	Error json.RawMessage `json:"error"`
+
+	// Time of the response.
+	Timestamp time.Time `json:"timestamp"`
+}
+
 // Response of `GET /metrics`.
 type SystemMetrics struct {
 	// GPU utilization in percent; 0.0 without a GPU, null if it cannot be read.
@@ -974,6 +1785,7 @@ type SystemMetrics struct {
 	// Uptime of the runtime, for example `2h 15m`.
 	Uptime string `json:"uptime"`
 
+	// Current time.
 	Timestamp time.Time `json:"timestamp"`
 }
 
@@ -995,7 +1807,7 @@ type Task struct {
 	Owner string `json:"owner"`
 
 	// Interface that submitted the task.
-	Origin string `json:"origin"`
+	Origin Origin `json:"origin"`
 
 	// Path or name of the notebook that submitted the task; null if unknown.
 	Notebook string `json:"notebook"`
@@ -1093,10 +1905,59 @@ type TaskChange struct {
 	Priority int64 `json:"priority"`
 }
 
-// Output of a task so far. Pass `next` as `since` to get only newer output and changes of earlier output.
-type TaskOutput struct {
+// Changed state of a task: some fields of its record.
+type TaskNews struct {
+	// Id of the task.
 	TaskID string `json:"task_id"`
 
+	// State of the task.
+	Status TaskState `json:"status"`
+
+	// Seconds since the start, until the task finished or until now.
+	ExecutionTime *float64 `json:"execution_time"`
+
+	// Name of the operation.
+	Operation string `json:"operation"`
+
+	// Display name.
+	Name string `json:"name"`
+
+	// User who submitted the task; null without a login.
+	Owner string `json:"owner"`
+
+	// 1 to 10; 10 is the most urgent.
+	Priority int64 `json:"priority"`
+
+	// Number of times the task was started.
+	Attempt int64 `json:"attempt"`
+
+	// Id of the device on which the task was started.
+	DeviceUsed string `json:"device_used"`
+
+	// One-line error message, unless the task completed.
+	Error string `json:"error"`
+
+	// Stage that cancelled the task: `queue`, `interrupt`, `terminate` or `kill`.
+	CancelStage string `json:"cancel_stage"`
+
+	// Time of the last state change.
+	Timestamp time.Time `json:"timestamp"`
+}
+
+// TaskOrder of the API.
+type TaskOrder string
+
+const (
+	TaskOrderNewest TaskOrder = "newest"
+	TaskOrderNext   TaskOrder = "next"
+)
+
+// Output of a task so far. Pass `next` as `since` to get only newer output and changes of earlier output.
+type TaskOutput struct {
+	// Id of the task.
+	TaskID string `json:"task_id"`
+
+	// Output items in order.
 	Items []OutputItem `json:"items"`
 
 	// Value of `since` for the next request.
@@ -1112,8 +1973,21 @@ type TaskOutput struct {
 	Task *Task `json:"task"`
 }
 
+// New output of a task (topic).
+type TaskOutputChange struct {
+	// Number that never decreases. Send that of the last message as `since` to miss none.
+	ID int64 `json:"id"`
+
+	// Always `task_output`.
+	Type string `json:"type"`
+
+	// New output.
+	Data OutputNews `json:"data"`
+}
+
 // Page of tasks in the requested order.
 type TaskPage struct {
+	// Tasks of the page, without parameters.
 	Tasks []Task `json:"tasks"`
 
 	// Number of all tasks that match the filters.
@@ -1122,7 +1996,20 @@ type TaskPage struct {
 	// Value of `before` for the next page; null on the last page.
 	NextBefore string `json:"next_before"`
 
+	// Current time.
 	Timestamp time.Time `json:"timestamp"`
+}
+
+// Progress of a task (topic).
+type TaskProgress struct {
+	// Number that never decreases. Send that of the last message as `since` to miss none.
+	ID int64 `json:"id"`
+
+	// Always `task_progress`.
+	Type string `json:"type"`
+
+	// Progress of the task.
+	Data ProgressNews `json:"data"`
 }
 
 // Task to submit: the body of `POST /tasks`.
@@ -1130,7 +2017,7 @@ type TaskRequest struct {
 	// Name of an operation; `GET /operations` lists them.
 	Operation string `json:"operation"`
 
-	// Parameters of the operation; `{}` for the defaults.
+	// Parameters of the operation NAME, with the schema `parameters.NAME`; `{}`: the defaults.
 	Parameters any `json:"parameters"`
 
 	// `auto`, `gpu`, `cpu`, or a device id.
@@ -1155,7 +2042,7 @@ type TaskRequest struct {
 	Session *string `json:"session,omitempty"`
 
 	// Interface that submitted the task.
-	Origin *string `json:"origin,omitempty"`
+	Origin *Origin `json:"origin,omitempty"`
 
 	// Path or name of the notebook that submits the task; null outside notebooks.
 	Notebook *string `json:"notebook,omitempty"`
@@ -1172,7 +2059,7 @@ type TaskResult struct {
 	// Id of the device.
 	DeviceUsed string `json:"device_used"`
 
-	// Return value of the operation.
+	// Return value of the operation NAME; the schema of built-in ones is `output.NAME`.
 	Output json.RawMessage `json:"output"`
 
 	// Opaque result, if there is one.
@@ -1184,6 +2071,7 @@ type TaskResult struct {
 
 // Task related to a finding.
 type TaskSeen struct {
+	// Id of the task.
 	TaskID string `json:"task_id"`
 
 	// Name of the operation.
@@ -1218,14 +2106,75 @@ const (
 	TaskStateInterrupted TaskState = "interrupted"
 )
 
-// Prompt of a conversation and its response.
-type Turn struct {
+// Changed state of a task. States shorter than 50 ms may be skipped, except the final one.
+type TaskUpdate struct {
+	// Number that never decreases. Send that of the last message as `since` to miss none.
+	ID int64 `json:"id"`
+
+	// Always `task_update`.
+	Type string `json:"type"`
+
+	// State of the task.
+	Data TaskNews `json:"data"`
+}
+
+// Timeframe of the API.
+type Timeframe string
+
+const (
+	Timeframe5M  Timeframe = "5m"
+	Timeframe15M Timeframe = "15m"
+	Timeframe1H  Timeframe = "1h"
+	Timeframe6H  Timeframe = "6h"
+	Timeframe24H Timeframe = "24h"
+	Timeframe7D  Timeframe = "7d"
+)
+
+// Piece of generated text: the data of a server-sent event `token`.
+type TokenEvent struct {
+	// Text of the piece.
+	Text string `json:"text"`
+
+	// Number of preceding characters (code points). 0 again: the worker died, the task was retried and the text
+	// starts over.
+	Index int64 `json:"index"`
+}
+
+// Generated text of an AI task.
+type TokenNews struct {
+	// Id of the task.
 	TaskID string `json:"task_id"`
 
+	// Text of the piece.
+	Text string `json:"text"`
+
+	// Number of preceding characters (code points); 0 again if the text starts over.
+	Index int64 `json:"index"`
+}
+
+// Topic of the API.
+type Topic string
+
+const (
+	TopicTaskUpdate   Topic = "task_update"
+	TopicMetrics      Topic = "metrics"
+	TopicTaskProgress Topic = "task_progress"
+	TopicTaskOutput   Topic = "task_output"
+	TopicAIToken      Topic = "ai_token"
+)
+
+// Prompt of a conversation and its response.
+type Turn struct {
+	// Id of the task.
+	TaskID string `json:"task_id"`
+
+	// Text of the prompt.
 	Prompt string `json:"prompt"`
 
+	// Text of the response.
 	Answer string `json:"answer"`
 
+	// Name of the model as reported by the provider.
 	ModelUsed string `json:"model_used"`
 
 	// Time of the response.
@@ -1238,18 +2187,61 @@ type Unloaded struct {
 	Unloaded []string `json:"unloaded"`
 }
 
+// Python value, described for display.
+type ValueSummary struct {
+	// Name of its class.
+	Type string `json:"type"`
+
+	// Its representation, truncated if it is long.
+	Repr string `json:"repr"`
+
+	// The value itself, if it is short JSON.
+	Value json.RawMessage `json:"value"`
+}
+
+// VectorFunction of the API.
+type VectorFunction string
+
+const (
+	VectorFunctionAdd      VectorFunction = "add"
+	VectorFunctionSubtract VectorFunction = "subtract"
+	VectorFunctionMultiply VectorFunction = "multiply"
+	VectorFunctionDivide   VectorFunction = "divide"
+	VectorFunctionSaxpy    VectorFunction = "saxpy"
+	VectorFunctionDot      VectorFunction = "dot"
+	VectorFunctionNorm     VectorFunction = "norm"
+	VectorFunctionSum      VectorFunction = "sum"
+	VectorFunctionMax      VectorFunction = "max"
+	VectorFunctionExp      VectorFunction = "exp"
+	VectorFunctionSqrt     VectorFunction = "sqrt"
+	VectorFunctionTanh     VectorFunction = "tanh"
+)
+
+// Wording of the API.
+type Wording string
+
+const (
+	WordingAuto   Wording = "auto"
+	WordingNone   Wording = "none"
+	WordingLocal  Wording = "local"
+	WordingRemote Wording = "remote"
+)
+
 // Worker process and its statistics since its start.
 type Worker struct {
+	// Id of the worker.
 	ID string `json:"id"`
 
 	// Id of the worker's device; null before it is known.
 	Device string `json:"device"`
 
-	State string `json:"state"`
+	// State of the worker.
+	State WorkerState `json:"state"`
 
 	// Path of the Python interpreter.
 	Interpreter string `json:"interpreter"`
 
+	// Time of the start.
 	StartedAt time.Time `json:"started_at"`
 
 	// Id of the running task.
@@ -1289,6 +2281,15 @@ type WorkerList struct {
 	Workers []Worker `json:"workers"`
 }
 
+// WorkerState of the API.
+type WorkerState string
+
+const (
+	WorkerStateStarting WorkerState = "starting"
+	WorkerStateIdle     WorkerState = "idle"
+	WorkerStateBusy     WorkerState = "busy"
+)
+
 // Workflow: a purpose of AI tasks.
 type WorkflowInfo struct {
 	// Value of `workflow_type` in `POST /ai/tasks`.
@@ -1309,7 +2310,267 @@ type WorkflowInfo struct {
 
 // Response of `GET /ai/workflows`.
 type WorkflowList struct {
+	// Workflows of the server.
 	Workflows []WorkflowInfo `json:"workflows"`
+}
+
+// Environment of the caller's code: interpreter, folder, import path and environment variables.
+type World struct {
+	// Path of the Python interpreter; null for the runtime's interpreter.
+	Interpreter *string `json:"interpreter,omitempty"`
+
+	// Working directory.
+	Directory *string `json:"directory,omitempty"`
+
+	// `sys.path` of the caller.
+	Path []string `json:"path,omitempty"`
+
+	// Environment variables that the caller has set since it started; null for removed ones. At most 1,000, of
+	// 100,000 bytes each and 500,000 bytes together, names included.
+	Environment map[string]*string `json:"environment,omitempty"`
+
+	// Random id of the calling process. Tasks of different callers do not share imports.
+	Kernel *string `json:"kernel,omitempty"`
+
+	// Path of the calling notebook. Each notebook has separate sessions.
+	Notebook *string `json:"notebook,omitempty"`
+}
+
+// Return value of a function, or of the calls of a chunk of `map`. The value itself is the task's payload.
+type CallOutput struct {
+	// Name of its class.
+	Type string `json:"type"`
+
+	// Its representation, truncated if it is long.
+	Repr string `json:"repr"`
+
+	// The value itself, if it is short JSON.
+	Value json.RawMessage `json:"value"`
+
+	// Number of items of a chunk.
+	Items *int64 `json:"items"`
+
+	// Number of items of a chunk whose call raised an exception.
+	Failed *int64 `json:"failed"`
+}
+
+// Response of a model: the `output` of a completed AI task. Metrics that the provider does not report are null.
+type ChatOutput struct {
+	// Generated text.
+	Text string `json:"text"`
+
+	// Name of the model as reported by the provider.
+	ModelUsed string `json:"model_used"`
+
+	// `local`, or the name of a profile.
+	Provider string `json:"provider"`
+
+	// For example `stop`, or `length` if the response was truncated at `max_tokens`.
+	FinishReason string `json:"finish_reason"`
+
+	// Tokens of the prompt.
+	PromptTokens *int64 `json:"prompt_tokens"`
+
+	// Tokens of the response.
+	CompletionTokens *int64 `json:"completion_tokens"`
+
+	// Tokens of prompt and response together.
+	TokensUsed *int64 `json:"tokens_used"`
+
+	// Generation speed of the response.
+	TokensPerSecond *float64 `json:"tokens_per_second"`
+
+	// Processing speed of the prompt.
+	PromptTokensPerSecond *float64 `json:"prompt_tokens_per_second"`
+
+	// Seconds from the start to the first token, without the load time of a local model.
+	TimeToFirstTokenS *float64 `json:"time_to_first_token_s"`
+
+	// Seconds to load the local model; null if it was already in memory.
+	LoadTimeS *float64 `json:"load_time_s"`
+}
+
+// Value of an expression.
+type ComputeOutput struct {
+	// Shape of the array; empty for a scalar.
+	Shape []int64 `json:"shape"`
+
+	// MLX name of the element type.
+	Dtype string `json:"dtype"`
+
+	// Number of elements.
+	Size int64 `json:"size"`
+
+	// Size of the elements in bytes.
+	Nbytes int64 `json:"nbytes"`
+
+	// Smallest finite element; null without one.
+	Min json.RawMessage `json:"min"`
+
+	// Largest finite element; null without one.
+	Max json.RawMessage `json:"max"`
+
+	// Mean of the finite elements; null without one.
+	Mean *float64 `json:"mean"`
+
+	// Number of infinite and NaN elements.
+	NonFinite int64 `json:"non_finite"`
+
+	// Elements as nested lists; null for more than 1,000. Non-finite elements are null, complex ones `{real, imag}`.
+	Value json.RawMessage `json:"value"`
+
+	// The expression.
+	Expression string `json:"expression"`
+
+	// Types and shapes of the inputs by name.
+	Inputs map[string]string `json:"inputs"`
+
+	// Number of timed iterations.
+	Iterations int64 `json:"iterations"`
+
+	// Times of the iterations.
+	SecondsPerIteration Spread `json:"seconds_per_iteration"`
+
+	// Estimated peak memory in bytes.
+	MemoryEstimate int64 `json:"memory_estimate"`
+}
+
+// Response of a model: the `output` of a completed AI task. Metrics that the provider does not report are null.
+type GenerateOutput struct {
+	// Generated text.
+	Text string `json:"text"`
+
+	// Name of the model as reported by the provider.
+	ModelUsed string `json:"model_used"`
+
+	// `local`, or the name of a profile.
+	Provider string `json:"provider"`
+
+	// For example `stop`, or `length` if the response was truncated at `max_tokens`.
+	FinishReason string `json:"finish_reason"`
+
+	// Tokens of the prompt.
+	PromptTokens *int64 `json:"prompt_tokens"`
+
+	// Tokens of the response.
+	CompletionTokens *int64 `json:"completion_tokens"`
+
+	// Tokens of prompt and response together.
+	TokensUsed *int64 `json:"tokens_used"`
+
+	// Generation speed of the response.
+	TokensPerSecond *float64 `json:"tokens_per_second"`
+
+	// Processing speed of the prompt.
+	PromptTokensPerSecond *float64 `json:"prompt_tokens_per_second"`
+
+	// Seconds from the start to the first token, without the load time of a local model.
+	TimeToFirstTokenS *float64 `json:"time_to_first_token_s"`
+
+	// Seconds to load the local model; null if it was already in memory.
+	LoadTimeS *float64 `json:"load_time_s"`
+}
+
+// Performance of a matrix multiplication.
+type MatrixMultiplyOutput struct {
+	// Rows of the first matrix.
+	M int64 `json:"m"`
+
+	// Columns of the second matrix.
+	N int64 `json:"n"`
+
+	// Columns of the first and rows of the second matrix.
+	K int64 `json:"k"`
+
+	// MLX name of the element type.
+	Dtype string `json:"dtype"`
+
+	// Number of timed iterations.
+	Iterations int64 `json:"iterations"`
+
+	// Times of the iterations.
+	SecondsPerIteration Spread `json:"seconds_per_iteration"`
+
+	// Floating point operations of an iteration.
+	FlopsPerIteration int64 `json:"flops_per_iteration"`
+
+	// GFLOP/s of the median iteration.
+	Gflops float64 `json:"gflops"`
+
+	// GFLOP/s of the fastest iteration.
+	GflopsBest float64 `json:"gflops_best"`
+
+	// Error of a sample of the product.
+	Error NumericalError `json:"error"`
+}
+
+// Performance of STREAM's kernels.
+type MemoryBandwidthOutput struct {
+	// Size of an array in MB (10^6 bytes).
+	SizeMB float64 `json:"size_mb"`
+
+	// Number of elements of an array.
+	Elements int64 `json:"elements"`
+
+	// MLX name of the element type.
+	Dtype string `json:"dtype"`
+
+	// Number of timed iterations.
+	Iterations int64 `json:"iterations"`
+
+	// How bytes are counted.
+	Counting string `json:"counting"`
+
+	// Measurements by kernel.
+	Kernels map[string]Measurement `json:"kernels"`
+}
+
+// Result of an MLX function.
+type MLXOperationOutput struct {
+	// Name of the function.
+	Function string `json:"function"`
+
+	// Types and shapes of the arguments.
+	Arguments string `json:"arguments"`
+
+	// Number of timed iterations.
+	Iterations int64 `json:"iterations"`
+
+	// Times of the iterations.
+	SecondsPerIteration Spread `json:"seconds_per_iteration"`
+
+	// Estimated peak memory in bytes.
+	MemoryEstimate int64 `json:"memory_estimate"`
+
+	// The resulting array, or a list of several.
+	Result json.RawMessage `json:"result"`
+}
+
+// Result of code. The outputs themselves are the task's payload.
+type PythonOutput struct {
+	// Requested variables by name.
+	Outputs map[string]ValueSummary `json:"outputs"`
+
+	// Representation of the last expression; null without one.
+	Value string `json:"value"`
+}
+
+// Performance of operations on vectors.
+type VectorOperationsOutput struct {
+	// Number of elements of a vector.
+	Size int64 `json:"size"`
+
+	// MLX name of the element type.
+	Dtype string `json:"dtype"`
+
+	// Number of timed iterations.
+	Iterations int64 `json:"iterations"`
+
+	// How bytes and operations are counted.
+	Counting string `json:"counting"`
+
+	// Measurements by operation.
+	Operations map[string]Measurement `json:"operations"`
 }
 
 // Call a Python function that was pickled by value.
@@ -1319,10 +2580,10 @@ type CallParameters struct {
 	Pickled any `json:"pickled,omitempty"`
 
 	// The out-of-band buffers of `pickled`, in order.
-	Arrays []CallArrayRef `json:"arrays,omitempty"`
+	Arrays []ArrayRef `json:"arrays,omitempty"`
 
 	// Lines of the functions, for tracebacks.
-	Sources []CallSource `json:"sources,omitempty"`
+	Sources []Source `json:"sources,omitempty"`
 
 	// Name of the function, for display.
 	Function *string `json:"function,omitempty"`
@@ -1330,7 +2591,8 @@ type CallParameters struct {
 	// File and line of the function, for display.
 	Location *string `json:"location,omitempty"`
 
-	World *CallWorld `json:"world,omitempty"`
+	// Interpreter, folder, import path and variables of the caller; null for the server's.
+	World *World `json:"world,omitempty"`
 
 	// Has no effect: each task with the caller's code runs in a new process.
 	Isolate *bool `json:"isolate,omitempty"`
@@ -1348,13 +2610,13 @@ type ChatParameters struct {
 	Model *string `json:"model,omitempty"`
 
 	// Messages in order; at least one.
-	Messages []ChatMessage `json:"messages,omitempty"`
+	Messages []Message `json:"messages,omitempty"`
 
 	// Parameters of the provider, such as `temperature` and `max_tokens`; null removes one that the profile sets.
 	Parameters any `json:"parameters,omitempty"`
 
 	// Source of the prompt.
-	About *ChatAbout `json:"about,omitempty"`
+	About *About `json:"about,omitempty"`
 }
 
 // Evaluate an array expression such as sum(tanh(a @ b) + c) over named inputs.
@@ -1385,7 +2647,7 @@ type GenerateParameters struct {
 	Prompt *string `json:"prompt,omitempty"`
 
 	// A conversation, formatted with the model's chat template.
-	Messages []GenerateMessage `json:"messages,omitempty"`
+	Messages []Message `json:"messages,omitempty"`
 
 	// Maximum number of tokens to generate.
 	MaxTokens *int64 `json:"max_tokens,omitempty"`
@@ -1412,7 +2674,7 @@ type GenerateParameters struct {
 	Stop any `json:"stop,omitempty"`
 
 	// Source of the prompt, set by the AI service.
-	About *GenerateAbout `json:"about,omitempty"`
+	About *About `json:"about,omitempty"`
 }
 
 // Multiply two random matrices and measure GFLOP/s.
@@ -1433,7 +2695,7 @@ type MatrixMultiplyParameters struct {
 	Iterations *int64 `json:"iterations,omitempty"`
 
 	// Dtype of both matrices and the product; float64 on the CPU only.
-	Dtype *string `json:"dtype,omitempty"`
+	Dtype *FloatDtype `json:"dtype,omitempty"`
 
 	// Seed of the random matrices, which are uniform in [-1, 1).
 	Seed *int64 `json:"seed,omitempty"`
@@ -1448,16 +2710,16 @@ type MemoryBandwidthParameters struct {
 	Iterations *int64 `json:"iterations,omitempty"`
 
 	// Kernels to run.
-	Kernels []string `json:"kernels,omitempty"`
+	Kernels []MemoryKernel `json:"kernels,omitempty"`
 
 	// Dtype of the arrays; float64 on the CPU only.
-	Dtype *string `json:"dtype,omitempty"`
+	Dtype *FloatDtype `json:"dtype,omitempty"`
 }
 
 // Call one function of mlx.core on numbers, lists and generated arrays.
 type MLXOperationParameters struct {
 	// Dotted name below `mlx.core`, such as `matmul`, `linalg.norm`, `fft.fft`, `softmax`.
-	Function *string `json:"function,omitempty"`
+	Function *MLXFunction `json:"function,omitempty"`
 
 	// Positional arguments; none by default, but two random 256 by 256 matrices if no function is named. A list
 	// becomes an array where the function takes one, otherwise it stays a list (axes, shapes); dtypes are given by
@@ -1486,12 +2748,13 @@ type PythonParameters struct {
 	Pickled any `json:"pickled,omitempty"`
 
 	// The out-of-band buffers of `pickled`, in order.
-	Arrays []PythonArrayRef `json:"arrays,omitempty"`
+	Arrays []ArrayRef `json:"arrays,omitempty"`
 
 	// Names of variables to return.
 	Outputs []string `json:"outputs,omitempty"`
 
-	World *PythonWorld `json:"world,omitempty"`
+	// Interpreter, folder, import path and variables of the caller; null for the server's.
+	World *World `json:"world,omitempty"`
 
 	// Has no effect: each task with the caller's code runs in a new process.
 	Isolate *bool `json:"isolate,omitempty"`
@@ -1509,126 +2772,12 @@ type VectorOperationsParameters struct {
 	Iterations *int64 `json:"iterations,omitempty"`
 
 	// Operations to run.
-	Operations []string `json:"operations,omitempty"`
+	Operations []VectorFunction `json:"operations,omitempty"`
 
 	// Dtype of the vectors; float64 on the CPU only. float16 vectors are scaled so that the sum of their squares
 	// fits.
-	Dtype *string `json:"dtype,omitempty"`
+	Dtype *FloatDtype `json:"dtype,omitempty"`
 
 	// Seed of the random vectors.
 	Seed *int64 `json:"seed,omitempty"`
-}
-
-// Parameter that refers to an array in the spool; `context.array(ref.array)` returns its value. The runtime sets
-// `shape`, `dtype` and `nbytes` before it calls `memory`, `seconds` or `run`.
-type CallArrayRef struct {
-	// The array's id.
-	Array string `json:"array"`
-}
-
-// Lines of a file.
-type CallSource struct {
-	// File name in tracebacks.
-	File *string `json:"file,omitempty"`
-
-	// Number of the first line.
-	First *int64 `json:"first,omitempty"`
-
-	// The lines.
-	Text *string `json:"text,omitempty"`
-}
-
-// Environment of the caller's code: interpreter, folder, import path and environment variables.
-type CallWorld struct {
-	// Path of the Python interpreter; null for the runtime's interpreter.
-	Interpreter *string `json:"interpreter,omitempty"`
-
-	// Working directory.
-	Directory *string `json:"directory,omitempty"`
-
-	// `sys.path` of the caller.
-	Path []string `json:"path,omitempty"`
-
-	// Environment variables that the caller has set since it started; null for removed ones. At most 1,000, of
-	// 100,000 bytes each and 500,000 bytes together, names included.
-	Environment map[string]*string `json:"environment,omitempty"`
-
-	// Random id of the calling process. Tasks of different callers do not share imports.
-	Kernel *string `json:"kernel,omitempty"`
-
-	// Path of the calling notebook. Each notebook has separate sessions.
-	Notebook *string `json:"notebook,omitempty"`
-}
-
-// Origin of an AI task; part of the parameters of its operation.
-type ChatAbout struct {
-	// Name of the workflow.
-	Workflow *string `json:"workflow,omitempty"`
-
-	// Role of the agent whose instructions the model gets; null without an agent.
-	Agent *string `json:"agent,omitempty"`
-
-	// Name of the conversation that the prompt continues.
-	Conversation *string `json:"conversation,omitempty"`
-
-	// Number of oldest turns that were omitted because they exceed the model's context.
-	LeftOut *int64 `json:"left_out,omitempty"`
-}
-
-// Message to or from a model.
-type ChatMessage struct {
-	Role string `json:"role"`
-
-	Content string `json:"content"`
-}
-
-// Origin of an AI task; part of the parameters of its operation.
-type GenerateAbout struct {
-	// Name of the workflow.
-	Workflow *string `json:"workflow,omitempty"`
-
-	// Role of the agent whose instructions the model gets; null without an agent.
-	Agent *string `json:"agent,omitempty"`
-
-	// Name of the conversation that the prompt continues.
-	Conversation *string `json:"conversation,omitempty"`
-
-	// Number of oldest turns that were omitted because they exceed the model's context.
-	LeftOut *int64 `json:"left_out,omitempty"`
-}
-
-// Message to or from a model.
-type GenerateMessage struct {
-	Role string `json:"role"`
-
-	Content string `json:"content"`
-}
-
-// Parameter that refers to an array in the spool; `context.array(ref.array)` returns its value. The runtime sets
-// `shape`, `dtype` and `nbytes` before it calls `memory`, `seconds` or `run`.
-type PythonArrayRef struct {
-	// The array's id.
-	Array string `json:"array"`
-}
-
-// Environment of the caller's code: interpreter, folder, import path and environment variables.
-type PythonWorld struct {
-	// Path of the Python interpreter; null for the runtime's interpreter.
-	Interpreter *string `json:"interpreter,omitempty"`
-
-	// Working directory.
-	Directory *string `json:"directory,omitempty"`
-
-	// `sys.path` of the caller.
-	Path []string `json:"path,omitempty"`
-
-	// Environment variables that the caller has set since it started; null for removed ones. At most 1,000, of
-	// 100,000 bytes each and 500,000 bytes together, names included.
-	Environment map[string]*string `json:"environment,omitempty"`
-
-	// Random id of the calling process. Tasks of different callers do not share imports.
-	Kernel *string `json:"kernel,omitempty"`
-
-	// Path of the calling notebook. Each notebook has separate sessions.
-	Notebook *string `json:"notebook,omitempty"`
 }

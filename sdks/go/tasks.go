@@ -13,8 +13,6 @@ import (
 )
 
 const (
-	// origin of the tasks in their records.
-	origin = "sdk"
 	// longestWait of one request of a longer wait. Proxies close connections that are silent for longer.
 	longestWait = 20 * time.Second
 	// largestBatch of the server.
@@ -57,7 +55,7 @@ func (s submission) header(wait time.Duration) http.Header {
 }
 
 func complete(request TaskRequest) TaskRequest {
-	request.Origin = Ptr(origin)
+	request.Origin = Ptr(OriginSDK)
 	if request.Parameters == nil {
 		request.Parameters = struct{}{}
 	}
@@ -199,8 +197,8 @@ type TaskFilter struct {
 	// Before is the id of a task: only older tasks.
 	Before string
 	Offset int
-	// Order of pages: "next" lists pending tasks in the order in which they will run.
-	Order string
+	// Order of pages: TaskOrderNext lists pending tasks in the order in which they will run.
+	Order TaskOrder
 }
 
 func (f TaskFilter) values() url.Values {
@@ -209,7 +207,7 @@ func (f TaskFilter) values() url.Values {
 		states[i] = string(state)
 	}
 	return values("state", states, "operation", f.Operation, "owner", f.Owner, "notebook", f.Notebook, "name", f.Name,
-		"limit", f.Limit, "before", f.Before, "offset", f.Offset, "order", f.Order)
+		"limit", f.Limit, "before", f.Before, "offset", f.Offset, "order", string(f.Order))
 }
 
 // Tasks yields all tasks, newest first, over all pages.

@@ -16,6 +16,7 @@ from openruntime_jupyter.errors import TaskConflict
 from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
 from openruntime_jupyter.schemas.arrays import ArrayReference
 from openruntime_jupyter.schemas.base import construct_unchecked, iso, timestamp
+from openruntime_jupyter.schemas.events import TaskNews
 from openruntime_jupyter.schemas.tasks import (
     LIVE_WIDGET,
     Failure,
@@ -435,22 +436,7 @@ class QueueKey(NamedTuple):
         return cls(submitted - priority * aging_seconds, sequence)
 
 
-EVENT_FIELDS = frozenset(
-    {
-        "task_id",
-        "status",
-        "execution_time",
-        "operation",
-        "name",
-        "owner",
-        "priority",
-        "attempt",
-        "device_used",
-        "error",
-        "cancel_stage",
-        "timestamp",
-    }
-)
+EVENT_FIELDS = frozenset(TaskNews.model_fields)
 """Fields of a record that an event has."""
 
 

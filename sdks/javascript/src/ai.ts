@@ -1,6 +1,6 @@
 /** Prompts to language models, and what belongs to them. */
 import { ConnectionError } from "./errors.js";
-import type { AgentList, AiRequest, AiTask, Answer, Conversation, ConversationInfo, Insights, InsightsRequest, Task, WorkflowInfo } from "./schema.js";
+import type { AgentList, AiRequest, AiTask, Answer, Conversation, ConversationInfo, Insights, InsightsRequest, Task, TokenEvent, WorkflowInfo } from "./schema.js";
 import { serverSentEvents } from "./sse.js";
 import { TaskHandle, headersOf, orCancel } from "./tasks.js";
 import type { Call, Transport } from "./transport.js";
@@ -10,13 +10,6 @@ export interface PromptOptions extends Call, Omit<Partial<AiRequest>, "workflow_
   /** Name of a workflow. Default: `model_inference`, which sends the prompt unchanged. */
   workflow?: string;
   idempotencyKey?: string;
-}
-
-/** Piece of a generated text. */
-export interface Piece {
-  /** Number of characters (code points) before it. 0 again: the worker died, and the text starts over. */
-  index: number;
-  text: string;
 }
 
 export class Ai {
@@ -90,8 +83,11 @@ export class PromptHandle extends TaskHandle implements AsyncIterable<string> {
     await this.#orCancel(this.completed({ signal: this.#signal }));
   }
 
-  /** Yield the pieces of the text after the first `since` characters. A lost connection resumes where it ended. */
-  async *pieces(since = 0): AsyncGenerator<Piece> {
+  /**
+   * Yield the pieces of the text after the first `since` characters. A lost connection resumes where it ended. A piece with index 0 after
+   * others restarts the text: the worker died, and the task runs again.
+   */
+  async *pieces(since = 0): AsyncGenerator<TokenEvent> {
     const reconnection = this.transport.reconnection(this.#signal);
     for (;;) {
       try {
@@ -101,7 +97,7 @@ export class PromptHandle extends TaskHandle implements AsyncIterable<string> {
           reconnection.progress();
           if (event === "task") return;
           if (event !== "token") continue;
-          const piece = JSON.parse(data) as Piece;
+          const piece = JSON.parse(data) as TokenEvent;
           since = piece.index + [...piece.text].length; // the server counts code points
           yield piece;
         }

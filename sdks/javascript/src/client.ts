@@ -2,8 +2,7 @@
 import { Ai } from "./ai.js";
 import { Arrays } from "./arrays.js";
 import { events, type EventOptions } from "./events.js";
-import type { ServerMessage, Topic } from "./messages.js";
-import type { Device, Health, MetricsHistory, ModelList, OperationInfo, ServiceInfo, Session, SystemMetrics, Worker } from "./schema.js";
+import type { Device, Health, MetricsHistory, ModelList, OperationInfo, ServerMessage, ServiceInfo, Session, SystemMetrics, Timeframe, Topic, Worker } from "./schema.js";
 import { Tasks } from "./tasks.js";
 import { Transport, type Call, type Options } from "./transport.js";
 
@@ -34,8 +33,8 @@ export class OpenRuntime {
     return this.#transport.serverVersion;
   }
 
-  /** Yield live messages until the loop is left or `signal` aborts; see `EventOptions`. Lost connections resume. */
-  events(topics: readonly Topic[] = ["task_update"], options: EventOptions = {}): AsyncGenerator<ServerMessage> {
+  /** Yield task updates and messages of further topics until the loop is left or `signal` aborts. Lost connections resume. */
+  events(topics: readonly Topic[] = [], options: EventOptions = {}): AsyncGenerator<ServerMessage> {
     return events(this.#transport, topics, options);
   }
 
@@ -51,10 +50,7 @@ export class OpenRuntime {
     return this.#transport.json("GET", "/metrics", { signal });
   }
 
-  metricsHistory({
-    signal,
-    ...query
-  }: { timeframe?: MetricsHistory["timeframe"]; points?: number; runtime?: string } & Call = {}): Promise<MetricsHistory> {
+  metricsHistory({ signal, ...query }: { timeframe?: Timeframe; points?: number; runtime?: string } & Call = {}): Promise<MetricsHistory> {
     return this.#transport.json("GET", "/metrics/history", { query, signal });
   }
 

@@ -1,8 +1,8 @@
 /** Errors of this package. Each has its `name` as a literal, because minifiers rename classes. */
-import type { Detail, ErrorData, Task } from "./schema.js";
+import type { Detail, ErrorCode, Task } from "./schema.js";
 
-/** Code of an error; newer servers have further ones. */
-export type ErrorCode = ErrorData["code"] | (string & {});
+/** Newer servers have further codes. */
+type Code = ErrorCode | (string & {});
 
 /** Base class of all errors of this package. */
 export class OpenRuntimeError extends Error {
@@ -24,7 +24,7 @@ export interface Problem {
   /** HTTP status; for an entry of a batch, that of an equivalent single request. */
   status: number;
   /** Machine-readable code such as `queue_full`; null if a proxy or an older server responded. */
-  code?: ErrorCode | null | undefined;
+  code?: Code | null | undefined;
   /** Invalid fields. */
   details?: readonly Detail[] | null | undefined;
   /** Seconds after which a retry can succeed; null if it cannot. */
@@ -35,7 +35,7 @@ export interface Problem {
 export class ApiError extends OpenRuntimeError {
   override readonly name: string = "ApiError";
   readonly status: number;
-  readonly code: ErrorCode | null;
+  readonly code: Code | null;
   readonly details: readonly Detail[];
   readonly retryAfter: number | null;
 

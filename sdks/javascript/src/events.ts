@@ -1,6 +1,6 @@
 /** Live events by WebSocket, which reconnects and resumes. */
 import { ApiError, ConnectionError } from "./errors.js";
-import type { ServerMessage, Topic } from "./messages.js";
+import type { ServerMessage, Topic } from "./schema.js";
 import type { Call, Transport } from "./transport.js";
 
 export interface EventOptions extends Call {
@@ -22,7 +22,7 @@ export async function* events(transport: Transport, topics: readonly Topic[], { 
   const reconnection = transport.reconnection(signal);
   for (;;) {
     if (signal?.aborted) return;
-    const url = transport.url("/ws", { since, topics: topics.join(",") });
+    const url = transport.url("/ws", { since, topics });
     url.protocol = url.protocol.replace("http", "ws");
     // Browsers cannot set headers of a handshake.
     const token = await transport.token();
@@ -32,8 +32,7 @@ export async function* events(transport: Transport, topics: readonly Topic[], { 
       for await (const message of inbox) {
         reconnection.progress();
         since = message.id;
-        // The server adds task updates to any topics.
-        if (message.type !== "task_update" || topics.includes("task_update")) yield message;
+        yield message;
       }
     } finally {
       inbox.close();

@@ -1,9 +1,8 @@
-export { Ai, PromptHandle, type Piece, type PromptOptions } from "./ai.js";
+export { Ai, PromptHandle, type PromptOptions } from "./ai.js";
 export { Arrays } from "./arrays.js";
 export { Models, OpenRuntime, Sessions } from "./client.js";
 export * from "./errors.js";
 export type { EventOptions } from "./events.js";
-export type { ServerMessage, Topic } from "./messages.js";
 export type { Dtype, Tensor, TypedArray } from "./safetensors.js";
 export type * from "./schema.js";
 export { TaskHandle, Tasks, type BatchTask, type PageQuery, type TaskFilter } from "./tasks.js";

@@ -1,6 +1,6 @@
 /** Tasks: submit, wait, list, cancel. */
 import { ApiError, taskError } from "./errors.js";
-import type { BatchItem, BatchProblem, OutputItem, ResultItem, Task, TaskOutput, TaskPage, TaskState } from "./schema.js";
+import type { BatchItem, BatchProblem, OutputItem, ResultItem, Task, TaskOrder, TaskOutput, TaskPage, TaskState } from "./schema.js";
 import type { Call, Query, Transport } from "./transport.js";
 import { ORIGIN, isTerminal, type CompletedTask, type Operation, type ParametersOf, type SubmitOptions } from "./types.js";
 
@@ -24,7 +24,7 @@ export interface TaskFilter {
 
 export interface PageQuery extends TaskFilter {
   /** `next` lists pending tasks in the order in which they will run. */
-  order?: "newest" | "next";
+  order?: TaskOrder;
   /** Id of a task: only older tasks. */
   before?: string | null;
   offset?: number;

@@ -7,6 +7,7 @@ const client = new OpenRuntime({ token: async () => "secret" });
 const task = await client.tasks.run("matrix_multiply", { size: 100, dtype: "float32" });
 export const device: string = task.result.device_used;
 export const status: "completed" = task.status;
+export const speed: number = task.result.output.gflops;
 // @ts-expect-error: a number
 await client.tasks.run("matrix_multiply", { size: "100" });
 // @ts-expect-error: an unknown parameter

@@ -42,7 +42,7 @@ type step struct {
 	Priority   int
 	Shape      []int
 	Data       []float64
-	Topics     []string
+	Topics     []openruntime.Topic
 	Completed  []string
 	Types      []string
 	Gap        bool
@@ -254,7 +254,7 @@ func (p *player) play(ctx context.Context, s step) (any, error) {
 	case "metrics":
 		return c.Metrics(ctx)
 	case "metrics_history":
-		found, err := c.MetricsHistory(ctx, openruntime.HistoryQuery{Timeframe: s.Timeframe, Points: s.Points})
+		found, err := c.MetricsHistory(ctx, openruntime.HistoryQuery{Timeframe: openruntime.Timeframe(s.Timeframe), Points: s.Points})
 		if err != nil {
 			return nil, err
 		}
@@ -422,15 +422,15 @@ type listener struct {
 	done             chan struct{}
 }
 
-func (l *listener) start(c *openruntime.Client, topics []string) error {
+func (l *listener) start(c *openruntime.Client, topics []openruntime.Topic) error {
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop, l.done = stop, make(chan struct{})
 	first := make(chan error, 1)
 	go func() {
 		defer close(l.done)
-		for message, err := range c.Events(ctx, openruntime.EventOptions{Topics: topics}) {
+		for event, err := range c.Events(ctx, openruntime.EventOptions{Topics: topics}) {
 			if err == nil {
-				err = l.take(message)
+				err = l.take(event)
 			}
 			select {
 			case first <- err:
@@ -441,15 +441,15 @@ func (l *listener) start(c *openruntime.Client, topics []string) error {
 	return <-first
 }
 
-func (l *listener) take(message *openruntime.Message) error {
+func (l *listener) take(event *openruntime.Event) error {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
-	l.types[message.Type] = true
-	l.gap = l.gap || message.Gap
-	if message.Type != openruntime.TopicTaskUpdate {
+	l.types[event.Type] = true
+	l.gap = l.gap || event.Gap
+	if event.Type != "task_update" {
 		return nil
 	}
-	task, err := openruntime.Decode[openruntime.Task](message)
+	task, err := openruntime.Decode[openruntime.TaskNews](event)
 	if task.Status == openruntime.TaskStateCompleted {
 		l.completed[task.TaskID] = true
 	}
