@@ -17,6 +17,7 @@ NAMES = (
     "history",
     "http",
     "insights",
+    "labextension",
     "magics",
     "map",
     "matmul",
@@ -25,6 +26,7 @@ NAMES = (
     "sampler",
     "soak",
     "schemathesis",
+    "sdk",
     "start",
 )
 
@@ -43,6 +45,8 @@ def main(names: list[str]) -> int:
                 met = met and row.met
         except Missing as problem:
             print(not_measured(name, problem), flush=True)
+        except ModuleNotFoundError as problem:
+            print(not_measured(name, f"{problem}: pip install 'openruntime-jupyter[test,bench]'"), flush=True)
     return 0 if met else 1
 
 

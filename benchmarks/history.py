@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.rows import Row, at_most, median, within
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.connection import NAME
+from openruntime_jupyter.runtime.storage.search import with_id, write_texts
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.schemas.tasks import TaskState
 
@@ -32,19 +33,43 @@ LISTS: dict[str, dict[str, Any]] = {
     "a name with few matches": {"name": "step 4999"},
     "a name with many matches": {"name": "step"},
     "a name without matches": {"name": "none"},
+    "code with few matches": {"search": "value_4999 ="},
+    "code with many matches": {"search": "mx.eval("},
+    "code without matches": {"search": "torch"},
     "a notebook and offset 200,000": {"notebook": "/work/a.ipynb", "offset": 200_000},
 }
 
 FILL = """
 WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < ? - 1)
 INSERT INTO tasks
-    (id, runtime, state, operation, owner, submitted, finished, durable, embedded, attempt, retries, notebook, title, document, parameters)
+    (id, runtime, state, operation, owner, submitted, finished, durable, embedded, attempt, retries, notebook, title, document, parameters,
+    text)
 SELECT printf('task_%020d', n), 'rt_past', CASE WHEN n % 1000 = 7 THEN 'failed' WHEN n % 5000 = 11 THEN 'cancelled' ELSE 'completed' END,
     CASE n % 4 WHEN 0 THEN 'call' WHEN 1 THEN 'python' ELSE 'compute' END, CASE WHEN n % 10007 = 0 THEN 'ann' WHEN n % 2 THEN 'ben' END,
     1700000000000000 + n * 1000000, 1700000000500000 + n * 1000000, 1, 0, 1, 0, CASE WHEN n % 3 = 0 THEN '/work/a.ipynb' END,
     printf('step %d', n % 5000), printf('{"task_id":"task_%020d","status":"completed","operation":"compute",'
-    || '"timestamp":"2026-01-01T00:00:00.000000Z","submitted_at":"2026-01-01T00:00:00.000000Z"}', n), '{}' FROM numbers
+    || '"timestamp":"2026-01-01T00:00:00.000000Z","submitted_at":"2026-01-01T00:00:00.000000Z"}', n), '{}',
+    (SELECT id FROM codes WHERE number = n % 5000) FROM numbers
 """
+CODES = 5_000
+"""Number of different codes, each of about 500 characters."""
+
+
+def code(number: int) -> str:
+    """Return one of the codes."""
+    lines = [f"value_{number} = mx.random.normal(({number + line}, 64)); mx.eval(value_{number})" for line in range(8)]
+    return "\n".join(lines)
+
+
+def fill(connection: sqlite3.Connection) -> None:
+    """Insert the tasks."""
+    texts = [with_id(code(number)) for number in range(CODES)]
+    connection.execute("CREATE TEMP TABLE codes (number INTEGER PRIMARY KEY, id INTEGER)")
+    connection.executemany("INSERT INTO codes VALUES (?, ?)", ((number, text_id) for number, (text_id, _) in enumerate(texts)))
+    connection.execute("BEGIN")
+    connection.execute(FILL, (TASKS,))
+    write_texts(connection, texts)
+    connection.execute("COMMIT")
 
 
 async def _seconds(work: Callable[[], Awaitable[Any]]) -> float:
@@ -57,7 +82,7 @@ async def _measure(folder: Path) -> list[Row]:
     history = History(Settings(data_dir=folder), "rt_bench")
     history.open()
     with contextlib.closing(sqlite3.connect(folder / NAME, isolation_level=None)) as connection:
-        connection.execute(FILL, (TASKS,))
+        fill(connection)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def listed(wanted: dict[str, Any]) -> Callable[[], Awaitable[Any]]:

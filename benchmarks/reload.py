@@ -6,16 +6,13 @@ number differs from the first one on the new page. Times start with the reload, 
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shutil
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
 
-from benchmarks.rows import Missing, Row, at_most, median
+from benchmarks.rows import Row, at_most, median, require_chromium
+from tests.browser import chromium
 from tests.browser.lab import LAB, Notebook, opened
 from tests.support import Home, Server, running_server
 
@@ -77,16 +74,14 @@ async def saved(notebook: Notebook) -> None:
 
 def rows() -> list[Row]:
     """Return the row of the seconds until both are live again."""
-    if find_spec("playwright") is None:
-        raise Missing("playwright is missing: pip install 'openruntime-jupyter[test]'")
-    if not (os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")):
-        raise Missing("Chromium is missing: set CHROMIUM=/path/to/chromium")
+    require_chromium()
     with tempfile.TemporaryDirectory() as folder, running_server(home := Home(Path(folder)), LAB) as server:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in (PEER, OURS)])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, home.path / "reload.ipynb")
         server.submit("python", {"code": TASK}, name="counts", wait=False)
-        pairs = asyncio.run(reloads(server))
+        pairs = chromium.loop().run_until_complete(reloads(server))
+        chromium.close()
     ours, peer = (median([pair[place] for pair in pairs]) for place in (0, 1))
     what = "reload of JupyterLab until the dashboard is live, compared with a Label of ipywidgets"
     return [at_most(what, ours, peer, REACH, "s")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +27,12 @@ class Row:
 
 class Missing(Exception):
     """Missing requirement of a benchmark; the message says how to install it."""
+
+
+def require_chromium() -> None:
+    """Raise `Missing` without a browser."""
+    if not (os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")):
+        raise Missing("Chromium is missing: set CHROMIUM=/path/to/chromium")
 
 
 def not_measured(what: str, problem: object) -> str:
@@ -55,7 +63,7 @@ def added(what: str, ours: float, peer: float, reach: float, unit: str) -> Row:
 
 def within(what: str, value: float, bound: float, unit: str) -> Row:
     """Return a row with a fixed bound."""
-    return Row(what, f"{value:,.4g} {unit}", "", value / bound, f"≤ {bound:g} {unit}", value <= bound)
+    return Row(what, f"{value:,.4g} {unit}", "", value / bound if bound else value, f"≤ {bound:g} {unit}", value <= bound)
 
 
 def seconds(work: Callable[[], object], times: int) -> list[float]:

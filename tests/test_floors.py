@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 FLOORS = (
     *(
         "environment",
+        "start_environment",
         "imports",
         "terminal",
         "current_task",

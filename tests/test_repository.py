@@ -42,7 +42,12 @@ def notebooks() -> list[Path]:
 
 
 def documents() -> list[Path]:
-    return [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [
+        *sorted(ROOT.glob("*.md")),
+        ROOT / "benchmarks" / "README.md",
+        *sorted((ROOT / "sdks").glob("*/README.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ]
 
 
 def anchors(path: Path) -> set[str]:

@@ -15,8 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from openruntime_jupyter.arrays import array_file
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays import array_file, array_layout
+from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.arrays.function_pickler import Stream
 
 PIECE = 64 << 20
@@ -41,7 +41,7 @@ def layout_of(value: Any) -> Layout | None:
     """Return the layout of a NumPy or MLX array; None for other values and unsupported dtypes (complex128, text, objects)."""
     if is_mlx(value):
         return Layout(tuple(value.shape), str(value.dtype).rpartition(".")[2].removesuffix("_"), "mlx")
-    if type(value) is not np.ndarray or value.dtype.name not in array_file.SIZES or value.ndim > array_file.MAX_DIMENSIONS:
+    if type(value) is not np.ndarray or value.dtype.name not in array_layout.SIZES or value.ndim > array_layout.MAX_DIMENSIONS:
         return None
     return Layout(value.shape, value.dtype.name)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from openruntime_jupyter.arrays import conversion
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.arrays.function_pickler import FunctionPickler, Stream
 
 SMALL = 256 << 10

@@ -13,7 +13,7 @@ import psutil
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from openruntime_jupyter.client.execution_environment import notebook_named
+from openruntime_jupyter.client.notebook_file import notebook_named
 from openruntime_jupyter.errors import NotAllowed, NotConnected, OpenRuntimeError, gigabytes
 from openruntime_jupyter.notebook.display.format import file_name, shortened
 from openruntime_jupyter.notebook.display.html import text_table
@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--state", action="append", type=_state, default=[], metavar="STATE", help="same as STATE; repeatable")
     command.add_argument("--name", metavar="TEXT", help="only tasks whose name contains this text; case is ignored")
+    command.add_argument("--search", metavar="TEXT", help="only tasks whose name, code or parameters contain this text; case is ignored")
     command.add_argument("--notebook", metavar="FILE", help="only tasks of this notebook")
     command.set_defaults(answer=_tasks)
     command = _command(commands, common, "cancel", "cancel a pending or running task")
@@ -135,12 +136,13 @@ def _percent(value: float | None) -> str:
 def _tasks(client: Client, options: argparse.Namespace) -> str:
     states = [*options.states, *options.state]
     notebook = None if options.notebook is None else notebook_named(options.notebook)
-    page = client.tasks(limit=options.limit, states=states or None, notebook=notebook, name=options.name)
+    page = client.tasks(limit=options.limit, states=states or None, notebook=notebook, name=options.name, search=options.search)
     if options.json:
         return _json(page)
     if not page.tasks:
         filters = [f"in state {' or '.join(states)}"] if states else []
         filters += [f"with {options.name!r} in the name"] if options.name is not None else []
+        filters += [f"with {options.search!r} in the name, code or parameters"] if options.search is not None else []
         filters += [f"of the notebook {notebook}"] if notebook is not None else []
         return " ".join(["No tasks", *filters])
     lines = [text_table(("ID", "STATE", "PRIORITY", "OPERATION", "SECONDS", "NOTEBOOK", ""), [_row(task) for task in page.tasks])]

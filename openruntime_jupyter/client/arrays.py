@@ -5,34 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from openruntime_jupyter.arrays.array_layout import Layout, check_bounds
 from openruntime_jupyter.arrays.function_pickler import Stream
+from openruntime_jupyter.client.array_data import PIECE, Arrays, Uploads
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, OpenRuntimeError, Unavailable, gigabytes
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayReference
 from openruntime_jupyter.schemas.endpoints import ALLOCATE_ARRAY, DELETE_ARRAY, GET_ARRAY, MARK_ARRAY_READY
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from openruntime_jupyter.arrays.array_file import Layout
     from openruntime_jupyter.arrays.conversion import Array
 
-PIECE = 1 << 20
-"""Size in bytes of an upload chunk."""
 
-
-class ArrayUploads:
-    """Arrays of one submission, sent during serialization and released after the submission.
-
-    The runtime keeps the arrays of a task until the task ends.
-    """
+class ArrayUploads(Uploads):
+    """Arrays and pickles of one submission, sent during serialization and released after the submission."""
 
     def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self.ids: list[str] = []
+        super().__init__(backend)
         self._pickles: list[str] = []
 
     def keep(self, value: Any, layout: Layout) -> None:
@@ -41,8 +33,6 @@ class ArrayUploads:
 
     def keep_pickle(self, stream: Stream) -> dict[str, str]:
         """Send a large pickle and return its reference for the parameters. Raises the errors of `keep`."""
-        from openruntime_jupyter.arrays.array_file import Layout
-
         self._pickles.append(send(self._backend, stream, Layout((stream.nbytes,), "uint8", "buffer")))
         return {"array": self._pickles[-1]}
 
@@ -50,46 +40,45 @@ class ArrayUploads:
         """Return the references of the arrays that were sent, in order."""
         return [{"array": array_id} for array_id in self.ids]
 
-    def outside(self, parameters: Any, name: str = "parameters") -> Any:
-        """Send each NumPy or MLX array in JSON-like `parameters`; return the parameters with references in their place.
+    def sent(self, value: Any, name: str) -> Any:
+        """Send the parameter `name`, and return its reference; the value of a NumPy scalar.
 
         Raises the errors of `keep`, with the name and size of the array.
         """
-        if isinstance(parameters, dict):
-            return {key: self.outside(value, f"{name}.{key}") for key, value in parameters.items()}
-        if isinstance(parameters, (list, tuple)):
-            return [self.outside(value, name) for value in parameters]
-        if not _may_be_array(parameters):
-            return parameters
+        if type(value).__module__ not in ("numpy", "mlx.core"):
+            return super().sent(value, name)
         from openruntime_jupyter.arrays import conversion
 
-        layout = conversion.layout_of(parameters)
+        layout = conversion.layout_of(value)
         if layout is None:
             numpy = sys.modules["numpy"]
-            if isinstance(parameters, numpy.ndarray):
-                kind = f"{type(parameters).__name__} of dtype {parameters.dtype}"
+            if isinstance(value, numpy.ndarray):
+                kind = f"{type(value).__name__} of dtype {value.dtype}"
                 raise InvalidRequest.of(name, f"a {kind} can't be a parameter of an operation: pass it to call() or submit_code()")
             # NumPy scalars become JSON numbers.
-            return parameters.item() if isinstance(parameters, numpy.generic) else parameters
+            return value.item() if isinstance(value, numpy.generic) else value
         try:
-            self.keep(parameters, layout)
+            self.keep(value, layout)
         except (InvalidRequest, Unavailable) as problem:
-            raise no_room(name, type(parameters).__name__, layout.nbytes, problem) from problem
+            raise no_room(name, type(value).__name__, layout.nbytes, problem) from problem
         return {"array": self.ids[-1]}
 
     def release(self) -> None:
         """Delete the sent arrays that no task uses. Never raises."""
-        ids = self.ids + self._pickles
-        self.ids, self._pickles = [], []
-        for array_id in ids:
-            with contextlib.suppress(OpenRuntimeError):
-                self._backend.call(DELETE_ARRAY, array_id)
+        self.ids += self._pickles
+        self._pickles = []
+        super().release()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
+class PythonArrays(Arrays):
+    """Arrays of a runtime by name, as NumPy or MLX arrays."""
+
+    def get(self, name: str) -> Any:
+        """Return an array, as an MLX array if it was sent as one and MLX is installed, else as a NumPy array. Raises `ArrayNotFound`.
+
+        A NumPy array is memory-mapped on a local runtime. Changes to it are private.
+        """
+        return receive_all(self._backend, [self.info(name)])
 
 
 def no_room(name: str, kind: str, size: int, problem: InvalidRequest | Unavailable) -> OpenRuntimeError:
@@ -98,11 +87,6 @@ def no_room(name: str, kind: str, size: int, problem: InvalidRequest | Unavailab
     if isinstance(problem, Unavailable):
         return type(problem)(f"{name}: {text}", problem.retry_after)
     return InvalidRequest.of(name, text)
-
-
-def _may_be_array(value: Any) -> bool:
-    """Return whether `value` may be an array, without importing NumPy."""
-    return type(value).__module__ in ("numpy", "mlx.core")
 
 
 def pickles_with_arrays() -> bool:
@@ -118,7 +102,7 @@ def send(backend: Backend, value: Any, layout: Layout) -> str:
         if _fill(backend, info, value, layout):
             backend.call(MARK_ARRAY_READY, info.id)
         else:
-            backend.upload(info.id, _pieces(value, layout), layout.size)
+            backend.upload(info.id, lambda: _pieces(value, layout), layout.size)
     except BaseException:
         with contextlib.suppress(OpenRuntimeError):
             backend.call(DELETE_ARRAY, info.id)
@@ -172,12 +156,12 @@ def receive(backend: Backend, wanted: ArrayReference) -> Array:
     """
     import numpy as np
 
-    from openruntime_jupyter.arrays import array_file, conversion
+    from openruntime_jupyter.arrays import conversion
 
     info = backend.call(GET_ARRAY, wanted.id)
     if backend.local and info.path is not None and os.access(info.path, os.R_OK):  # it may belong to another user
         return conversion.view(info.path, info.id)
-    layout = array_file.check_bounds(info.shape, info.dtype, info.kind)
+    layout = check_bounds(info.shape, info.dtype, info.kind)
     array: Array = np.empty(layout.shape, conversion.dtype_of(layout.dtype))
     if layout.nbytes:
         target = array.reshape(-1).view(np.uint8).data
@@ -192,3 +176,12 @@ def receive(backend: Backend, wanted: ArrayReference) -> Array:
         if place != layout.nbytes:
             raise ArrayNotFound(f"The array {info.id} ended {layout.nbytes - place:,} bytes early: fetch it again")
     return array
+
+
+def receive_all(backend: Backend, wanted: Sequence[ArrayReference]) -> Any:
+    """Return the array, or a tuple of arrays if there are several; those sent as MLX arrays as such if MLX is installed."""
+    from openruntime_jupyter.arrays import conversion
+
+    found = [(each, receive(backend, each)) for each in wanted]
+    values = tuple(conversion.mlx_or_numpy(array) if each.kind == "mlx" else array for each, array in found)
+    return values[0] if len(values) == 1 else values

@@ -1,178 +1,28 @@
-"""Asynchronous client. Requests run in threads; one event subscription serves the waits of all tasks."""
+"""Asynchronous client that runs Python code and functions."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
-from openruntime_jupyter.client.base import BaseClient
+from openruntime_jupyter.client.async_base import AsyncTaskHandle, BaseAsyncClient
+from openruntime_jupyter.client.code_client import CodeClient
 from openruntime_jupyter.client.futures import Completions
-from openruntime_jupyter.client.handles import Output, PromptHandle, TaskHandle, after_cancel
-from openruntime_jupyter.client.interruption import kernel_stops_soon_async, pulse, shown_as_line
+from openruntime_jupyter.client.interruption import pulse, shown_as_line
 from openruntime_jupyter.client.map import MapStopped, run_map
-from openruntime_jupyter.client.transport.watch import CONNECTED
-from openruntime_jupyter.client.unseen import awaited, leave
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.schemas.tasks import Task, TaskState
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-Params = ParamSpec("Params")
-Result = TypeVar("Result")
-
-MOST_UNREAD = 10_000
-"""Buffered messages per watcher."""
 
 
-async def _request(function: Callable[Params, Result], /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
-    """Call a function in a thread. The stop button of a notebook ends the wait for it."""
-    try:
-        with pulse():
-            return await asyncio.to_thread(function, *args, **kwargs)
-    except asyncio.CancelledError:
-        raise shown_as_line(asyncio.CancelledError("the request was interrupted")) from None
-
-
-class AsyncTaskHandle:
-    """Handle of a task for coroutines. Awaiting it returns the result."""
-
-    def __init__(self, handle: TaskHandle, completions: Completions) -> None:
-        self._handle = handle
-        self._completions = completions
-
-    @property
-    def id(self) -> str:
-        """Return the task's id."""
-        return self._handle.id
-
-    async def result(self, timeout: float | None = None) -> Any:
-        """Wait for the task and return its result; see `TaskHandle.result`.
-
-        Cancelling the wait does not cancel the task. Raises `asyncio.TimeoutError` if the task has not ended after `timeout` seconds.
-        """
-        future = self._completions.future(self._handle)
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
-        future.add_done_callback(lambda _: _on(loop, _settle, done))
-        try:
-            with pulse():
-                await asyncio.wait_for(done, timeout)
-        except asyncio.CancelledError:
-            raise shown_as_line(asyncio.CancelledError(f"{self.id} continues to run: cancel() of its handle stops it")) from None
-        return await _request(self._handle.result, 0) if future.cancelled() else future.result()
-
-    def __await__(self) -> Any:
-        return self.result().__await__()
-
-    async def task(self) -> Task:
-        """Return the current record."""
-        return await _request(lambda: self._handle.task)
-
-    async def status(self) -> TaskState:
-        """Return the current state."""
-        return (await self.task()).status
-
-    async def output(self) -> Output:
-        """Return the output so far."""
-        return await _request(lambda: self._handle.output)
-
-    async def cancel(self) -> Task:
-        """Cancel the task and return its final record."""
-        return await _request(self._handle.cancel)
-
-    async def set_priority(self, priority: int) -> Task:
-        """Change the priority of the pending task. Raises `TaskConflict` once it has started."""
-        return await _request(self._handle.set_priority, priority)
-
-    def __repr__(self) -> str:
-        return f"<Async{self._handle!r}>".replace("<Async<", "<Async").replace(">>", ">")
-
-
-class AsyncPromptHandle(AsyncTaskHandle):
-    """Handle of an AI task for coroutines. Awaiting it returns the `Reply`; `async for piece in handle` streams the text."""
-
-    def __init__(self, handle: PromptHandle, completions: Completions) -> None:
-        super().__init__(handle, completions)
-        self._prompt = handle
-
-    @property
-    def left_out(self) -> int | None:
-        """Return the number of conversation turns that did not fit the context; see `PromptHandle`."""
-        return self._prompt.left_out
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        """Stream the text. Raises the errors of `result` at the end. Leaving the loop does not cancel the task."""
-        loop = asyncio.get_running_loop()
-        received: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
-        left = threading.Event()
-
-        def read() -> None:
-            end: BaseException | None = None
-            try:
-                for piece in self._prompt:
-                    if left.is_set():
-                        return
-                    _on(loop, received.put_nowait, piece)
-            except BaseException as problem:
-                end = problem
-            _on(loop, received.put_nowait, end)
-
-        # A daemon thread: a stalled model must not block interpreter exit.
-        threading.Thread(target=read, name=f"openruntime-read-{self.id}", daemon=True).start()
-        try:
-            while (piece := await received.get()) is not None:
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece
-        finally:
-            left.set()
-
-
-def _on(loop: asyncio.AbstractEventLoop, call: Callable[[Any], None], argument: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed and has no waiters
-        loop.call_soon_threadsafe(call, argument)
-
-
-def _settle(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_result(None)
-
-
-def in_thread(
-    method: Callable[Concatenate[BaseClient, Params], Result],
-) -> Callable[Concatenate[AsyncClient, Params], Coroutine[Any, Any, Result]]:
-    """Return the coroutine method that runs a method of `Client` in a thread, with its signature and docstring."""
-
-    @wraps(method)
-    async def call(self: AsyncClient, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
-        return await _request(method, self.client, *args, **kwargs)
-
-    return call
-
-
-class AsyncClient:
+class AsyncClient(BaseAsyncClient):
     """Asynchronous counterpart of `Client`, available as `client.aio`. Cancelling `run` or `call` cancels the task."""
 
-    def __init__(self, client: BaseClient, completions: Completions | None = None) -> None:
-        self.client = client
-        self._completions = completions or Completions(client.backend)
+    client: CodeClient
 
-    def with_options(self, **changes: Any) -> AsyncClient:
-        """Return a client with other submission options; see `Client.with_options`."""
-        return AsyncClient(self.client.with_options(**changes), self._completions)
-
-    async def submit(self, operation: str, /, **parameters: Any) -> AsyncTaskHandle:
-        """Submit a task; see `Client.submit`."""
-        return await self._submitted(partial(self.client.submit, operation, **parameters))
-
-    async def run(self, operation: str, /, **parameters: Any) -> Any:
-        """Run a task and return its output; see `Client.run`."""
-        return await self._finish(partial(self.client.submit, operation, **parameters))
+    def __init__(self, client: CodeClient, completions: Completions | None = None) -> None:
+        super().__init__(client, completions)
 
     async def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> AsyncTaskHandle:
         """Submit a function call; see `Client.submit_call`."""
@@ -181,39 +31,6 @@ class AsyncClient:
     async def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run `function(*args, **kwargs)` in a worker and return its value; see `Client.call`."""
         return await self._finish(partial(self.client.submit_call, function, *args, **kwargs))
-
-    async def task(self, task_id: str) -> AsyncTaskHandle:
-        """Return the handle of a task, an `AsyncPromptHandle` for AI tasks. Raises `TaskNotFound`."""
-        return self._handle(await _request(self.client.task, task_id))
-
-    async def ask(self, prompt: str, /, workflow: str = "model_inference", **parameters: Any) -> AsyncPromptHandle:
-        """Submit a prompt; see `Client.ask`."""
-        await _request(self._completions.open)
-        handle = await _request(partial(self.client.ask, prompt, workflow, **parameters))
-        return AsyncPromptHandle(handle, self._completions)
-
-    async def again(self, task_id: str, **options: Any) -> AsyncTaskHandle:
-        """Submit the work of a task again; see `Client.again`."""
-        return await self._submitted(partial(self.client.again, task_id, **options))
-
-    agents = in_thread(BaseClient.agents)
-    workflows = in_thread(BaseClient.workflows)
-    models = in_thread(BaseClient.models)
-    unload = in_thread(BaseClient.unload)
-    conversations = in_thread(BaseClient.conversations)
-    conversation = in_thread(BaseClient.conversation)
-    delete_conversation = in_thread(BaseClient.delete_conversation)
-    tasks = in_thread(BaseClient.tasks)
-    cancel = in_thread(BaseClient.cancel)
-    sessions = in_thread(BaseClient.sessions)
-    restart_session = in_thread(BaseClient.restart_session)
-    free_session = in_thread(BaseClient.free_session)
-    devices = in_thread(BaseClient.devices)
-    metrics = in_thread(BaseClient.metrics)
-    metrics_history = in_thread(BaseClient.metrics_history)
-    insights = in_thread(BaseClient.insights)
-    health = in_thread(BaseClient.health)
-    operations = in_thread(BaseClient.operations)
 
     async def map(
         self,
@@ -237,79 +54,6 @@ class AsyncClient:
         except asyncio.CancelledError:
             stop.set()
             raise shown_as_line(asyncio.CancelledError(await asyncio.shield(_stopped(mapping)))) from None
-
-    async def watch(self, topics: Iterable[str] = ("task_update",)) -> AsyncIterator[dict[str, Any]]:
-        """Yield events; see `Client.watch`. A watcher `MOST_UNREAD` messages behind gets `connected` with `gap` instead."""
-        loop = asyncio.get_running_loop()
-        received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-
-        def receive(message: dict[str, Any]) -> None:
-            if received.qsize() >= MOST_UNREAD:
-                while not received.empty():
-                    received.get_nowait()
-                received.put_nowait({"type": CONNECTED, "gap": True})
-            received.put_nowait(message)
-
-        watch = self.client.watch(topics, lambda message: _on(loop, receive, message))
-        try:
-            while True:
-                yield await received.get()
-        finally:
-            watch.close()
-
-    async def close(self) -> None:
-        """Close the connection. Tasks keep running."""
-        self.let_go()
-        await _request(self.client.close)
-
-    def let_go(self) -> None:
-        """Unsubscribe from events once all waits have ended."""
-        self._completions.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def _submitted(self, submit: Callable[[], TaskHandle]) -> AsyncTaskHandle:
-        await _request(self._completions.open)
-        return self._handle(await _request(submit))
-
-    def _handle(self, handle: TaskHandle) -> AsyncTaskHandle:
-        if isinstance(handle, PromptHandle):
-            return AsyncPromptHandle(handle, self._completions)
-        return AsyncTaskHandle(handle, self._completions)
-
-    async def _finish(self, submit: Callable[[], TaskHandle]) -> Any:
-        task_ids: list[str] = []
-
-        def submit_awaited() -> TaskHandle:
-            handle = submit()
-            task_ids.append(handle.id)
-            awaited.update(task_ids)
-            return handle
-
-        submitted = asyncio.ensure_future(self._submitted(submit_awaited))
-        try:
-            with pulse():
-                handle = await asyncio.shield(submitted)
-            return await handle.result()
-        except asyncio.CancelledError:
-            raise shown_as_line(asyncio.CancelledError(await asyncio.shield(_cancelled(submitted, self.client.where)))) from None
-        finally:
-            awaited.difference_update(task_ids)
-
-
-async def _cancelled(submitted: asyncio.Future[AsyncTaskHandle], where: str) -> str:
-    """Cancel a task, whose submission may still be under way, unless the kernel stops. Return what became of it."""
-    try:
-        handle = await submitted
-        if await kernel_stops_soon_async():
-            return leave(where, handle.id)
-        return after_cancel(await handle.cancel())
-    except OpenRuntimeError as problem:
-        return f"the task could not be cancelled ({problem})"
 
 
 async def _stopped(mapping: asyncio.Future[list[Any]]) -> str:

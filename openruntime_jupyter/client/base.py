@@ -1,31 +1,40 @@
-"""Requests of a client: submit work, run it, call functions, look up tasks, sessions, models and metrics."""
+"""Requests of a client: submit work, run it, look up tasks, sessions, models and metrics."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from types import CodeType
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from openruntime_jupyter.client.arrays import ArrayUploads
-from openruntime_jupyter.client.execution_environment import notebook, world
+from openruntime_jupyter.client.array_data import Arrays, Uploads
 from openruntime_jupyter.client.handles import (
     PromptHandle,
     TaskHandle,
     after_cancel,
     again,
     handle_of,
+    plain_result,
     prompt_request,
     record,
     refuse_deadlock,
 )
 from openruntime_jupyter.client.interruption import interruptible, kernel_stops_soon, shown_as_line
-from openruntime_jupyter.client.serialization import named, pack_call, pack_variables, sources_of
-from openruntime_jupyter.client.transport.protocol import Backend, new_key
+from openruntime_jupyter.client.notebook_file import notebook
+from openruntime_jupyter.client.transport.protocol import MOST_BYTES, MOST_IN_BATCH, Backend, new_key
+from openruntime_jupyter.client.transport.retry import Limit
 from openruntime_jupyter.client.transport.watch import Watch
-from openruntime_jupyter.client.unseen import leave
-from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, SessionEnded, SessionNotFound, TaskNotFound
+from openruntime_jupyter.errors import (
+    InvalidRequest,
+    NotConnected,
+    OpenRuntimeError,
+    SessionEnded,
+    SessionNotFound,
+    TaskNotFound,
+    Unavailable,
+)
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.schemas.insights import Insights, MetricType, WordingChoice
@@ -64,16 +73,19 @@ class Options:
     memory_limit: int | None = None
     """Limit of the worker's resident memory in bytes; None for the runtime's default."""
     session: str | None = None
-    """Name of this notebook's session in which cells and calls run; None for a separate process."""
+    """Name of the session in which Python code runs; None for a separate process."""
+    deadline: float | None = None
+    """Seconds after which `run` and `call` cancel the task, waiting or running, and raise `TimeoutError`; None to wait without limit."""
 
     def request(self) -> dict[str, Any]:
         """Return the options as fields of a `TaskRequest`, without those at their defaults."""
         fields = asdict(self)
+        del fields["deadline"]
         return {_field(name): value for name, value in fields.items() if value is not None}
 
 
 class BaseClient:
-    """Options of a client, and its requests to a runtime. `Client` adds maps, executors, sessions and the asynchronous client."""
+    """Options of a client, and its requests to a runtime over any transport. `CodeClient` adds Python code and functions."""
 
     def __init__(
         self, backend: Backend, options: Options | None = None, origin: Origin = "python", session_ids: dict[str, str] | None = None
@@ -83,6 +95,11 @@ class BaseClient:
         """Ids of the sessions in use, by name. After a session ends, its name alone would start an empty one."""
         self.options = options or Options()
         self.origin: Origin = origin
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """Return the arrays of the runtime by name: `client.arrays.put("weights", array)`."""
+        return Arrays(self.backend)
 
     @property
     def where(self) -> str:
@@ -101,7 +118,7 @@ class BaseClient:
 
         Raises `InvalidRequest` (also as `UnknownOperation`, `UnknownDevice`, `MemoryRefused`), `QueueFull`, `NotAllowed`.
         """
-        with interruptible(UNCERTAIN), ArrayUploads(self.backend) as uploads:
+        with interruptible(UNCERTAIN), self._uploads() as uploads:
             return self._submit(operation, uploads.outside(parameters))
 
     def run(self, operation: str, /, **parameters: Any) -> Any:
@@ -109,25 +126,36 @@ class BaseClient:
 
         Raises the errors of `submit` and `TaskHandle.result`.
         """
-        with interruptible(NOT_SUBMITTED), ArrayUploads(self.backend) as uploads:
+        with interruptible(NOT_SUBMITTED), self._uploads() as uploads:
             return self._finish(operation, uploads.outside(parameters))
 
-    def submit_call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle:
-        """Submit `function(*args, **kwargs)` to a worker and return immediately.
+    def submit_batch(self, tasks: Iterable[Mapping[str, Any]]) -> list[TaskHandle | OpenRuntimeError]:
+        """Submit many tasks in few requests and return immediately.
 
-        Functions defined in a notebook are pickled by value, with the variables they use. Raises `InvalidRequest` with the name of
-        the argument or variable that can't be pickled.
+        Parameters
+        ----------
+        tasks
+            A dict for each task, with its `operation`, its `parameters` (default: none) and options that differ from this client's.
+
+        Returns
+        -------
+        list
+            For each task in order its handle, or the error with which it was rejected.
         """
-        with interruptible(UNCERTAIN), ArrayUploads(self.backend) as uploads:
-            return self._submit("call", self._call(uploads, function, args, kwargs), name_of(function))
+        outcomes: list[TaskHandle | OpenRuntimeError] = []
+        with interruptible(UNCERTAIN), self._uploads() as uploads:
+            requests = [self._of_batch(dict(task), uploads) for task in tasks]
+            for group in _groups(requests):
+                try:
+                    answers = self.backend.call(api.SUBMIT_BATCH, body={"tasks": group}, key=new_key())
+                except OpenRuntimeError as problem:
+                    answers = [problem] * len(group)
+                outcomes += [answer if isinstance(answer, OpenRuntimeError) else self._handle(answer) for answer in answers]
+        return outcomes
 
-    def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Run `function(*args, **kwargs)` in a worker and return its value. Interrupting the call cancels the task.
-
-        Raises the errors of `submit_call` and `TaskHandle.result`.
-        """
-        with interruptible(NOT_SUBMITTED), ArrayUploads(self.backend) as uploads:
-            return self._finish("call", self._call(uploads, function, args, kwargs), name_of(function))
+    def _of_batch(self, task: dict[str, Any], uploads: Uploads) -> dict[str, Any]:
+        operation, parameters = task.pop("operation"), task.pop("parameters", {})
+        return self._request(operation, uploads.outside(parameters), options=replace(self.options, **task))
 
     def watch(self, topics: Iterable[str], tell: Callable[[dict[str, Any]], None]) -> Watch:
         """Subscribe to events: call `tell(message)` for each until the watch is closed.
@@ -137,39 +165,6 @@ class BaseClient:
         thread that calls `tell`, so it must return quickly. Raises ValueError for an unknown topic.
         """
         return self.backend.watch(topics, tell)
-
-    def submit_code(
-        self,
-        code: str,
-        inputs: dict[str, Any] | None = None,
-        outputs: tuple[str, ...] = (),
-        filename: str | None = None,
-        follow: float = 0.0,
-    ) -> TaskHandle:
-        """Submit Python code. The handle's `result()` is a dict of the output variables.
-
-        On a local runtime the code uses this process's interpreter, working directory and import path.
-
-        Parameters
-        ----------
-        inputs
-            Variables that are set before the code runs.
-        outputs
-            Names of the variables to return.
-        filename
-            File name in tracebacks.
-        follow
-            Wait up to this many seconds for output, which saves a request for callers of `follow_output`.
-        """
-        with interruptible(UNCERTAIN), ArrayUploads(self.backend) as uploads:
-            parameters: dict[str, Any] = {
-                "code": code,
-                "pickled": pack_variables(inputs or {}, uploads),
-                "outputs": list(outputs),
-                "world": self._world(),
-            }
-            parameters |= {"arrays": uploads.references()} | ({"filename": filename} if filename else {})
-            return self._submit("python", parameters, follow=follow)
 
     def ask(
         self,
@@ -213,14 +208,14 @@ class BaseClient:
             return PromptHandle(self.backend, record(self.backend, asked.task_id), asked.left_out)
 
     def task(self, task_id: str) -> TaskHandle:
-        """Return the handle of a task by id, submitted from any notebook; a `PromptHandle` for AI tasks. Raises `TaskNotFound`.
+        """Return the handle of a task by id, submitted by any program; a `PromptHandle` for AI tasks. Raises `TaskNotFound`.
 
         A beginning of the id is enough if it is unique among the newest tasks.
         """
         if not task_id:
             raise TaskNotFound("a task id is required: tasks() lists them")
         try:
-            return handle_of(self.backend, record(self.backend, task_id))
+            return self._handle(record(self.backend, task_id))
         except TaskNotFound:
             if not BEGINNING.fullmatch(task_id):
                 raise
@@ -229,7 +224,7 @@ class BaseClient:
                 raise
         if len(found) > 1:
             raise TaskNotFound(f"{len(found)} tasks have an id that begins with {task_id}: add more of it")
-        return handle_of(self.backend, found[0])
+        return self._handle(found[0])
 
     def tasks(
         self,
@@ -243,15 +238,25 @@ class BaseClient:
         order: TaskOrder = "newest",
         notebook: str | None = None,
         name: str | None = None,
+        search: str | None = None,
     ) -> TaskPage:
         """Return a page of at most `limit` tasks, newest first, optionally filtered or older than the task `before`.
 
-        `notebook` is the path of a notebook as its tasks have it, and `name` a part of a task's name; case is ignored. With
-        `order="next"`, return the pending tasks in run order, without the first `offset`. Of the filters, this order takes these two.
+        `notebook` is the path of a notebook as its tasks have it, `name` a part of a task's name, and `search` a part of its name, code
+        or parameters; case is ignored. With `order="next"`, return the pending tasks in run order, without the first `offset`. Of the
+        filters, this order takes these three.
         """
         query = {"limit": limit, "before": before, "state": states, "operation": operation, "owner": owner}
-        more = {"offset": offset, "order": order, "notebook": notebook, "name": name}
+        more = {"offset": offset, "order": order, "notebook": notebook, "name": name, "search": search}
         return self.backend.call(api.LIST_TASKS, query={**query, **more})
+
+    def iter_tasks(self, **filters: Any) -> Iterator[Task]:
+        """Yield all tasks, newest first, page by page. `filters` are those of `tasks`."""
+        page = self.tasks(**filters)
+        yield from page.tasks
+        while page.next_before is not None:
+            page = self.tasks(**{**filters, "before": page.next_before})
+            yield from page.tasks
 
     def cancel(self, task_id: str) -> Task:
         """Cancel a task and return its final record."""
@@ -264,7 +269,7 @@ class BaseClient:
         """
         given = replace(Options(), **options).request()
         changes = {name: given[name] for name in map(_field, options) if name in given}
-        return handle_of(self.backend, again(self.backend, task_id, self.origin, changes))
+        return self._handle(again(self.backend, task_id, self.origin, changes))
 
     def sessions(self) -> list[Session]:
         """Return all sessions of the runtime, most recently used first."""
@@ -288,15 +293,14 @@ class BaseClient:
         sessions = self.sessions()
         exact = [each for each in sessions if each.id in (session, self.session_ids.get(session))]
         named = [each for each in sessions if each.name == session]
-        here: dict[str, Any] = self._world() or {}
-        file, kernel = here.get("notebook"), here.get("kernel")
+        file, kernel = self._place()
         mine = exact or [each for each in named if (each.notebook, each.notebook or each.kernel) == (file, file or kernel)]
         if len(mine) == 1:
             return mine[0]
         if mine:
-            raise InvalidRequest.of("session", f"{len(mine)} sessions of this notebook are called {session!r}. Give the id: {_ids(mine)}")
+            raise InvalidRequest.of("session", f"{len(mine)} sessions here are called {session!r}. Give the id: {_ids(mine)}")
         where = f"; other notebooks have {_ids(named)}: give the id" if named else f"; open sessions: {_ids(sessions)}"
-        raise SessionNotFound(f"This notebook has no session {session!r}{where}")
+        raise SessionNotFound(f"{'This notebook' if file else 'This process'} has no session {session!r}{where}")
 
     def devices(self) -> list[Device]:
         """Return the compute devices."""
@@ -368,32 +372,37 @@ class BaseClient:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.where}>"
 
-    def _call(self, uploads: ArrayUploads, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        codes: list[CodeType] = []
-        pickled = pack_call(function, args, kwargs, uploads, codes)
-        sources = sources_of(codes, self.backend.local)
-        return {**named(function), "pickled": pickled, "arrays": uploads.references(), "sources": sources, "world": self._world()}
+    def leave(self, *task_ids: str) -> str:
+        """Return what becomes of tasks whose kernel stops while it waits for them."""
+        return f"{' '.join(task_ids)} continues to run without this process"
 
-    def call_request(self, function: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
-        """Return the request of a `call` with the options of this client, named after `function`."""
-        return self._request("call", {**named(function), **parameters, "world": self._world()}, name_of(function))
+    def _uploads(self) -> Uploads:
+        """Return a sender of the arrays of one submission."""
+        return Uploads(self.backend)
 
-    def _world(self) -> dict[str, Any] | None:
-        return world() if self.backend.local else None
+    def _place(self) -> tuple[str | None, str | None]:
+        """Return the notebook and the kernel whose sessions have names here."""
+        return notebook(), None
 
-    def _request(self, operation: str, parameters: dict[str, Any], name: str | None) -> dict[str, Any]:
-        session = self.options.session
-        options = replace(self.options, name=self.options.name or name, session=self.session_ids.get(session or "", session))
+    def _handle(self, task: Task, shown: TaskOutput | None = None) -> TaskHandle:
+        return handle_of(self.backend, task, plain_result, shown)
+
+    def _request(
+        self, operation: str, parameters: dict[str, Any], name: str | None = None, options: Options | None = None
+    ) -> dict[str, Any]:
+        options = options or self.options
+        session = options.session
+        options = replace(options, name=options.name or name, session=self.session_ids.get(session or "", session))
         caller = {"origin": self.origin, "notebook": notebook()}
         return {"operation": operation, "parameters": parameters, **caller, **options.request()}
 
     def _submit(self, operation: str, parameters: dict[str, Any], name: str | None = None, follow: float = 0.0) -> TaskHandle:
         request, key = self._request(operation, parameters, name), new_key()
         if not follow:
-            return TaskHandle(self.backend, self._send(lambda: self.backend.call(api.SUBMIT_TASK, body=request, key=key)))
+            return self._handle(self._send(lambda: self.backend.call(api.SUBMIT_TASK, body=request, key=key)))
         shown = self._send(lambda: self.backend.call(api.SUBMIT_FOLLOWED, body=request, key=key, wait=follow))
         assert shown.task is not None
-        return TaskHandle(self.backend, shown.task, shown)
+        return self._handle(shown.task, shown)
 
     def _send(self, submit: Callable[[], Submitted]) -> Submitted:
         try:
@@ -419,26 +428,50 @@ class BaseClient:
 
     def _finish(self, operation: str, parameters: dict[str, Any], name: str | None = None) -> Any:
         refuse_deadlock(self.backend, self.options.device, "a new task")
-        request, key = self._request(operation, parameters, name), new_key()
+        request, key, limit = self._request(operation, parameters, name), new_key(), Limit(self.options.deadline)
+        first = FIRST_WAIT if self.options.deadline is None else min(FIRST_WAIT, int(self.options.deadline))
         try:
-            task = self._send(lambda: self.backend.call(api.SUBMIT_TASK, body=request, key=key, wait=FIRST_WAIT))
-            return TaskHandle(self.backend, task).result()
+            with limit.applied():
+                task = self._send(lambda: self.backend.call(api.SUBMIT_TASK, body=request, key=key, wait=first))
+                return self._handle(task).result(limit.left())
         except KeyboardInterrupt:
             raise shown_as_line(KeyboardInterrupt(self._interrupted(request, key))) from None
+        except (TimeoutError, Unavailable, NotConnected):
+            if not limit.ended:
+                raise
+            raise TimeoutError(f"no result within {self.options.deadline:g} s: {self._interrupted(request, key)}") from None
 
     def _interrupted(self, request: dict[str, Any], key: str) -> str:
         """Cancel an interrupted task, unless the kernel stops, and return what became of it."""
         stops = kernel_stops_soon()
+        once = Limit()
+        once.cancel()
         try:
             # The same key returns the same task, even if the interrupt came before its id.
-            task = self.backend.call(api.SUBMIT_TASK, body=request, key=key)
+            with once.applied():
+                task = self.backend.call(api.SUBMIT_TASK, body=request, key=key)
             if stops:
-                return leave(self.where, task.task_id)
+                return self.leave(task.task_id)
             return after_cancel(self.cancel(task.task_id))
         except KeyboardInterrupt:
             return "interrupted again while the task was being cancelled: tasks() shows its state"
         except OpenRuntimeError as problem:
             return f"the task could not be cancelled ({problem})"
+
+
+def _groups(requests: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the requests in groups that are small enough for one request."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for request in requests:
+        length = len(json.dumps(request, default=str))
+        if group and (len(group) == MOST_IN_BATCH or size + length > MOST_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(request)
+        size += length
+    if group:
+        yield group
 
 
 def _field(option: str) -> str:
@@ -448,9 +481,3 @@ def _field(option: str) -> str:
 
 def _ids(sessions: Iterable[Session]) -> str:
     return ", ".join(f"{each.id} ({each.name}, {each.notebook or 'no notebook'})" for each in sessions) or "none"
-
-
-def name_of(function: Callable[..., Any]) -> str | None:
-    """Return the task name for `function`, or None if it has no name."""
-    name = str(getattr(function, "__name__", ""))
-    return name[:200] if name.isidentifier() else None

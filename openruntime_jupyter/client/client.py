@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.async_client import AsyncClient
-from openruntime_jupyter.client.base import NOT_SUBMITTED, BaseClient
+from openruntime_jupyter.client.base import NOT_SUBMITTED
+from openruntime_jupyter.client.code_client import CodeClient
 from openruntime_jupyter.client.executor import TaskExecutor
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.interruption import interruptible
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Client(BaseClient):
+class Client(CodeClient):
     """Client of a local or remote runtime, created by `connect()`.
 
     Thread-safe. All methods raise only the errors of `openruntime_jupyter.errors`: `InvalidRequest` for an invalid parameter,

@@ -15,9 +15,10 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads
-from openruntime_jupyter.client.base import BaseClient
+from openruntime_jupyter.client.code_client import CodeClient
 from openruntime_jupyter.client.futures import Completions, TaskFuture
 from openruntime_jupyter.client.handles import TaskHandle, refuse_deadlock
+from openruntime_jupyter.client.results import python_result
 from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import MOST_BYTES, MOST_IN_BATCH, Backend, new_key, size_of_call
@@ -26,14 +27,14 @@ from openruntime_jupyter.schemas.endpoints import SUBMIT_BATCH
 from openruntime_jupyter.schemas.tasks import Task
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.arrays.array_file import Layout
+    from openruntime_jupyter.arrays.array_layout import Layout
     from openruntime_jupyter.arrays.function_pickler import Stream
 
 
 class TaskExecutor(Executor):
     """Executor whose calls are tasks with the options of `client`. Running futures can be cancelled."""
 
-    def __init__(self, client: BaseClient) -> None:
+    def __init__(self, client: CodeClient) -> None:
         self._client = client
         self._completions = Completions(client.backend)
         self._submissions = Submissions(client.backend, self._completions, client.follow_session)
@@ -201,7 +202,7 @@ class Submissions:
         if isinstance(answer, OpenRuntimeError):
             future.refuse(answer)
         else:
-            future.submitted(TaskHandle(self._backend, answer))
+            future.submitted(TaskHandle(self._backend, answer, python_result))
             self._completions.add(future)
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import builtins
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from openruntime_jupyter.client.ai_response import Reply
-from openruntime_jupyter.client.arrays import receive
-from openruntime_jupyter.client.execution_environment import notebook
+from openruntime_jupyter.client.array_data import download
 from openruntime_jupyter.client.interruption import interruptible
-from openruntime_jupyter.client.serialization import unpack
+from openruntime_jupyter.client.notebook_file import notebook
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.client.transport.watch import OnMessage, Watch
 from openruntime_jupyter.current_task import current
@@ -73,6 +72,18 @@ def record(backend: Backend, task_id: str, wait: float = 0.0) -> Task:
     return backend.call(api.GET_TASK, task_id, query={"parameters": False}, wait=wait)
 
 
+ReadResult = Callable[[Backend, Task, TaskResult, "tuple[bytes, str] | None"], Any]
+"""Reader of the value of a completed task from its record, its result, and the bytes and encoding of its payload if they are at hand."""
+
+
+def plain_result(backend: Backend, _task: Task, result: TaskResult, _payload: tuple[bytes, str] | None) -> Any:
+    """Return the output of an operation, or its arrays as `ArrayData`: one, or a tuple."""
+    if result.payload is not None or not result.arrays:  # the arrays of an opaque result are parts of it
+        return result.output
+    arrays = tuple(download(backend, each.id) for each in result.arrays)
+    return arrays[0] if len(arrays) == 1 else arrays
+
+
 class TaskHandle:
     """Handle of a task.
 
@@ -80,8 +91,9 @@ class TaskHandle:
     affect the task. `status`, `progress`, `task` and `output` query the runtime each time until the task has ended.
     """
 
-    def __init__(self, backend: Backend, task: Task, shown: TaskOutput | None = None) -> None:
+    def __init__(self, backend: Backend, task: Task, read: ReadResult, shown: TaskOutput | None = None) -> None:
         self._backend = backend
+        self._read = read
         self._see(task)
         self._shown = shown
         self._payload: tuple[bytes, str] | None = None
@@ -146,6 +158,14 @@ class TaskHandle:
             self._see(shown.task)
         return shown
 
+    def iter_output(self) -> Iterator[OutputItem]:
+        """Yield the output, and changes of earlier output, until the task's end."""
+        shown = self.follow_output(0, LONGEST_WAIT)
+        yield from shown.items
+        while not shown.finished:
+            shown = self.follow_output(shown.next, LONGEST_WAIT)
+            yield from shown.items
+
     def wait(self, timeout: float | None = None) -> Task:
         """Wait for the task's end, at most `timeout` seconds (None: no limit), and return the record.
 
@@ -164,9 +184,8 @@ class TaskHandle:
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the task and return its result.
 
-        The result is the function's value for `call`, a dict of the outputs by name for `python`, an array or a tuple of arrays for
-        operations with `return_arrays`, and otherwise the operation's output dict. Large arrays are memory-mapped on a local
-        runtime. MLX arrays are returned as MLX arrays if MLX is installed.
+        The result is the operation's output dict, or an array or a tuple of arrays for operations with `return_arrays`. Clients that
+        transfer Python objects return the function's value for `call` and a dict of the outputs by name for `python`.
 
         Raises `TaskFailed`, `WorkerDied`, `TaskTimedOut`, `TaskCancelled` or `TaskInterrupted` with the task's traceback in the
         message, and `TimeoutError` if the task has not ended after `timeout` seconds. The task then keeps running.
@@ -178,15 +197,10 @@ class TaskHandle:
             raise task_error(task)
         if task.result is None:
             raise OpenRuntimeError(f"{self.id} is completed, but its result was deleted")
-        if task.operation not in ("python", "call"):
-            return self._arrays(task.result) if task.result.arrays else task.result.output
-        if task.result.payload is None:
-            return {} if task.operation == "python" else None
         with interruptible(f"{self.id} is completed: result() of its handle returns its value"):
-            payload, encoding = self._payload or (self._backend.call(api.GET_PAYLOAD, self.id), task.result.payload.encoding)
-            arrays = [receive(self._backend, each) for each in task.result.arrays]
+            value = self._read(self._backend, task, task.result, self._payload)
         self._payload = None
-        return unpack(payload, encoding, arrays)
+        return value
 
     def take(self, ended: Ended) -> None:
         """Store a result of `COLLECT_RESULTS`, so that `result()` needs no request. Raises `TaskNotFound` for an unknown task."""
@@ -194,13 +208,6 @@ class TaskHandle:
             raise ended.task
         self._see(ended.task)
         self._payload = ended.payload
-
-    def _arrays(self, result: TaskResult) -> Any:
-        from openruntime_jupyter.arrays import conversion
-
-        found = [(each, receive(self._backend, each)) for each in result.arrays]
-        values = tuple(conversion.mlx_or_numpy(array) if each.kind == "mlx" else array for each, array in found)
-        return values[0] if len(values) == 1 else values
 
     def watch(self, on_message: OnMessage) -> Watch:
         """Call `on_message(message)` for each event of the task and of the connection, on a thread that all watchers share; see `Watch`."""
@@ -289,7 +296,7 @@ class PromptHandle(TaskHandle):
     """
 
     def __init__(self, backend: Backend, task: Task, left_out: int | None = None) -> None:
-        super().__init__(backend, task)
+        super().__init__(backend, task, plain_result)
         self.left_out = left_out
 
     def result(self, timeout: float | None = None) -> Reply:
@@ -318,9 +325,9 @@ class PromptHandle(TaskHandle):
             raise task_error(task)
 
 
-def handle_of(backend: Backend, task: Task) -> TaskHandle:
-    """Return a `PromptHandle` for an AI task, else a `TaskHandle`."""
-    return (PromptHandle if task.task_id.startswith(PROMPT) else TaskHandle)(backend, task)
+def handle_of(backend: Backend, task: Task, read: ReadResult, shown: TaskOutput | None = None) -> TaskHandle:
+    """Return a `PromptHandle` for an AI task, else a `TaskHandle` whose results `read` reads."""
+    return PromptHandle(backend, task) if task.task_id.startswith(PROMPT) else TaskHandle(backend, task, read, shown)
 
 
 def prompt_request(prompt: str, workflow: str, parameters: dict[str, Any], options: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -20,6 +20,9 @@ The request to shut down, or the kill, follows within milliseconds."""
 DECIDE_POLL = 0.02
 """Interval between checks for a shutdown during that time, in seconds."""
 
+awaited: set[str] = set()
+"""Ids of the tasks that coroutines await. A kernel that stops may not run these coroutines again."""
+
 
 def _shell() -> Any:
     """Return the IPython shell of this process, or None."""

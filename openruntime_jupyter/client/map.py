@@ -11,10 +11,11 @@ from types import CodeType
 from typing import Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads
-from openruntime_jupyter.client.base import BaseClient, name_of
+from openruntime_jupyter.client.code_client import CodeClient, name_of
 from openruntime_jupyter.client.handles import TaskHandle, lane_of, refuse_deadlock
 from openruntime_jupyter.client.interruption import kernel_stops, kernel_stops_soon, shown_as_line
 from openruntime_jupyter.client.map_progress import MapReporter, MapState
+from openruntime_jupyter.client.results import python_result
 from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, MOST_BYTES, Backend, new_key, size_of_call
 from openruntime_jupyter.client.unseen import leave
@@ -126,7 +127,7 @@ class Mapping:
         for chunk, answer in zip(group, answers, strict=True):
             self.on_response(answer)
             if isinstance(answer, Task):
-                self._submitted[answer.task_id] = chunk, TaskHandle(self.backend, answer)
+                self._submitted[answer.task_id] = chunk, TaskHandle(self.backend, answer, python_result)
 
     def _collect(self) -> None:
         """Fetch results of ended tasks in one request: enough to submit more chunks, or all remaining ones."""
@@ -190,7 +191,7 @@ class Mapping:
 
 
 def run_map(
-    client: BaseClient,
+    client: CodeClient,
     function: Callable[[Any], Any],
     items: Sequence[Any],
     chunk_size: int | None,
@@ -210,7 +211,7 @@ def run_map(
 
 
 def _chunks(
-    client: BaseClient, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None, shared: ArrayUploads
+    client: CodeClient, function: Callable[[Any], Any], items: Sequence[Any], chunk_size: int | None, shared: ArrayUploads
 ) -> Iterator[Chunk]:
     """Yield the chunks. The function is pickled once, with its large arrays in `shared`."""
     codes: list[CodeType] = []
@@ -231,7 +232,7 @@ def _chunks(
         yield Chunk(first, len(some), {**template, "parameters": parameters}, uploads)
 
 
-def _chunk_size(client: BaseClient, number: int) -> int:
+def _chunk_size(client: CodeClient, number: int) -> int:
     """Return the chunk size that gives each slot of the lane a few chunks."""
     devices = client.devices()
     lane = lane_of(client.options.device, devices)

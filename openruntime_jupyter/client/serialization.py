@@ -15,7 +15,7 @@ from typing import Any
 
 from openruntime_jupyter.arrays.function_pickler import pickled
 from openruntime_jupyter.client.arrays import ArrayUploads, no_room, pickles_with_arrays
-from openruntime_jupyter.client.execution_environment import ipython_shell
+from openruntime_jupyter.client.notebook_file import ipython_shell
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, Unavailable
 
 LARGEST_TEXT = 1_000_000

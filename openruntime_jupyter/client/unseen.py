@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from openruntime_jupyter.client.interruption import kernel_stops
+from openruntime_jupyter.client.interruption import awaited, kernel_stops
 from openruntime_jupyter.environment import default_data_dir
 from openruntime_jupyter.runtime.permissions import private_file, private_folder
 
@@ -25,9 +25,6 @@ KERNEL = uuid.uuid4().hex
 """Random id of this process."""
 MOST = 100
 """Maximum number of remembered tasks of a notebook. The oldest are forgotten first."""
-
-awaited: set[str] = set()
-"""Ids of the tasks that coroutines await. A kernel that stops may not run these coroutines again."""
 
 
 def notebook_key() -> str | None:

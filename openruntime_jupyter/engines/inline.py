@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+
+from pydantic_core import from_json
 
 from openruntime_jupyter.engines.protocol import (
     Completed,
@@ -82,7 +83,7 @@ class InlineEngine:
             return Died(Failure(kind=FailureKind.NOT_STARTED, message=message), retry=False)
         observer.started(LANE)
         began = time.perf_counter()
-        task = asyncio.ensure_future(runner(json.loads(job.parameters), InlineContext(job.task_id, observer)))
+        task = asyncio.ensure_future(runner(from_json(job.parameters), InlineContext(job.task_id, observer)))
         self._running[job.task_id] = task
         try:
             await asyncio.wait({task})

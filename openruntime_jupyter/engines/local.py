@@ -593,6 +593,11 @@ class LocalEngine:
         attempt = self._attempts.get(task_id)
         return self._watchdog.growth(attempt.worker.pid) if attempt is not None and attempt.worker is not None else 0
 
+    def resident(self, task_id: str) -> int | None:
+        """Return the resident bytes of the worker that runs this task, as last read by the watchdog; None before its first reading."""
+        attempt = self._attempts.get(task_id)
+        return self._watchdog.resident(attempt.worker.pid) if attempt is not None and attempt.worker is not None else None
+
     # Workers
 
     def workers(self) -> list[WorkerReport]:

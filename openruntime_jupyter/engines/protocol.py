@@ -290,6 +290,9 @@ class Engine(JobRunner, Protocol):
     def allocated(self, task_id: str) -> int:
         """Return the bytes by which the worker of this task has grown since the task began; 0 if unknown."""
 
+    def resident(self, task_id: str) -> int | None:
+        """Return the resident bytes of the worker that runs this task; None if unknown."""
+
     def workers(self) -> list[WorkerReport]:
         """Return the running workers."""
 

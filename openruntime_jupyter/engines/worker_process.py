@@ -700,6 +700,11 @@ class Watchdog:
         watched = self._watched.get(pid)
         return watched.resident - watched.lowest if watched is not None and watched.lowest is not None else 0
 
+    def resident(self, pid: int) -> int | None:
+        """Return the last reading since the task began; None without one."""
+        watched = self._watched.get(pid)
+        return watched.resident if watched is not None and watched.task_id is not None and watched.lowest is not None else None
+
     def _run(self) -> None:
         while not self._closed:
             if not self._read_all():

@@ -11,8 +11,8 @@ from typing import Any, TypeVar, get_args
 from IPython.core.error import UsageError
 from IPython.display import publish_display_data
 
-from openruntime_jupyter.client.execution_environment import notebook, notebook_named
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
+from openruntime_jupyter.client.notebook_file import notebook, notebook_named
 from openruntime_jupyter.local_models.pull import KNOWN
 from openruntime_jupyter.notebook.ai.magic import ai_cell, ai_line, fix
 from openruntime_jupyter.notebook.ai.pull import pull_model

@@ -12,8 +12,8 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.discovery import EMBEDDED, connect
-from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.handles import TaskHandle
+from openruntime_jupyter.client.notebook_file import notebook
 from openruntime_jupyter.client.unseen import UnseenTasks
 from openruntime_jupyter.errors import NotConnected
 from openruntime_jupyter.notebook.arguments import LAST

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
@@ -99,6 +99,8 @@ def references(value: BaseModel | dict[str, Any] | list[Any] | tuple[Any, ...]) 
         yield value
         return
     parts = vars(value).values() if isinstance(value, BaseModel) else value.values() if isinstance(value, dict) else value
+    if not any(issubclass(kind, _HOLDERS) for kind in set(map(type, parts))):
+        return
     for each in parts:
         if each and isinstance(each, _HOLDERS):
             yield from references(each)
@@ -118,9 +120,14 @@ LARGEST_ENVIRONMENT = 500_000
 """Maximum number of variables, bytes of one with its name, and bytes of all. Linux rejects variables of 128 KiB or more."""
 
 
-def _environment(variables: dict[str, str | None]) -> dict[str, str | None]:
-    if len(variables) > MOST_VARIABLES:
+def _few_variables(variables: Any) -> Any:
+    # Before each variable is validated, because many errors take long.
+    if isinstance(variables, dict) and len(variables) > MOST_VARIABLES:
         raise ValueError(f"has {len(variables):,} variables, and at most {MOST_VARIABLES:,} are allowed: remove some from os.environ")
+    return variables
+
+
+def _environment(variables: dict[str, str | None]) -> dict[str, str | None]:
     total = 0
     for name, value in variables.items():
         if not name or "=" in name or "\0" in name:
@@ -147,7 +154,7 @@ class World(Parameters):
     )
     directory: PathText | None = Field(None, description="Working directory.", max_length=4096)
     path: list[PathText] | None = Field(None, description="`sys.path` of the caller.", max_length=1000)
-    environment: Annotated[dict[str, str | None], AfterValidator(_environment)] = Field(
+    environment: Annotated[dict[str, str | None], BeforeValidator(_few_variables), AfterValidator(_environment)] = Field(
         {},
         description="Environment variables that the caller has set since it started; null for removed ones. At most 1,000, "
         "of 100,000 bytes each and 500,000 bytes together, names included.",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.arrays import array_file
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.arrays.blocks import UNFINISHED
 from openruntime_jupyter.errors import ArrayNotFound, MemoryRefused, OpenRuntimeError, StorageUnavailable, gigabytes
 from openruntime_jupyter.schemas.values import ModelSource

@@ -41,7 +41,7 @@ class Params(ModelParameters):
     stop: StopString | list[StopString] | None = Field(None, description="Text, or up to 16 texts, before which the response ends.")
     about: About | None = Field(None, description="Source of the prompt, set by the AI service.")
 
-    @field_validator("stop")
+    @field_validator("stop", mode="before")
     @classmethod
     def _few(cls, stop: Any) -> Any:
         if isinstance(stop, list) and len(stop) > 16:

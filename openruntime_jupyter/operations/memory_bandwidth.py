@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from openruntime_jupyter.arrays.array_file import SIZES
+from openruntime_jupyter.arrays.array_layout import SIZES
 from openruntime_jupyter.operations import numerics
 from openruntime_jupyter.operations.base import Operation, Parameters, wrong
 from openruntime_jupyter.operations.context import TaskContext

@@ -1,8 +1,9 @@
-"""Summary of a task's parameters for people: large values by kind and size, and no environment variables."""
+"""A task's parameters for people: a summary, and the text of a search. Neither has environment variables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from pydantic_core import to_json
@@ -19,6 +20,55 @@ MOST_ITEMS = 20
 """Maximum number of arrays, and of items of a dict, that are described one by one."""
 WORLD = ("interpreter", "directory")
 """Fields of the caller's environment in a summary. Its variables may be secret, and its import path is long."""
+
+LONGEST_TEXT = 10_000
+"""Maximum characters of the text of a search."""
+MOST_VALUES = 200
+"""Maximum number of values in it."""
+DEEPEST = 4
+"""Maximum depth of nested values in it."""
+NOT_SEARCHED = frozenset(("world", "pickled", "arrays", "isolate", "burst", "filename", "about"))
+"""Parameters that say nothing about the work, or may be secret."""
+
+
+def search_text(parameters: Mapping[str, Any] | None) -> str:
+    """Return the text in which a search looks: code and sources, and other values as `name=value`, all with their case folded.
+
+    It has no environment variables, pickles, array ids or long lists, so that tasks with the same work have the same text.
+    """
+    if not parameters:
+        return ""
+    given = {name: value for name, value in parameters.items() if name not in NOT_SEARCHED}
+    text = "\n".join(islice(_values(given, DEEPEST), MOST_VALUES))[:LONGEST_TEXT].casefold()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def contains(title: str, parameters: Mapping[str, Any] | None, search: str) -> bool:
+    """Return whether the casefolded title, or the text of the parameters, contains `search`, ignoring case."""
+    part = search.casefold()
+    return part in title or part in search_text(parameters)
+
+
+def _values(given: Mapping[str, Any], depth: int) -> Iterator[str]:
+    for name, value in given.items():
+        if isinstance(value, str):
+            if len(value) <= LONGEST_VALUE or " " in value[:LONGEST_VALUE]:  # otherwise encoded data
+                yield value[:LONGEST_TEXT] if name in ("code", "text") else f"{name}={value[:LONGEST_TEXT]}"
+        elif isinstance(value, dict):
+            if depth and not (len(value) == 1 and "array" in value):
+                yield from _values(value, depth - 1)
+        elif isinstance(value, list):
+            yield from _items(name, value, depth)
+        elif value is not None:
+            yield f"{name}={value}"
+
+
+def _items(name: str, items: list[Any], depth: int) -> Iterator[str]:
+    if any(isinstance(each, (dict, list)) for each in items[:MOST_ITEMS]):
+        for each in items[:MOST_ITEMS] if depth else ():
+            yield from _values(each if isinstance(each, dict) else {name: each}, depth - 1)
+    elif items and len(items) <= MOST_ITEMS:
+        yield f"{name}={', '.join(str(each)[:LONGEST_VALUE] for each in items)}"
 
 
 def summarized(task: Task) -> Task:

@@ -14,7 +14,6 @@ from openruntime_jupyter import __version__
 from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine, Runner
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import Engine
-from openruntime_jupyter.environment import at_start, changed_by_now
 from openruntime_jupyter.errors import InvalidRequest, ModelNotFound, StorageUnavailable, TaskConflict
 from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.memory import Machine, Memory
@@ -32,7 +31,7 @@ from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
 from openruntime_jupyter.runtime.queue.scheduler import DeviceDiscovery, Scheduler, WorkerStats
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tasks.batch import BatchResults, BatchSubmission
+from openruntime_jupyter.runtime.tasks.batch import BatchResults, BatchSubmission, cooperatively
 from openruntime_jupyter.runtime.tasks.entry import Entry
 from openruntime_jupyter.runtime.tasks.recovery import Recovery
 from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
@@ -42,6 +41,7 @@ from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, SystemMetrics
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskPage, TaskRequest, TaskState
+from openruntime_jupyter.start_environment import at_start, changed_by_now
 
 __all__ = ["Caller", "Runtime"]
 
@@ -100,7 +100,7 @@ class Runtime:
         self.lanes = Lanes()
         self._admission = Admission(self._machine, self.engine, self.metrics_service.fresh, self.arrays.release_memory)
         self.worker_stats = WorkerStats(self.engine)
-        self.tasks = TaskRegistry(self.settings, self.history, self.bus, self.metrics_service.counters, self.lanes)
+        self.tasks = TaskRegistry(self.settings, self.history, self.bus, self.metrics_service.counters, self.lanes, self.engine.resident)
         self._device_lock = DeviceLock(self.settings, self.id)
         self.scheduler = Scheduler(
             self.settings,
@@ -281,7 +281,7 @@ class Runtime:
         self._recovery.write_again()
 
     async def _knows(self, task_id: str) -> bool:
-        return self.tasks.find(task_id) is not None or await self.history.get(task_id) is not None
+        return self.tasks.find(task_id) is not None or await self.history.get(task_id, parameters=False) is not None
 
     # Tasks
 
@@ -292,22 +292,26 @@ class Runtime:
     async def list_tasks(self, query: TasksQuery) -> TaskPage:
         """Return a page of the tasks of all this user's runtimes, newest first, or with `order="next"` the pending tasks in queue order.
 
-        Raises `InvalidRequest` where `before` is unknown, and for other filters than `notebook` and `name` together with that order.
+        Raises `InvalidRequest` where `before` is unknown, and for other filters than `notebook`, `name` and `search` together with that
+        order.
         """
         if query.order == "newest":
             return await self.tasks.page(query)
         if query.before or query.operation or query.owner or query.state not in (None, [TaskState.PENDING]):
-            raise InvalidRequest.of("order", "`next` lists pending tasks: only `limit`, `offset`, `notebook` and `name` go with it")
+            raise InvalidRequest.of(
+                "order", "`next` lists pending tasks: only `limit`, `offset`, `notebook`, `name` and `search` go with it"
+            )
         # Pending tasks of the user's other runtimes follow, the oldest first.
         pending = here = self.lanes.pending
-        limit, offset, notebook, name = query.limit, query.offset, query.notebook, query.name
-        if notebook is None and name is None:
+        limit, offset, filters = query.limit, query.offset, (query.notebook, query.name, query.search)
+        if filters == (None, None, None):
             entries = self.lanes.next_up(limit, offset)
         else:
-            matching = [entry for entry in self.lanes.next_up(pending) if entry.matches(notebook, name)]
+            matching = [entry async for entry in cooperatively(self.lanes.next_up(pending)) if entry.matches(*filters)]
+            matching = [entry for entry in matching if entry.state is TaskState.PENDING]
             entries, here = matching[offset : offset + limit], len(matching)
         tasks = [self.tasks.view(entry, parameters=False) for entry in entries]
-        others, elsewhere = await self.history.waiting_elsewhere(pending, limit - len(tasks), max(0, offset - here), notebook, name)
+        others, elsewhere = await self.history.waiting_elsewhere(pending, limit - len(tasks), max(0, offset - here), *filters)
         return TaskPage(tasks=[*tasks, *others], total_count=here + elsewhere, next_before=None, timestamp=timestamp(time.time()))
 
     async def cancel(self, task_id: str) -> Task:
@@ -339,7 +343,7 @@ class Runtime:
 
     async def purge(self, task_id: str) -> None:
         """Delete an ended task with its output and payload; raise `TaskConflict` for any other."""
-        task = await self.tasks.get(task_id)
+        task = await self.tasks.get(task_id, parameters=False)
         if not task.status.terminal:
             raise TaskConflict(f"{task_id} is {task.status}: cancel it first")
         entry = self.tasks.find(task_id)

@@ -239,7 +239,7 @@ SUBMIT_BATCH = Endpoint(
     "/tasks/batch",
     Part(BatchAnswer, outcomes),
     TASKS,
-    "map",
+    "submit_batch",
     body=BatchRequest,
     headers=(IDEMPOTENCY_KEY,),
     answers={202: Answer()},
@@ -302,7 +302,7 @@ GET_PAYLOAD = Endpoint(
     errors={404: "The task is unknown or has no payload."},
 )
 
-LIST_ARRAYS = Endpoint("GET", "/arrays", ArrayPage, ARRAYS, headers=(LEASE,))
+LIST_ARRAYS = Endpoint("GET", "/arrays", ArrayPage, ARRAYS, "Arrays.list", headers=(LEASE,))
 ALLOCATE_ARRAY = Endpoint(
     "POST",
     "/arrays",
@@ -318,6 +318,7 @@ GET_ARRAY = Endpoint(
     "/arrays/{array_id}",
     ArrayInfo,
     ARRAYS,
+    "Arrays.get",
     headers=(RANGE, LEASE),
     answers={
         200: Answer("The file, or its metadata if the client accepts JSON.", media={SAFETENSORS: BYTES}, headers=(ETAG,)),
@@ -331,6 +332,7 @@ PUT_ARRAY = Endpoint(
     "/arrays/{array_id}",
     ArrayInfo,
     ARRAYS,
+    "Arrays.put",
     media=dict.fromkeys(BINARY, BYTES),
     headers=(LEASE,),
     answers={200: Answer("The array already existed with the same contents."), 201: Answer()},
@@ -341,7 +343,13 @@ PUT_ARRAY = Endpoint(
     },
 )
 DELETE_ARRAY = Endpoint(
-    "DELETE", "/arrays/{array_id}", ArrayInfo, ARRAYS, answers=CHANGED, errors={409: "The array belongs to another runtime."}
+    "DELETE",
+    "/arrays/{array_id}",
+    ArrayInfo,
+    ARRAYS,
+    "Arrays.delete",
+    answers=CHANGED,
+    errors={409: "The array belongs to another runtime."},
 )
 MARK_ARRAY_READY = Endpoint(
     "POST",

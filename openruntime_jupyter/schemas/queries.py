@@ -61,10 +61,17 @@ class TasksQuery(PageQuery):
         max_length=200,
         description="Only tasks whose name contains this text, ignoring case. The name of an unnamed task is its operation.",
     )
+    search: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Only tasks whose name, code or parameters contain this text, ignoring case. Parameters are searched as `name=value`, "
+        "the first 10,000 characters of a task; environment variables and pickled values are not.",
+    )
     order: TaskOrder = Field(
         "newest",
-        description="`newest`: newest tasks first. `next`: pending tasks, next to run first; only with `limit`, `offset`, `notebook` and "
-        "`name`.",
+        description="`newest`: newest tasks first. `next`: pending tasks, next to run first; only with `limit`, `offset`, `notebook`, "
+        "`name` and `search`.",
     )
 
 

@@ -193,6 +193,11 @@ class Task(Wire):
     attempt: int = Field(0, description="Number of times the task was started.")
     wait: bool = Field(True, description="false: the task is asynchronous and continues if the client disconnects.")
     memory_limit: int | None = Field(None, description="Maximum resident memory of the worker in bytes.")
+    resident_bytes: int | None = Field(
+        None,
+        description="Resident memory of the worker while the task runs, in bytes, read 10 times per second; null for a task that does not "
+        "run, before the first reading, for a prompt to a remote provider, and for a task of another runtime.",
+    )
     timestamp: Timestamp = Field(description="Time of the last state change.")
     submitted_at: Timestamp = Field(description="Time of submission.")
     started_at: Timestamp | None = Field(None, description="Time of the last start.")

@@ -29,6 +29,8 @@ STOP_SECONDS = 5.0
 """Time limit of stopping."""
 HEADSTART_SECONDS = 0.5
 """Delay of the runtime's start, in which Jupyter's own start has the processor; a request ends it."""
+YOUNG_OBJECTS = 10_000
+"""New objects after which the garbage collector runs. Python's default of 700 starts full collections while one large body is read."""
 STALLED_SECONDS = 120.0
 """Maximum pause of an upload or download in seconds. After it, the client is considered disconnected: an interrupted network does not
 close the connection."""
@@ -89,6 +91,7 @@ class Services:
         await self.runtime.start()
         # Jupyter's and our modules stay. A full collection over them takes 100 ms, in which the loop is blocked.
         gc.freeze()
+        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         return self.runtime
 
     def _started(self, starting: asyncio.Task[Runtime]) -> None:

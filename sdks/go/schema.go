@@ -1842,6 +1842,10 @@ type Task struct {
 	// Maximum resident memory of the worker in bytes.
 	MemoryLimit *int64 `json:"memory_limit"`
 
+	// Resident memory of the worker while the task runs, in bytes, read 10 times per second; null for a task that
+	// does not run, before the first reading, for a prompt to a remote provider, and for a task of another runtime.
+	ResidentBytes *int64 `json:"resident_bytes"`
+
 	// Time of the last state change.
 	Timestamp time.Time `json:"timestamp"`
 

@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from openruntime_jupyter.arrays import array_file, conversion
-from openruntime_jupyter.arrays.array_file import ALIGNMENT, BadTensor, Layout
+from openruntime_jupyter.arrays import array_file, array_layout, conversion
+from openruntime_jupyter.arrays.array_layout import ALIGNMENT, BadTensor, Layout
 from openruntime_jupyter.errors import ArrayNotFound, StorageUnavailable
 from openruntime_jupyter.schemas.values import ArrayDtype
 
-MLX_DTYPES = {name: mx.bool_ if name == "bool" else getattr(mx, name) for name in array_file.SIZES}
+MLX_DTYPES = {name: mx.bool_ if name == "bool" else getattr(mx, name) for name in array_layout.SIZES}
 NUMBERS = itertools.count()
 WORDS = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8"}
 
@@ -65,9 +65,9 @@ def test_numpy_array_round_trip_is_exact(tmp_path: Path, data: st.DataObject) ->
 
 
 @pytest.mark.parametrize("shape", [(), (2, 0, 4), (2, 3)], ids=str)
-@pytest.mark.parametrize("name", array_file.SIZES)
+@pytest.mark.parametrize("name", array_layout.SIZES)
 def test_mlx_array_round_trip_is_exact(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
-    size, count = array_file.SIZES[name], int(np.prod(shape))
+    size, count = array_layout.SIZES[name], int(np.prod(shape))
     raw = np.random.default_rng(7).integers(0, 2 if name == "bool" else 256, count * size, dtype=np.uint8)
     if name in ("bfloat16", "float16", "float32", "float64"):
         odd = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40], dtype=conversion.dtype_of(name)).view(np.uint8)
@@ -84,7 +84,7 @@ def test_mlx_array_round_trip_is_exact(tmp_path: Path, name: str, shape: tuple[i
 
 
 def test_supported_dtypes_are_consistent() -> None:
-    assert get_args(ArrayDtype) == tuple(array_file.CODES)
+    assert get_args(ArrayDtype) == tuple(array_layout.CODES)
 
 
 def test_lazy_transposed_mlx_array_is_stored(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_files_are_compatible_with_safetensors(tmp_path: Path) -> None:
     ours: Any = mx.load(str(tmp_path / "ours.safetensors"))
     assert mx.array_equal(ours["array"], mx.array(array))
     theirs = safetensors.numpy.save({"w": array})
-    length = array_file.header_length(theirs)
-    assert array_file.layout_of(theirs[8 : 8 + length]) == Layout((3, 4), "float32")
+    length = array_layout.header_length(theirs)
+    assert array_layout.layout_of(theirs[8 : 8 + length]) == Layout((3, 4), "float32")
 
 
 def test_data_are_page_aligned_and_fully_allocated(tmp_path: Path) -> None:
@@ -151,13 +151,13 @@ def test_missing_or_damaged_file_is_an_error(tmp_path: Path) -> None:
 )
 def test_inconsistent_header_is_rejected(entry: Any, problem: str) -> None:
     with pytest.raises(BadTensor, match=problem):
-        array_file.layout_of(json.dumps({"x": entry}).encode())
+        array_layout.layout_of(json.dumps({"x": entry}).encode())
 
 
 def test_file_with_several_arrays_is_rejected() -> None:
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     with pytest.raises(BadTensor, match="2 arrays"):
-        array_file.layout_of(json.dumps({"x": entry, "y": entry}).encode())
+        array_layout.layout_of(json.dumps({"x": entry, "y": entry}).encode())
 
 
 def test_full_disk_is_reported_with_sizes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.arrays import array_file, blocks, conversion
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.errors import ArrayNotFound
 
 MIB = 1 << 20

@@ -1,4 +1,4 @@
-"""Screenshots for the README from a real run: the dashboard in both themes, and a running cell. Run by `make pictures`.
+"""Screenshots for README and docs from a real run: dashboard and extension in both themes, and a running cell. Run by `make pictures`.
 
 All tasks are real: some train, fail, crash or wait, and a local model answers. This takes several minutes because the charts show the
 recorded metrics. The script prints what it waits for.
@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.browser.chromium import close, run
-from tests.browser.lab import LAB, Notebook, new_notebook, opened
+from tests.browser.lab import APPS, LAB, App, Notebook, new_notebook, opened
 from tests.support import Home, Server, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
+THEMES = ("Light", "Dark")
 MOST_BYTES = 200_000
 SECONDS = 120
 """Fraction of the charts' five minutes that must have data."""
@@ -78,6 +79,13 @@ def say(what: str) -> None:
     sys.stdout.flush()
 
 
+async def use_theme(notebook: Notebook, theme: str) -> None:
+    """Select a theme, and wait until charts and editors show it."""
+    await notebook.menu("Settings", "Theme", f"JupyterLab {theme}")
+    await notebook.page.wait_for_function(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+    await notebook.page.wait_for_timeout(2500)
+
+
 async def dashboard(server: Server, started: float) -> None:
     """Take screenshots of the dashboard in both themes, once its charts have enough data since `started`."""
     new_notebook(server, "dashboard.ipynb", "%load_ext openruntime_jupyter\n%openruntime dashboard")
@@ -92,10 +100,8 @@ async def dashboard(server: Server, started: float) -> None:
         left = max(5.0, SECONDS - (time.monotonic() - started))
         say(f"{left:.0f} seconds for the charts")
         await page.wait_for_timeout(1000 * left)
-        for theme in ("Light", "Dark"):
-            await notebook.menu("Settings", "Theme", f"JupyterLab {theme}")
-            await page.wait_for_function(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
-            await page.wait_for_timeout(2500)
+        for theme in THEMES:
+            await use_theme(notebook, theme)
             box = await page.locator(".or-dashboard").bounding_box()
             last = await page.locator(".or-tasks tbody").last.bounding_box()
             assert box is not None
@@ -105,7 +111,7 @@ async def dashboard(server: Server, started: float) -> None:
                 path=PICTURES / f"dashboard-{theme.lower()}.png",
                 clip={"x": box["x"], "y": box["y"], "width": box["width"], "height": height},
             )
-        await notebook.menu("Settings", "Theme", "JupyterLab Light")
+        await use_theme(notebook, "Light")
     for task in server.get("/tasks", params={"state": ["running", "pending"]})["tasks"]:
         server.request("DELETE", f"/tasks/{task['task_id']}")
 
@@ -121,6 +127,25 @@ async def cell(server: Server) -> None:
         shown = page.locator(".jp-CodeCell").nth(1)
         await shown.get_by_text("step 8000").wait_for(timeout=300_000)
         await shown.screenshot(path=PICTURES / "cell.png")
+        await stop(notebook)
+
+
+async def extension(server: Server, app: App) -> None:
+    """Take screenshots of the page with a running cell, the status line and the panel."""
+    name = f"train-{app}.ipynb"
+    new_notebook(server, name, "%load_ext openruntime_jupyter\nsteps = 100_000", TRAIN)
+    async with opened(server, name, app) as notebook:
+        page = notebook.page
+        await page.set_viewport_size({"width": 1280, "height": 860})
+        await page.locator(".jp-OpenRuntime-status:visible").click()
+        await page.locator(".or-dashboard .or-header").wait_for()
+        await notebook.start_all()
+        submit(server, "compute", "score the candidates", {}, wait=False, priority=8)
+        await page.locator(".jp-CodeCell").nth(1).get_by_text("step 8000").wait_for(timeout=300_000)
+        for theme in THEMES:
+            await use_theme(notebook, theme)
+            await page.screenshot(path=PICTURES / f"{app}-{theme.lower()}.png")
+        await use_theme(notebook, "Light")
         await stop(notebook)
 
 
@@ -142,6 +167,9 @@ def main() -> int:
             say("a cell that trains")
             run(cell(server))
             run(dashboard(server, started))
+            for app in APPS:
+                say(f"the extension in {app}")
+                run(extension(server, app))
             close()
     code = 0
     for picture in sorted(PICTURES.glob("*.png")):

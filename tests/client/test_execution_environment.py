@@ -11,11 +11,12 @@ from typing import Any
 import psutil
 import pytest
 
-from openruntime_jupyter import environment
+from openruntime_jupyter import start_environment
 from openruntime_jupyter.client import execution_environment as module
 from openruntime_jupyter.client.execution_environment import changed_variables, world
-from openruntime_jupyter.environment import SECRETS, at_start
+from openruntime_jupyter.environment import SECRETS
 from openruntime_jupyter.operations.base import World
+from openruntime_jupyter.start_environment import at_start
 
 TELL = "import json; from openruntime_jupyter.client.execution_environment import world; print(json.dumps(world()))"
 
@@ -106,7 +107,7 @@ def test_value_that_is_not_utf8_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("told", [{}, {"title": "a kernel"}])
 def test_overwritten_start_environment_is_not_believed(told: dict[str, str], monkeypatch: pytest.MonkeyPatch, fresh_start: None) -> None:
     monkeypatch.setattr(psutil.Process, "environ", lambda self: told)
-    monkeypatch.setattr(environment, "AT_IMPORT", dict(os.environ))
+    monkeypatch.setattr(start_environment, "AT_IMPORT", dict(os.environ))
     monkeypatch.setenv("SINCE", "1")
     assert changed_variables() == {"SINCE": "1"}
 
@@ -116,7 +117,7 @@ def test_unreadable_start_environment_is_that_of_import(monkeypatch: pytest.Monk
         raise psutil.AccessDenied(self.pid)
 
     monkeypatch.setattr(psutil.Process, "environ", refuse)
-    monkeypatch.setattr(environment, "AT_IMPORT", dict(os.environ))
+    monkeypatch.setattr(start_environment, "AT_IMPORT", dict(os.environ))
     monkeypatch.setenv("SINCE", "1")
     assert changed_variables() == {"SINCE": "1"}
 

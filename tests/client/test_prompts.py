@@ -9,7 +9,7 @@ import pytest
 
 from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.client.ai_response import CodeBlock, Reply, Usage, code_blocks
-from openruntime_jupyter.client.async_client import AsyncPromptHandle
+from openruntime_jupyter.client.async_base import AsyncPromptHandle
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.handles import PromptHandle
 from openruntime_jupyter.client.transport.embedded import EmbeddedBackend

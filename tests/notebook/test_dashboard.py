@@ -222,6 +222,7 @@ def test_fallback_without_widgets_shows_status_and_tasks(dashboard: Dashboard, c
     bundle, _ = dashboard._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "matrix_multiply" in bundle["text/html"]
+    assert re.search(r"waiting · as of \d+ \w+ \d\d:\d\d", bundle["text/html"]), "the date of the snapshot"
     assert "OpenRuntime" in bundle["text/plain"]
     assert f"newest first · on {client.devices()[0].name}" in bundle["text/plain"], "devices by their names"
     assert repr(dashboard) == "<Dashboard of embedded>", "no memory address, which would differ between runs"

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from openruntime_jupyter.arrays.array_file import SIZES
+from openruntime_jupyter.arrays.array_layout import SIZES
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations import inputs as _inputs
 from openruntime_jupyter.operations.inputs import KEY, Generator

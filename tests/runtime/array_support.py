@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from openruntime_jupyter.arrays import conversion
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.engines.protocol import StoredArray
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.arrays.store import ArrayStore, result_name

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.arrays import conversion
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.arrays import spool
@@ -255,6 +255,41 @@ async def test_array_of_another_runtime_is_read_only(tmp_path: Path) -> None:
             await other.remove("weights")
 
 
+async def test_room_for_results_is_current_where_it_is_scarce(tmp_path: Path) -> None:
+    async with store_in(tmp_path, array_bytes=1_000_000) as store:
+        await put(store, np.zeros(100_000), "weights")
+        most = store.places()[0][1]
+        assert most < 250_000
+        await put(store, np.zeros(5_000), "more")
+        assert store.places()[0][1] < most - 40_000, "arrays of other tasks count at once"
+        await store.remove("weights")
+        assert store.places()[0][1] > 800_000, "and so does their room"
+
+
+async def test_many_arrays_are_not_added_up_for_every_task(tmp_path: Path) -> None:
+    async with store_in(tmp_path) as store:
+        await put(store, np.zeros(10))
+        store.places()
+        counted: list[None] = []
+        for record in store._records.values():
+            record.leases = Counted(counted)
+        for _ in range(100):
+            store.places()
+        assert len(counted) <= 10
+
+
+class Counted(set[str]):
+    """Set that counts how often it is tested."""
+
+    def __init__(self, counted: list[None]) -> None:
+        super().__init__()
+        self.counted = counted
+
+    def __bool__(self) -> bool:
+        self.counted.append(None)
+        return False
+
+
 async def test_discard_removes_files_of_failed_attempt_only(store: ArrayStore) -> None:
     folder = Path(store.places()[0][0])
     for attempt in (1, 10):
@@ -299,7 +334,7 @@ from pathlib import Path
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 
 async def main():
     store = ArrayStore(Settings(data_dir=Path(sys.argv[1]), embedded=sys.argv[2] == "embedded"), "rt_" + sys.argv[2], Machine())

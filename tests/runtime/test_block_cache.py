@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.arrays import blocks, conversion
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.runtime.arrays import spool
 from openruntime_jupyter.runtime.arrays import store as array_store
 from openruntime_jupyter.runtime.arrays.store import ArrayStore

@@ -341,14 +341,14 @@ async def test_file_of_each_older_release_is_migrated(tmp_path: Path, version: i
         connection.execute("INSERT INTO keys VALUES ('me', 'key', 'task_1', 'print', 'rt_1', 0)")
         old = make_task(COMPLETED, name="Étude"), make_task(COMPLETED)
         for task in old:
-            values = task.task_id, record_of(task, "rt_1", embedded=False).document
+            names, values = "", [task.task_id, record_of(task, "rt_1", embedded=False).document]
+            if version >= 4:
+                names, values = ", title", [*values, (task.name or task.operation).casefold()]
             connection.execute(
-                "INSERT INTO tasks (id, runtime, state, operation, submitted, finished, durable, embedded, attempt, retries, document) "
-                "VALUES (?, 'rt_1', 'completed', 'compute', 1, 1, 1, 0, 1, 0, ?)",
+                "INSERT INTO tasks (runtime, state, operation, submitted, finished, durable, embedded, attempt, retries, id, document"
+                f"{names}) VALUES ('rt_1', 'completed', 'compute', 1, 1, 1, 0, 1, 0, {', '.join('?' * len(values))})",
                 values,
             )
-            if version >= 4:
-                connection.execute("UPDATE tasks SET title = ? WHERE id = ?", ((task.name or task.operation).casefold(), task.task_id))
     async with opened(tmp_path) as history:
         assert [[task.task_id for task in (await history.page(9, name=name))[0]] for name in ("éTUDE", "Compute")] == [
             [old[0].task_id],

@@ -28,6 +28,10 @@ FILTERS: list[dict[str, Any]] = [
     {"name": "%_"},
     {"name": "run", "operation": "call", "states": [TaskState.PENDING]},
     {"name": "run", "states": []},
+    {"search": "A + b"},
+    {"search": "étude", "owner": "ann"},
+    {"search": "size=1", "name": "run", "states": [TaskState.COMPLETED, TaskState.PENDING]},
+    {"search": "size=2", "notebook": "/work/a.ipynb"},
 ]
 
 
@@ -38,7 +42,14 @@ def matches(task: Task, wanted: dict[str, Any]) -> bool:
         and ("owner" not in wanted or task.owner == wanted["owner"])
         and ("notebook" not in wanted or task.notebook == wanted["notebook"])
         and ("name" not in wanted or wanted["name"].casefold() in (task.name or task.operation).casefold())
+        and ("search" not in wanted or wanted["search"].casefold() in searched(task))
     )
+
+
+def searched(task: Task) -> str:
+    """Return what a search looks in, as the parameters of `filled` have it."""
+    values = [f"{name}={value}" for name, value in (task.parameters or {}).items()]
+    return "\n".join([task.name or task.operation, *values]).casefold()
 
 
 async def filled(history: History, number: int, seed: int) -> list[Task]:
@@ -52,6 +63,7 @@ async def filled(history: History, number: int, seed: int) -> list[Task]:
             wait=chance.random() < 0.5,
             notebook=chance.choice([None, "/work/a.ipynb", "/work/b.ipynb"]),
             name=chance.choice([None, "étude run", "Run 50%_x", "x"]),
+            parameters=chance.choice([{"expression": "A + B"}, {"size": 12}, {"size": 2}, {}, None]),
         )
         for _ in range(number)
     ]
@@ -101,7 +113,8 @@ async def test_counts_stay_exact_after_moves_takeovers_and_deletions(tmp_path: P
             if task.status.terminal:
                 await history.delete(task.task_id)
     async with opened(tmp_path, "rt_2") as history:
-        left: list[Task] = (await history.page(1_000))[0]
+        given = {task.task_id: task.parameters for task in tasks}
+        left = [task.model_copy(update={"parameters": given[task.task_id]}) for task in (await history.page(1_000))[0]]
         assert any(task.status is TaskState.INTERRUPTED for task in left)
         assert any(task.runtime == "rt_2" for task in left)
         for wanted in FILTERS:

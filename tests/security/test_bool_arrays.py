@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.arrays import conversion
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest
 from tests.runtime.array_support import store_in
 

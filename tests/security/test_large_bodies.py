@@ -7,16 +7,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
-from openruntime_jupyter.errors import InvalidRequest, MalformedRequest
-from openruntime_jupyter.operations.registry import operation
-from openruntime_jupyter.schemas.batch import ResultsRequest
+from openruntime_jupyter.errors import BodyTooLarge, InvalidRequest, MalformedRequest
+from openruntime_jupyter.operations.registry import operation, operations
+from openruntime_jupyter.schemas.ai import AiRequest
+from openruntime_jupyter.schemas.arrays import ArrayRequest
+from openruntime_jupyter.schemas.batch import BatchRequest, ResultsRequest
+from openruntime_jupyter.schemas.insights import InsightsRequest
+from openruntime_jupyter.schemas.tasks import TaskChange, TaskRequest
 from openruntime_jupyter.server.http import requests
 from openruntime_jupyter.server.http.requests import MOST_VALUES, read_json
 from tests.support import STANDALONE, TOKEN, Server, running_server, slowness
@@ -110,6 +115,51 @@ def test_large_task_with_few_values_is_accepted(server: Server) -> None:
     assert response.json()["status"] == "completed", response.json()["error"]
 
 
+def test_long_integers_are_rejected() -> None:
+    body = b'{"tasks": [], "wait": [' + b",".join([b"9" * 4_300] * 3_600) + b"]}"
+    with pytest.raises(BodyTooLarge, match="JSON values"):
+        read_json(ResultsRequest, body, "application/json")
+
+
+@pytest.mark.parametrize("offset", range(0, 400, 25))
+def test_infinite_number_is_found_in_a_large_body(offset: int) -> None:
+    start = requests.PIECE - offset
+    body = b'{"tasks": ["' + b"x" * start + b'"], "wait": ' + b"9" * 300 + b"e10, " + b" " * 70_000 + b'"at_least": 1}'
+    with pytest.raises(MalformedRequest, match="too large for a 64-bit float"):
+        read_json(ResultsRequest, body, "application/json")
+
+
+def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Yield a model and the models in its fields."""
+    yield model
+    for field in model.model_fields.values():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from models(kind)
+
+
+def number_of_errors(model: type[BaseModel], value: Any) -> int:
+    try:
+        model.model_validate(value)
+    except ValidationError as problem:
+        return problem.error_count()
+    return 0
+
+
+BODIES = [TaskRequest, TaskChange, BatchRequest, ResultsRequest, AiRequest, InsightsRequest, ArrayRequest]
+
+
+@pytest.mark.parametrize("model", [*BODIES, *(kind.params for kind in operations().values())], ids=lambda model: model.__module__)
+def test_wrong_items_of_a_field_give_a_bounded_number_of_errors(model: type[BaseModel]) -> None:
+    """A field with typed items limits their number, because pydantic creates all errors in one call, which blocks the loop."""
+    number = 11_000
+    some: list[Any] = [[{}] * number, {str(index): [{}] for index in range(number)}]
+    for each in models(model):
+        for name, field in each.model_fields.items():
+            for items in some if "dict[" in str(field.annotation) else some[:1]:
+                assert number_of_errors(each, {name: items}) < number, (each, name)
+
+
 def test_many_errors_are_sampled_without_false_ones() -> None:
     messages = [{"role": "user", "content": "x", "unknown": 1}] * 9_000
     with pytest.raises(InvalidRequest, match="and 8,995 more") as problem:
@@ -133,10 +183,11 @@ JSON = st.recursive(
 
 
 def count(value: Any) -> int:
-    """Return the number of commas and opening brackets of a value."""
+    """Return the number of commas, colons and opening brackets of a value."""
     if isinstance(value, (list, dict)):
         inside = value.values() if isinstance(value, dict) else value
-        return 1 + max(0, len(value) - 1) + sum(map(count, inside))
+        keys = len(value) if isinstance(value, dict) else 0
+        return 1 + max(0, len(value) - 1) + keys + sum(map(count, inside))
     return 0
 
 
@@ -147,7 +198,7 @@ def test_values_are_counted_outside_of_strings(value: Any, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(requests, "PIECE", piece)
         patch.setattr(requests, "ESCAPES", 10**9)
-        assert requests._count_values(json.dumps(value).encode()) == count(value)
+        assert requests._survey(json.dumps(value).encode())[0] == count(value)
 
 
 @pytest.mark.parametrize("number", ["9" * 300 + "e10", "-" + "1" * 250 + ".5e90", "1e400", "9" * 310 + ".0"])

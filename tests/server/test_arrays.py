@@ -22,7 +22,7 @@ import safetensors.numpy
 from jupyter_server.serverapp import ServerApp
 
 from openruntime_jupyter.arrays import blocks, conversion
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.client import arrays as client_arrays
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.runtime.tasks.submission import Caller

@@ -14,11 +14,12 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from tornado import web
 
+from openruntime_jupyter.client.array_data import Arrays
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
 from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS
 from openruntime_jupyter.operations.registry import BUILT_IN, operations
-from openruntime_jupyter.schemas.endpoints import CONNECT_EVENTS, ENDPOINTS, IDEMPOTENCY_KEY, STREAM_TOKENS, Endpoint
+from openruntime_jupyter.schemas.endpoints import CONNECT_EVENTS, ENDPOINTS, IDEMPOTENCY_KEY, PUT_ARRAY, STREAM_TOKENS, Endpoint
 from openruntime_jupyter.schemas.outputs import OUTPUTS
 from openruntime_jupyter.server.http.base import endpoint_of
 from openruntime_jupyter.server.openapi.document import ALWAYS, VERBS, document
@@ -68,8 +69,8 @@ def test_endpoint_is_served_documented_and_has_its_client_method(endpoint: Endpo
     assert endpoint.method.lower() in DOCUMENT["paths"][endpoint.path]
     if endpoint.client is not None:
         kind, _, name = endpoint.client.rpartition(".")
-        assert hasattr({"": Client, "TaskHandle": TaskHandle, "PromptHandle": PromptHandle}[kind], name)
-        assert endpoint in HANDLERS or endpoint in (STREAM_TOKENS, CONNECT_EVENTS)
+        assert hasattr({"": Client, "TaskHandle": TaskHandle, "PromptHandle": PromptHandle, "Arrays": Arrays}[kind], name)
+        assert endpoint in HANDLERS or endpoint in (STREAM_TOKENS, CONNECT_EVENTS, PUT_ARRAY)
 
 
 def test_every_operation_and_parameter_has_description() -> None:

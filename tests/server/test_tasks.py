@@ -222,6 +222,41 @@ def test_output_is_returned_while_task_runs(standalone: Server) -> None:
     assert last.items == []
 
 
+def test_tasks_are_searched_by_name_code_and_parameters(standalone: Server) -> None:
+    code = post(standalone, {"operation": "python", "parameters": {"code": "found_by = 'its code'"}}).json()["task_id"]
+    size = post(standalone, {**QUICK, "operation": "matrix_multiply", "parameters": {"size": 37}, "name": "Found_By"}).json()["task_id"]
+
+    def found(text: str, **query: str) -> list[str]:
+        page = standalone.get("/tasks", params={"search": text, **query})
+        assert page["total_count"] == len(page["tasks"])
+        return [task["task_id"] for task in page["tasks"]]
+
+    assert found("found_BY") == [size, code]
+    assert found("'its code'") == [code]
+    assert found("size=37") == [size]
+    assert found("found_by", operation="python") == [code]
+    assert found("found_by", order="next") == []
+    blocked = {"operation": "python", "parameters": {"code": "import time; time.sleep(600)  # found by"}, "wait": False}
+    made = [post(standalone, blocked).json()["task_id"] for _ in range(20)]
+    waiting = standalone.get("/tasks", params={"search": "# found by", "order": "next", "limit": 3, "offset": 1})
+    pending = [task for task in standalone.get("/tasks", params={"state": "pending"})["tasks"] if task["task_id"] in made]
+    assert waiting["total_count"] == len(pending)
+    assert [task["task_id"] for task in waiting["tasks"]] == made[len(made) - len(pending) + 1 :][:3]
+    for task_id in reversed(made):
+        standalone.request("DELETE", f"/tasks/{task_id}")
+
+
+def test_running_task_has_memory_of_its_worker(standalone: Server) -> None:
+    code = "import time\nheld = bytearray(200_000_000)\nfor at in range(0, len(held), 4096): held[at] = 1\ntime.sleep(600)"
+    task_id = post(standalone, {"operation": "python", "parameters": {"code": code}, "wait": False}).json()["task_id"]
+    path = f"/tasks/{task_id}"
+    wait_until(lambda: (standalone.get(path)["resident_bytes"] or 0) > 200_000_000, 60.0, "the memory of the running task")
+    (listed,) = (task for task in standalone.get("/tasks", params={"state": "running"})["tasks"] if task["task_id"] == task_id)
+    assert 200_000_000 < listed["resident_bytes"] < 2_000_000_000
+    standalone.request("DELETE", path)
+    assert standalone.finished(task_id)["resident_bytes"] is None
+
+
 @pytest.mark.parametrize("size", [10, 3_000_000], ids=["small", "a file"])
 def test_payload_is_returned_unchanged(standalone: Server, size: int) -> None:
     import base64

@@ -20,18 +20,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from openruntime_jupyter.client.execution_environment import notebook
-from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS, Call
+from openruntime_jupyter.arrays.array_file import open_for_reading
+from openruntime_jupyter.client.notebook_file import notebook
+from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS, Call, store_array
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
 from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Events, OnMessage, Watch
-from openruntime_jupyter.errors import ArrayNotFound, NotConnected, StorageUnavailable
+from openruntime_jupyter.errors import NotConnected, StorageUnavailable
 from openruntime_jupyter.imports import load
 from openruntime_jupyter.operations.base import validated
 from openruntime_jupyter.runtime.events import EventBus, Subscription
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.arrays import ArrayInfo
-from openruntime_jupyter.schemas.endpoints import Endpoint
+from openruntime_jupyter.schemas.endpoints import GET_ARRAY, Endpoint
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.config import AiConfig
@@ -55,6 +56,9 @@ at_exit: Callable[[Callable[[], object]], object] = getattr(threading, "_registe
 
 Result = TypeVar("Result")
 
+
+PIECE = 1 << 20
+"""Size in bytes of a chunk of an array file."""
 
 ABSENT_POLL = 0.5
 """Seconds between polls for a stopped runtime."""
@@ -196,13 +200,16 @@ class EmbeddedBackend:
 
         return self._run(handle)
 
-    def upload(self, array_id: str, pieces: Iterable[bytes], size: int) -> ArrayInfo:
-        """Raise `ArrayNotFound`: the array's file is on this machine unless it was removed, and then there is nothing to fill."""
-        raise ArrayNotFound(f"The array {array_id} was deleted: its file is missing")
+    def upload(self, array_id: str, pieces: Callable[[], Iterable[bytes]], size: int) -> ArrayInfo:
+        """Store an array."""
+        return self._run(lambda service: store_array(service.runtime.arrays, array_id, pieces()))
 
     def download(self, array_id: str) -> Iterator[bytes]:
-        """Raise `ArrayNotFound`: the array's file is on this machine unless it was removed."""
-        raise ArrayNotFound(f"The array {array_id} was deleted: its file is missing")
+        """Yield the safetensors file of an array in chunks."""
+        info = self.call(GET_ARRAY, array_id)
+        with os.fdopen(open_for_reading(str(info.path), array_id), "rb") as file:
+            while piece := file.read(PIECE):
+                yield piece
 
     def tokens(self, task_id: str, since: int = 0) -> Iterator[tuple[int, str]]:
         """Stream the text of an AI task."""

@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from openruntime_jupyter.arrays.array_file import check_bounds
+from openruntime_jupyter.arrays.array_layout import check_bounds
 from openruntime_jupyter.imports import load
 from openruntime_jupyter.operations.parameter_summary import summarized
 from openruntime_jupyter.operations.registry import describe_operations
+from openruntime_jupyter.runtime.arrays.upload import Upload
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.ai import AiTask
+from openruntime_jupyter.schemas.arrays import ArrayInfo
 from openruntime_jupyter.schemas.endpoints import Endpoint
 from openruntime_jupyter.schemas.insights import Insights
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.service import AiService
+    from openruntime_jupyter.runtime.arrays.store import ArrayStore
     from openruntime_jupyter.runtime.runtime import Caller, Runtime
 
 Result = TypeVar("Result")
@@ -93,6 +96,17 @@ async def _delete_task(call: Call, task_id: str) -> Task:
 async def _get_payload(call: Call, task_id: str) -> bytes:
     data, _ = await call.runtime.tasks.payload(task_id)
     return await asyncio.to_thread(data.read_bytes) if isinstance(data, Path) else data
+
+
+async def store_array(store: ArrayStore, array_id: str, pieces: Iterable[bytes]) -> ArrayInfo:
+    """Store the safetensors file in `pieces` as an array."""
+    upload = Upload(store, array_id, caller().owner)
+    try:
+        for piece in pieces:
+            await upload.write(piece)
+        return await upload.finish()
+    finally:
+        await upload.abandon()
 
 
 async def _delete_array(call: Call, array_id: str) -> Any:

@@ -31,4 +31,5 @@ def _reset() -> None:
         thing.after_fork()
 
 
-os.register_at_fork(after_in_child=_reset)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+    os.register_at_fork(after_in_child=_reset)

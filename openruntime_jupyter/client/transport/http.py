@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 
 import httpx
 
+from openruntime_jupyter import __version__
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT
+from openruntime_jupyter.client.transport.retry import Retries, current_limit
 from openruntime_jupyter.client.transport.watch import OnMessage, Watch
 from openruntime_jupyter.client.transport.websocket import SocketEvents
 from openruntime_jupyter.environment import is_loopback
-from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, OpenRuntimeError
+from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, OpenRuntimeError, Unavailable
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from openruntime_jupyter.schemas.endpoints import EVENT_STREAM, GET_ARRAY, JSON, PREFER, PUT_ARRAY, SAFETENSORS, STREAM_TOKENS, Endpoint
 from openruntime_jupyter.schemas.problems import error_of
@@ -25,6 +27,8 @@ from openruntime_jupyter.schemas.values import LEASE_HEADER, LEASED
 
 PATIENCE = 30.0
 """Response timeout in seconds, in addition to the requested wait. Busy servers are slow."""
+
+USER_AGENT = f"{__name__.partition('.')[0]}/{__version__}"
 
 REFUSED = (401, 403)
 """Status codes for a missing, invalid or expired token."""
@@ -96,7 +100,7 @@ class HttpBackend:
         key: str | None = None,
         wait: float = 0.0,
     ) -> Result:
-        """Call an endpoint. A lost connection is retried once, with the same key."""
+        """Call an endpoint. Lost connections, 429 and 503 are retried, with the same key; see `retry.py`."""
         wait = max(0.0, min(wait, LONGEST_WAIT))
         query, body, headers = dict(query or {}), dict(body or {}), {}
         if key is not None:
@@ -107,32 +111,50 @@ class HttpBackend:
             query["wait"] = wait
         elif wait and endpoint.body is not None:
             body["wait"] = wait
-        content = None
+        content: bytes | None = None
         if endpoint.method in ("POST", "PATCH"):
             content, headers["Content-Type"] = _json(body), JSON
         timeout = self._timeout(wait + endpoint.seconds)
-        response = self._send(endpoint, endpoint.url(*ids), content=content, headers=headers, params=_params(query), timeout=timeout)
+        response = self._send(endpoint, endpoint.url(*ids), lambda: content, headers=headers, params=_params(query), timeout=timeout)
         return self._parsed(endpoint, response)
 
-    def upload(self, array_id: str, pieces: Iterable[bytes], size: int) -> ArrayInfo:
+    def upload(self, array_id: str, pieces: Callable[[], Iterable[bytes]], size: int) -> ArrayInfo:
         """Upload the contents of an array."""
         headers = {"Content-Type": SAFETENSORS, "Content-Length": str(size)}
-        # `pieces` is consumed, so this request can't be retried.
         path, timeout = PUT_ARRAY.url(array_id), self._timeout()
-        return self._parsed(PUT_ARRAY, self._send(PUT_ARRAY, path, again=False, content=pieces, headers=headers, timeout=timeout))
+        return self._parsed(PUT_ARRAY, self._send(PUT_ARRAY, path, pieces, headers=headers, timeout=timeout))
 
     def download(self, array_id: str) -> Iterator[bytes]:
-        """Yield the safetensors file of an array in chunks."""
-        with self._streamed(GET_ARRAY.url(array_id), SAFETENSORS) as answer:
-            yield from answer.iter_bytes(PIECE)
+        """Yield the safetensors file of an array in chunks. A download that breaks continues where it was."""
+        retries, received = Retries(), 0
+        while True:
+            try:
+                with self._streamed(GET_ARRAY.url(array_id), SAFETENSORS, {"Range": f"bytes={received}-"} if received else {}) as answer:
+                    skipped = 0 if answer.status_code == httpx.codes.PARTIAL_CONTENT else received
+                    for piece in answer.iter_bytes(PIECE):
+                        new, skipped = piece[skipped:], max(0, skipped - len(piece))
+                        received += len(new)
+                        yield new
+                return
+            except (NotConnected, Unavailable) as problem:
+                _retry(retries, problem)
 
     def tokens(self, task_id: str, since: int = 0) -> Iterator[tuple[int, str]]:
-        """Stream the text of an AI task."""
-        with self._streamed(STREAM_TOKENS.url(task_id), EVENT_STREAM, {"since": str(since)}) as answer:
-            for event, data in events(answer.iter_lines()):
-                if event == "token":
-                    piece = json.loads(data)
-                    yield piece["index"], piece["text"]
+        """Stream the text of an AI task. A stream that breaks, or is silent for `patience` seconds, continues where it was."""
+        retries = Retries()
+        while True:
+            try:
+                with self._streamed(f"{STREAM_TOKENS.url(task_id)}?since={since}", EVENT_STREAM) as answer:
+                    for event, data in events(answer.iter_lines()):
+                        if event == "task":  # the last event
+                            return
+                        if event == "token":
+                            piece = json.loads(data)
+                            since, retries = piece["index"] + len(piece["text"]), Retries()
+                            yield piece["index"], piece["text"]
+                    raise httpx.RemoteProtocolError("the stream ended before the task")
+            except (NotConnected, Unavailable) as problem:
+                _retry(retries, problem)
 
     def watch(self, topics: Iterable[str], on_message: OnMessage) -> Watch:
         """Subscribe to events."""
@@ -169,7 +191,8 @@ class HttpBackend:
             self._finalizer.detach()  # closing the pool needs its lock, which a thread of the parent may have held
 
     def _timeout(self, seconds: float = 0.0) -> httpx.Timeout:
-        return httpx.Timeout(seconds + self._patience, connect=min(10.0, self._patience))
+        patience = current_limit().left(seconds + self._patience)
+        return httpx.Timeout(patience, connect=min(10.0, self._patience))
 
     def _parsed(self, endpoint: Endpoint[Result], response: httpx.Response) -> Result:
         if response.status_code >= 300:
@@ -182,10 +205,11 @@ class HttpBackend:
             raise not_openruntime(self.where, response) from problem
 
     @contextmanager
-    def _streamed(self, path: str, accept: str, params: dict[str, str] | None = None) -> Iterator[httpx.Response]:
+    def _streamed(self, path: str, accept: str, headers: dict[str, str] | None = None) -> Iterator[httpx.Response]:
         """Return a streamed response."""
+        headers = {"Accept": accept, **(headers or {})}
         try:
-            with self._http().stream("GET", self.where + path, params=params, headers={"Accept": accept}, timeout=self._patience) as answer:
+            with self._http().stream("GET", self.where + path, headers=headers, timeout=self._patience) as answer:
                 if answer.status_code >= 300:
                     answer.read()
                     raise from_answer(self.where, answer)
@@ -193,21 +217,24 @@ class HttpBackend:
         except TRANSLATED as problem:
             raise translate(problem, self.where) from problem
 
-    def _send(self, endpoint: Endpoint[Any], path: str, again: bool = True, **options: Any) -> httpx.Response:
-        lost = False
+    def _send(
+        self, endpoint: Endpoint[Any], path: str, content: Callable[[], Iterable[bytes] | bytes | None], **options: Any
+    ) -> httpx.Response:
+        retries, lost = Retries(), False
         while True:
             sent = self._token
             try:
-                response = self._http().request(endpoint.method, self.where + path, **options)
+                response = self._http().request(endpoint.method, self.where + path, content=content(), **options)
             except TRANSLATED as problem:
-                # The server may have closed an idle connection. Requests are safe to repeat, except if their body is a consumed iterator.
-                if lost or not again or not isinstance(problem, LOST_ON_THE_WAY):
+                # The first retry is immediate, because the server may have closed an idle connection.
+                if not isinstance(problem, LOST_ON_THE_WAY) or not retries.wait(None if lost else 0.0):
                     raise translate(problem, self.where) from problem
                 lost = True
-            else:
-                # A restarted server has a new token.
-                if not again or response.status_code not in REFUSED or self._current_token() == sent:
-                    return response
+                continue
+            if response.status_code in REFUSED and self._current_token() != sent:  # a restarted server has a new token
+                continue
+            if not _temporary(response) or not retries.wait(_seconds(response.headers.get("retry-after"))):
+                return response
 
     def _current_token(self) -> str | None:
         """Return the server's current token and use it for later requests. Another thread may have updated it already."""
@@ -222,7 +249,7 @@ class HttpBackend:
     def _http(self) -> httpx.Client:
         with self._lock:
             if self._client is None:
-                headers = {"Accept": "application/json", "User-Agent": "openruntime-jupyter", LEASE_HEADER: LEASED}
+                headers = {"Accept": "application/json", "User-Agent": USER_AGENT, LEASE_HEADER: LEASED}
                 if self._token:
                     headers["Authorization"] = f"Bearer {self._token}"
                 # Proxies can't reach the loopback address and must not see its token.
@@ -345,8 +372,23 @@ def from_answer(where: str, response: httpx.Response) -> OpenRuntimeError:
     return error_of(response.status_code, data.get("code"), message, details, _seconds(response.headers.get("retry-after")))
 
 
+def _retry(retries: Retries, problem: NotConnected | Unavailable) -> None:
+    """Wait before the next attempt of a stream, or raise its problem."""
+    temporary = isinstance(problem.__cause__, httpx.TransportError) or problem.retry_after is not None
+    if not temporary or not retries.wait(problem.retry_after):
+        raise problem
+
+
+def _temporary(response: httpx.Response) -> bool:
+    """Return whether a retry can help: the server says when, or a proxy can't reach it."""
+    if response.headers.get("content-type", "").startswith(JSON):
+        return "retry-after" in response.headers
+    return response.status_code in (429, 502, 503, 504)
+
+
 def _seconds(header: str | None) -> float | None:
+    """Return the seconds of a `Retry-After` header, or None without one. A date, which proxies may send, becomes a second."""
     try:
         return max(0.0, float(header)) if header else None
-    except ValueError:  # an HTTP date, which proxies may send
+    except ValueError:
         return 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from openruntime_jupyter.client.transport.watch import OnMessage, Watch
@@ -70,8 +70,11 @@ class Backend(Protocol):
             earlier, after `LONGEST_WAIT`; call it again then. Submissions are asynchronous.
         """
 
-    def upload(self, array_id: str, pieces: Iterable[bytes], size: int) -> ArrayInfo:
-        """Upload a safetensors file of `size` bytes as the contents of an array."""
+    def upload(self, array_id: str, pieces: Callable[[], Iterable[bytes]], size: int) -> ArrayInfo:
+        """Upload a safetensors file of `size` bytes as an array. `pieces` returns its chunks, again for each attempt.
+
+        Raises `ArrayConflict` if another array has that id, and `InvalidRequest` for an invalid id.
+        """
 
     def download(self, array_id: str) -> Iterator[bytes]:
         """Yield the safetensors file of an array in chunks. Raises `ArrayNotFound`."""

@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from openruntime_jupyter.client.transport.watch import CONNECTED, DISCONNECTED, Events
 from openruntime_jupyter.imports import load
@@ -51,8 +52,9 @@ class SocketEvents(Events):
         while self.anybody():
             self._left.clear()
             try:
-                with connect(self._address(), **self._options()) as socket:
-                    self._connected(socket)
+                topics = self.wanted()
+                with connect(self._address(topics), **self._options()) as socket:
+                    self._connected(socket, topics)
                     for text in socket:
                         pause = FIRST_PAUSE  # the server has not refused the token
                         self._received(json.loads(text))
@@ -67,8 +69,9 @@ class SocketEvents(Events):
             self._left.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _address(self) -> str:
-        return self._url + (f"?since={self._last}" if self._last is not None else "")
+    def _address(self, topics: frozenset[str]) -> str:
+        query = {"topics": ",".join(sorted(topics))} | ({} if self._last is None else {"since": str(self._last)})
+        return f"{self._url}?{urlencode(query)}"
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"max_size": LARGEST_MESSAGE, "close_timeout": 1.0}
@@ -80,9 +83,9 @@ class SocketEvents(Events):
                 options["ssl"] = ssl._create_unverified_context()  # noqa: S323, SLF001 - certificates name a host, not the loopback address
         return options
 
-    def _connected(self, socket: ClientConnection) -> None:
+    def _connected(self, socket: ClientConnection, topics: frozenset[str]) -> None:
         with self._lock:
-            self._socket, self._subscribed = socket, frozenset({"task_update"})
+            self._socket, self._subscribed = socket, topics | {"task_update"}  # which is sent without being asked for
             if self._watches:
                 self._topics_changed()
                 return

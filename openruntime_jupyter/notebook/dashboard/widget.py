@@ -17,8 +17,8 @@ from pydantic import BaseModel
 
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.discovery import connect
-from openruntime_jupyter.client.execution_environment import notebook
 from openruntime_jupyter.client.handles import again
+from openruntime_jupyter.client.notebook_file import notebook
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.notebook.dashboard.feed import Subscription, feed_of, row
@@ -191,7 +191,7 @@ def _run(backend: Backend, args: dict[str, Any]) -> Task:
 
 def _tasks(backend: Backend, args: dict[str, Any]) -> dict[str, Any]:
     query = {"limit": int(args["limit"]), "state": args.get("states"), "offset": int(args["offset"]), "order": args["order"]}
-    page = backend.call(api.LIST_TASKS, query={**query, "name": args.get("name"), "notebook": args.get("notebook")})
+    page = backend.call(api.LIST_TASKS, query={**query, "search": args.get("search"), "notebook": args.get("notebook")})
     return {"tasks": [row(task) for task in page.tasks], "total_count": page.total_count}
 
 

@@ -46,7 +46,7 @@ color:inherit;white-space:pre}
 .ort .ok{color:var(--jp-success-color1,#2e7d32)}.ort .no{color:var(--jp-error-color1,#d32f2f)}
 .ort .go{color:var(--jp-brand-color1,#1976d2)}.ort .wa{color:var(--jp-warn-color1,#ef6c00)}
 .ort-b .ok{background:var(--jp-success-color1,#2e7d32)}.ort-b .no{background:var(--jp-error-color1,#d32f2f)}
-.ort-t{overflow-x:auto}
+.ort-t{overflow-x:auto}.ort-c .ort-t{margin-top:8px}
 .ort.ort.ort table{border-collapse:collapse;margin:4px 0;font-size:inherit;border:0;table-layout:auto}
 .ort.ort.ort tr{background:none}
 .ort.ort.ort th,.ort.ort.ort td{text-align:left;padding:3px 14px 3px 0;border:0;background:none;\
@@ -60,7 +60,7 @@ vertical-align:baseline;max-width:none;color:inherit;line-height:inherit}
 .ort-k{container-type:inline-size}
 @container (max-width:560px){.ort.ort.ort .ort-k :is(table,tbody,caption){display:block}
 .ort.ort.ort .ort-k thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
-.ort.ort.ort .ort-k tbody tr{display:flex;flex-wrap:wrap;gap:0 14px;padding:4px 0;\
+.ort.ort.ort .ort-k tbody tr{display:flex;flex-wrap:wrap;gap:2px 14px;padding:6px 0;\
 border-top:1px solid var(--jp-border-color2,rgba(128,128,128,.4))}
 .ort.ort.ort .ort-k td{padding:0;min-width:0;text-align:left;overflow-wrap:anywhere}
 .ort.ort.ort .ort-k td code{white-space:normal}

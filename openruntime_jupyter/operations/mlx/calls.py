@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from openruntime_jupyter.arrays.array_file import SIZES
+from openruntime_jupyter.arrays.array_layout import SIZES
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations.mlx import functions as _functions
 from openruntime_jupyter.operations.mlx.functions import Parameter

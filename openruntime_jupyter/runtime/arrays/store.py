@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter.arrays import array_file, blocks
-from openruntime_jupyter.arrays.array_file import Layout
+from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.arrays.blocks import UNFINISHED
 from openruntime_jupyter.engines.protocol import StoredArray
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest, StorageUnavailable, gigabytes
@@ -38,6 +38,8 @@ QUIET_SECONDS = 0.5
 """Time for which a fetched result is not evicted, so that the client can map it."""
 SPACE_CACHE_SECONDS = 0.5
 """Maximum age of the free space passed to a task; the actual allocation checks it again."""
+SCARCE = 0.25
+"""Part of the quota below which a task gets the present free space, because another task may just have taken the rest."""
 WRITER_SECONDS = 30.0
 """Maximum time between allocating and filling an array for a writer without a lock."""
 RETRY_SECONDS = (0.01, 0.05, 0.25, 1.0)
@@ -66,6 +68,7 @@ class ArrayStore:
         self._records: dict[str, ArrayRecord] = {}
         self._writers: Counter[str] = Counter()
         self._space_read_at = float("-inf")
+        self._left = 0
         self._rooms: list[tuple[str, int, int]] = []
         self._dropping: set[asyncio.Task[None]] = set()
 
@@ -320,13 +323,15 @@ class ArrayStore:
 
     def places(self) -> list[tuple[str, int, int]]:
         """Return the folders for results, best first, each with its free bytes and its free bytes without releasing free blocks."""
-        now = time.monotonic()
-        if now - self._space_read_at > SPACE_CACHE_SECONDS:
-            self._space_read_at = now
+        moment = time.monotonic()
+        old = moment - self._space_read_at > SPACE_CACHE_SECONDS
+        if old:
+            self._space_read_at = moment
             self._rooms = [(str(place.folder), self._free_bytes(place), blocks.held(place.folder)) for place in self._spool.places]
-        left = self.quota
-        if self._records:
-            left += sum(record.size for record in self._evictable(0.0)) - self.used_bytes
+        if old or self._left < SCARCE * self.quota:
+            # Every task with code asks, and adding up thousands of arrays takes longer than the rest of an empty task.
+            self._left = self.quota + sum(record.size for record in self._evictable(0.0)) - self.used_bytes
+        left = self._left
         return [(folder, max(0, min(left, room + free)), max(0, min(left, room))) for folder, room, free in self._rooms]
 
     async def adopt(self, owner: str | None, stored: Iterable[StoredArray]) -> list[ArrayReference]:

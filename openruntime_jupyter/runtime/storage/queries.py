@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from openruntime_jupyter.errors import IdempotencyKeyInUse, InvalidRequest, TaskConflict
+from openruntime_jupyter.operations.parameter_summary import contains
 from openruntime_jupyter.runtime.storage.rows import ROW, TaskRecord, task_of, title_of, write_or_raise
 from openruntime_jupyter.runtime.storage.schema import STATES
+from openruntime_jupyter.runtime.storage.search import ids_of
 from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput
 
 KEY_MICROSECONDS = 24 * 3600 * 1_000_000
@@ -35,23 +37,38 @@ class Filter:
     notebook: str | None = None
     name: str | None = None
     """Part of the name or, of an unnamed task, of the operation; case is ignored."""
+    search: str | None = None
+    """Part of the name, or of the text of the code and the parameters; case is ignored."""
+    texts: str = "[]"
+    """Ids of the texts that contain `search`; see `looked_up`."""
+
+    def looked_up(self, connection: sqlite3.Connection) -> Filter:
+        """Return the filter with its `texts`, which its conditions in SQL need."""
+        return self if self.search is None else replace(self, texts=ids_of(connection, self.search))
+
+    @property
+    def by_text(self) -> bool:
+        """True if names or texts must be searched."""
+        return self.name is not None or self.search is not None
 
     def columns(self) -> tuple[str, list[Any]]:
-        """Return the SQL of the conditions except the states and the name, starting with AND, and its values."""
+        """Return the SQL of the conditions except the states and those on texts, starting with AND, and its values."""
         conditions = {"operation = ?": self.operation, "owner = ?": self.owner, "notebook = ?": self.notebook}
         given = {condition: value for condition, value in conditions.items() if value is not None}
         return "".join(f" AND {condition}" for condition in given), list(given.values())
 
-    def title(self) -> tuple[str, list[Any]]:
-        """Return the SQL of the condition on the name, starting with AND, and its values."""
-        return ("", []) if self.name is None else (" AND instr(title, ?)", [self.name.casefold()])
-
     def groups(self) -> tuple[str, list[Any]]:
         """Return the SQL of the conditions on rows of `task_groups`, starting with AND, and its values."""
-        title, texts = self.title()
-        columns, values = self.columns()
-        counters = f" AND counter IN (SELECT id FROM counters WHERE 1{columns})" if columns else ""  # noqa: S608 - constants
-        return title + counters, texts + values
+        conditions, values = "", []
+        if self.name is not None:
+            conditions, values = " AND instr(title, ?)", [self.name.casefold()]
+        if self.search is not None:
+            conditions += " AND (instr(title, ?) OR text IN (SELECT value FROM json_each(?)))"
+            values += [self.search.casefold(), self.texts]
+        columns, others = self.columns()
+        if columns:
+            conditions += f" AND counter IN (SELECT id FROM counters WHERE 1{columns})"  # noqa: S608 - constants
+        return conditions, values + others
 
     @property
     def number(self) -> str:
@@ -59,19 +76,21 @@ class Filter:
         return " + ".join(state for state in STATES if self.states is None or state in self.states) or "0"
 
     def matches(self, task: Task) -> bool:
-        """Return whether a task that is not on disk matches."""
+        """Return whether a task that is not on disk, with its parameters, matches."""
         return (
             (self.states is None or task.status.value in self.states)
             and self.operation in (None, task.operation)
             and self.owner in (None, task.owner)
             and self.notebook in (None, task.notebook)
             and (self.name is None or self.name.casefold() in title_of(task))
+            and (self.search is None or contains(title_of(task), task.parameters, self.search))
         )
 
 
-def one(connection: sqlite3.Connection, task_id: str, me: str) -> Task | None:
-    """Return the task with its parameters, or None if it is unknown."""
-    row = connection.execute(f"SELECT {ROW}, CAST(parameters AS BLOB) FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - a constant
+def one(connection: sqlite3.Connection, task_id: str, me: str, parameters: bool) -> Task | None:
+    """Return the task, with its parameters if wanted, or None if it is unknown."""
+    column = "CAST(parameters AS BLOB)" if parameters else "NULL"
+    row = connection.execute(f"SELECT {ROW}, {column} FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608 - constants
     return None if row is None else task_of(row[:-1], me, row[-1])
 
 
@@ -87,8 +106,9 @@ def page(
     """Return up to `limit` tasks, newest first, after the task `before` and `offset` more.
 
     Also return the number of all matching tasks and the `before` of the next page. `unwritten` are tasks in the order of submission whose
-    rows are missing or old.
+    rows are missing or old, with their parameters.
     """
+    wanted = wanted.looked_up(connection)
     new = _Unwritten(connection, wanted, unwritten)
     place = None if before is None else new.places.get(before) or _place(connection, before)
     stored = count(connection, wanted)
@@ -106,8 +126,13 @@ def page_of(tasks: Sequence[Task], wanted: Filter, limit: int, before: str | Non
     """Return the page of these tasks, given in the order of submission, while the file cannot be read; see `page`."""
     newest = [task for task in reversed(tasks) if wanted.matches(task)]
     start = next((index + 1 for index, task in enumerate(newest) if task.task_id == before), 0) + offset
-    found = newest[start : start + limit]
+    found = [_bare(task) for task in newest[start : start + limit]]
     return found, len(newest), found[-1].task_id if found and len(newest) > start + limit else None
+
+
+def _bare(task: Task) -> Task:
+    """Return the task as lists have it, without its parameters."""
+    return task.model_copy(update={"parameters": None})
 
 
 class _Unwritten:
@@ -133,7 +158,7 @@ class _Unwritten:
             if task.task_id not in self.places:
                 self.places[task.task_id] = following
                 following += 1
-        self.matching = {self.places[task.task_id]: task for task in tasks if wanted.matches(task)}
+        self.matching = {self.places[task.task_id]: _bare(task) for task in tasks if wanted.matches(task)}
 
 
 def _parts(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
@@ -162,9 +187,10 @@ def waiting_elsewhere(
     """
     if count(connection, Filter(("pending",))) <= here:
         return [], 0
-    (columns, values), (title, texts) = wanted.columns(), wanted.title()
-    values += texts
-    others = f"FROM tasks WHERE state = 'pending' AND runtime != ?{columns}{title}"
+    conditions, values = wanted.looked_up(connection).groups()
+    group = "(SELECT task_group FROM listed WHERE listed.sequence = tasks.sequence)"
+    those = f" AND {group} IN (SELECT id FROM task_groups WHERE 1{conditions})" if conditions else ""  # noqa: S608 - constants
+    others = f"FROM tasks WHERE state = 'pending' AND runtime != ?{those}"
     (number,) = connection.execute(f"SELECT count(*) {others}", (me, *values)).fetchone()
     query = f"SELECT {ROW} {others} ORDER BY sequence LIMIT ? OFFSET ?"
     return [task_of(row, me) for row in connection.execute(query, (me, *values, limit, offset))], number
@@ -172,7 +198,7 @@ def waiting_elsewhere(
 
 def count(connection: sqlite3.Connection, wanted: Filter) -> int:
     """Return the number of matching tasks, from tables that stay small however many tasks are stored."""
-    table, (conditions, values) = ("counters", wanted.columns()) if wanted.name is None else ("task_groups", wanted.groups())
+    table, (conditions, values) = ("task_groups", wanted.groups()) if wanted.by_text else ("counters", wanted.columns())
     query = f"SELECT ifnull(sum({wanted.number}), 0) FROM {table} WHERE 1{conditions}"  # noqa: S608 - constants
     return int(connection.execute(query, values).fetchone()[0])
 
@@ -188,7 +214,7 @@ def _place(connection: sqlite3.Connection, task_id: str) -> int:
 def _listed(wanted: Filter, every_group: bool = False) -> tuple[str, list[Any]]:
     """Return the conditions on rows of `listed`, starting with AND, and their values."""
     conditions, values = wanted.groups()
-    if every_group or wanted.name is not None:
+    if every_group or wanted.by_text:
         conditions = f" AND task_group IN (SELECT id FROM task_groups WHERE {wanted.number}{conditions})"  # noqa: S608 - constants
     if wanted.states is not None:
         conditions += f" AND state IN ({_marks(wanted.states)})"
@@ -209,7 +235,7 @@ def _sequences(connection: sqlite3.Connection, wanted: Filter, total: int, place
         number = min(number, total - offset)
         offset = total - offset - number
     (groups,) = connection.execute("SELECT ifnull(max(id), 0) FROM task_groups").fetchone()
-    groups = min(groups, count(connection, replace(wanted, states=None, name=None)))
+    groups = min(groups, count(connection, replace(wanted, states=None, name=None, search=None)))
     collected = COLLECTING * total + groups < min(everything, (offset + number) * everything / total)
     conditions, values = _listed(wanted, collected)
     if place is not None:

@@ -20,15 +20,18 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json, to_json
 
 from openruntime_jupyter.errors import TaskConflict
+from openruntime_jupyter.operations.parameter_summary import search_text
 from openruntime_jupyter.runtime.permissions import close_to_others
+from openruntime_jupyter.runtime.storage.search import Text, with_id, write_texts
 from openruntime_jupyter.schemas.base import iso
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskOutput, TaskState
 
 log = logging.getLogger(__name__)
 
-TRANSIENT_FIELDS = {"parameters", "runtime", "here", "position", "estimated_start", "waiting_for"}
+TRANSIENT_FIELDS = {"parameters", "runtime", "here", "position", "estimated_start", "waiting_for", "resident_bytes"}
 """Fields left out of the document: they have a column, or are valid only while the runtime runs."""
 ROW = "id, runtime, state, operation, submitted, CAST(document AS BLOB)"
 """Columns that `task_of` reads. The document is read as bytes, because text with damaged bytes would be repaired silently."""
@@ -47,7 +50,8 @@ FROM (VALUES {}) AS new WHERE id = new.column5 AND runtime = new.column6 AND fin
 # Purged tasks are not inserted again. OR IGNORE and a second statement cost less than an upsert.
 INSERT_MANY = """
 INSERT OR IGNORE INTO tasks
-    (id, runtime, state, operation, owner, submitted, finished, durable, embedded, attempt, retries, notebook, title, document, parameters)
+    (id, runtime, state, operation, owner, submitted, finished, durable, embedded, attempt, retries, notebook, title, document, parameters,
+    text)
 SELECT * FROM (VALUES {}) AS new WHERE NOT EXISTS (SELECT 1 FROM gone WHERE id = new.column1)
 """
 PAYLOADS = "INSERT OR REPLACE INTO payloads (task_id, stored, size, encoding, file, data) VALUES {}"
@@ -63,6 +67,22 @@ Item = TypeVar("Item")
 _encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
+def encode_parameters(parameters: dict[str, Any]) -> str:
+    """Return parameters as JSON, including NaN and text that UTF-8 cannot encode."""
+    try:
+        return to_json(parameters, inf_nan_mode="constants", fallback=str).decode()
+    except Exception:  # the slower encoder of the standard library accepts more
+        return _encode(parameters)
+
+
+def decode_parameters(encoded: bytes) -> Any:
+    """Return parameters of `encode_parameters`; raise `ValueError`, `TypeError` or `RecursionError`."""
+    try:
+        return from_json(encoded)
+    except ValueError:
+        return json.loads(encoded)
+
+
 def now_micros() -> int:
     """Return the current time in microseconds since the epoch."""
     return time.time_ns() // 1000
@@ -74,7 +94,7 @@ def micros(timestamp: str) -> int:
 
 
 class TaskRecord(NamedTuple):
-    """Snapshot of a task, ready to be written; its fields are the columns of `INSERT_MANY` in order."""
+    """Snapshot of a task, ready to be written; its fields are the columns of `INSERT_MANY` in order, without the last one."""
 
     id: str
     runtime: str
@@ -98,9 +118,13 @@ class TaskRecord(NamedTuple):
         return self.state, self.finished, self.attempt, self.document, self.id, self.runtime
 
     @property
-    def row(self) -> Row:
-        """Values of `INSERT_MANY`; the parameters as JSON, including NaN and text that UTF-8 cannot encode."""
-        return (*self[:-1], None if self.parameters is None else _encode(self.parameters))
+    def text(self) -> Text:
+        """Text of the code and the parameters, with its id."""
+        return with_id(search_text(self.parameters))
+
+    def row(self, text_id: int) -> Row:
+        """Return the values of `INSERT_MANY`, the parameters as JSON."""
+        return (*self[:-1], None if self.parameters is None else encode_parameters(self.parameters), text_id)
 
     def write(self, connection: sqlite3.Connection, known: bool) -> bool:
         """Write the record. Return False if a guard rejected it.
@@ -109,7 +133,11 @@ class TaskRecord(NamedTuple):
         """
         if known and self._update(connection):
             return True
-        return bool(_execute(connection, INSERT_MANY, [self.row])) or (not known and self._update(connection))
+        text = self.text
+        if _execute(connection, INSERT_MANY, [self.row(text[0])]):
+            write_texts(connection, [text])
+            return True
+        return not known and self._update(connection)
 
     def _update(self, connection: sqlite3.Connection) -> bool:
         return bool(connection.execute(UPDATE, self.change).rowcount)
@@ -170,9 +198,15 @@ def write_or_raise(connection: sqlite3.Connection, record: TaskRecord, known: bo
 def write_records(connection: sqlite3.Connection, records: Sequence[tuple[TaskRecord, bool]]) -> list[TaskRecord]:
     """Write records of different tasks, each given with whether its row exists. Return the written ones."""
     prepared: dict[bool, list[tuple[TaskRecord, Row]]] = {True: [], False: []}
+    texts: dict[int, str] = {}
     for record, known in records:
         with DataErrorLog(record.id):
-            prepared[known].append((record, record.change if known else record.row))
+            if known:
+                prepared[known].append((record, record.change))
+            else:
+                text_id, text = record.text
+                prepared[known].append((record, record.row(text_id)))
+                texts[text_id] = text
     written: list[TaskRecord] = []
     for known, template in ((True, UPDATE_MANY), (False, INSERT_MANY)):
         for group in _groups(prepared[known]):
@@ -183,6 +217,7 @@ def write_records(connection: sqlite3.Connection, records: Sequence[tuple[TaskRe
                 with DataErrorLog(record.id):
                     if record.write(connection, known):
                         written.append(record)
+    write_texts(connection, list(texts.items()))
     return written
 
 
@@ -295,7 +330,7 @@ def read_task(row: Row, me: str, parameters: bytes | None = None) -> tuple[Task,
     task.here = runtime == me
     if parameters is not None:
         try:
-            task.parameters = json.loads(parameters)
+            task.parameters = decode_parameters(parameters)
         except (ValueError, TypeError, RecursionError):
             problem = problem or f"{DAMAGED}: its parameters are missing"
             task.error = task.error or problem

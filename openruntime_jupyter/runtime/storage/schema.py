@@ -215,7 +215,68 @@ CREATE TRIGGER tasks_deleted AFTER DELETE ON tasks BEGIN
 END;
 """  # noqa: S608 - constants
 
-MIGRATIONS: Sequence[str] = (TASKS_SCHEMA, METRICS_SCHEMA, TURNS_SCHEMA, PROVENANCE_SCHEMA, LISTS_SCHEMA)
+_NAMES = ", ".join(STATES)
+_NONE_LEFT = f"{' + '.join(STATES)} = 0"
+
+SEARCH_SCHEMA = f"""
+-- The text of a task's code and parameters, NULL for tasks of earlier versions. `search.py` groups those later, because reading the
+-- parameters of a million tasks would delay a start.
+ALTER TABLE tasks ADD COLUMN text INTEGER;
+
+-- The id is a digest of the text. Tasks with the same work share a text.
+CREATE TABLE texts (id INTEGER PRIMARY KEY, text TEXT NOT NULL);
+
+DROP TRIGGER tasks_inserted;
+DROP TRIGGER tasks_moved;
+DROP TRIGGER tasks_deleted;
+DROP INDEX task_groups_counter;
+ALTER TABLE task_groups RENAME TO old_groups;
+
+-- Tasks that no filter but the state distinguishes.
+CREATE TABLE task_groups (
+    id INTEGER PRIMARY KEY,
+    counter INTEGER NOT NULL,
+    title TEXT NOT NULL,
+    text INTEGER NOT NULL,       -- 0: not known yet
+    {_NUMBERS},
+    UNIQUE (title, counter, text)
+);
+INSERT INTO task_groups SELECT id, counter, title, 0, {_NAMES} FROM old_groups;
+DROP TABLE old_groups;
+CREATE INDEX task_groups_counter ON task_groups (counter);
+CREATE INDEX task_groups_text ON task_groups (text);
+
+CREATE TRIGGER tasks_inserted AFTER INSERT ON tasks BEGIN
+    INSERT OR IGNORE INTO counters (operation, owner, notebook) VALUES (new.operation, ifnull(new.owner, 0), ifnull(new.notebook, 0));
+    INSERT OR IGNORE INTO task_groups (counter, title, text)
+        SELECT id, new.title, ifnull(new.text, 0) FROM counters AS c WHERE {_COUNTER.format("new")};
+    INSERT INTO listed SELECT new.sequence, c.id, g.id, new.state FROM counters AS c
+        CROSS JOIN task_groups AS g ON g.title = new.title AND g.counter = c.id AND g.text = ifnull(new.text, 0)
+        WHERE {_COUNTER.format("new")};
+    UPDATE counters SET {_ADDED} WHERE id = (SELECT counter FROM listed WHERE sequence = new.sequence);
+    UPDATE task_groups SET {_ADDED} WHERE id = (SELECT task_group FROM listed WHERE sequence = new.sequence);
+END;
+CREATE TRIGGER tasks_moved AFTER UPDATE OF state ON tasks WHEN old.state <> new.state BEGIN
+    UPDATE counters SET {_MOVED} WHERE {_ITS_COUNTER};
+    UPDATE task_groups SET {_MOVED} WHERE {_ITS_GROUP};
+    UPDATE listed SET state = new.state WHERE sequence = old.sequence;
+END;
+CREATE TRIGGER tasks_deleted AFTER DELETE ON tasks BEGIN
+    UPDATE counters SET {_REMOVED} WHERE {_ITS_COUNTER};
+    UPDATE task_groups SET {_REMOVED} WHERE {_ITS_GROUP};
+    DELETE FROM task_groups WHERE {_ITS_GROUP} AND {_NONE_LEFT};
+    DELETE FROM listed WHERE sequence = old.sequence;
+    DELETE FROM outputs WHERE task_id = old.id;
+    DELETE FROM payloads WHERE task_id = old.id;
+    INSERT OR REPLACE INTO gone VALUES (old.id, old.submitted, old.sequence, CAST(strftime('%s', 'now') AS INTEGER) * 1000000);
+END;
+-- A deleted task leaves no code behind.
+CREATE TRIGGER task_groups_deleted AFTER DELETE ON task_groups BEGIN
+    DELETE FROM texts WHERE id = old.text AND NOT EXISTS (SELECT 1 FROM task_groups WHERE text = old.text);
+END;
+"""  # noqa: S608 - constants
+
+MIGRATIONS: Sequence[str] = (TASKS_SCHEMA, METRICS_SCHEMA, TURNS_SCHEMA, PROVENANCE_SCHEMA, LISTS_SCHEMA, SEARCH_SCHEMA)
 """The script at index n makes version n + 1 of version n. Released ones are never edited."""
 IDENTIFIED = MIGRATIONS.index(LISTS_SCHEMA) + 1
 """First version with an `application_id`."""

@@ -29,6 +29,7 @@ from openruntime_jupyter.runtime.storage.connection import HistoryFile, unavaila
 from openruntime_jupyter.runtime.storage.metrics import MetricColumns, MetricsWriteBehind, read, window
 from openruntime_jupyter.runtime.storage.rows import Payload, TaskRecord, now_micros, record_of
 from openruntime_jupyter.runtime.storage.schema import SchemaTooNew
+from openruntime_jupyter.runtime.storage.search import group_older
 from openruntime_jupyter.runtime.storage.writer import Job, JobQueue, Outcome, Reader, Writer, resolve, settle
 from openruntime_jupyter.schemas.base import iso
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskState
@@ -48,6 +49,8 @@ VOLATILE_TASKS = 10_000
 """Finished tasks kept in memory if no file can be used."""
 DELAY_SECONDS = 0.05
 RETRY_SECONDS = 1.0
+GROUPING_PAUSE = 0.02
+"""Seconds between two steps that group tasks of earlier versions, for other writes."""
 MOST_RECORDS = 500
 """Tasks described in one loop iteration, which takes a few milliseconds."""
 SMALL_PAYLOAD = 4096
@@ -248,13 +251,17 @@ class History:
 
     # Reads
 
-    async def get(self, task_id: str) -> Task | None:
-        """Return the current task with its parameters, or None if it is unknown. Raises `StorageUnavailable` if reading fails."""
+    async def get(self, task_id: str, parameters: bool = True) -> Task | None:
+        """Return the current task, or None if it is unknown. Raises `StorageUnavailable` if reading fails.
+
+        Without its parameters, which may be megabytes, it costs little.
+        """
         self._check_open()
         describe = self._behind.records.find(task_id)
         if describe is not None:
-            return describe()
-        return await self._read(lambda connection: queries.one(connection, task_id, self._me))
+            task = describe()
+            return task if parameters else task.model_copy(update={"parameters": None})
+        return await self._read(lambda connection: queries.one(connection, task_id, self._me, parameters))
 
     async def get_output(self, task_id: str) -> TaskOutput | None:
         """Return the task's output, or None if none is recorded."""
@@ -287,6 +294,7 @@ class History:
         owner: str | None = None,
         notebook: str | None = None,
         name: str | None = None,
+        search: str | None = None,
         live: Callable[[], Mapping[str, Describe]] = dict,
     ) -> tuple[list[Task], int, str | None]:
         """Return up to `limit` tasks without parameters, newest first, the number of matches, and the next `before`, None at the end.
@@ -295,14 +303,14 @@ class History:
         tasks of `live()` are included while the history cannot be written.
         """
         those = None if states is None else tuple(dict.fromkeys(str(state) for state in states))
-        wanted = queries.Filter(those, operation, owner, notebook, name)
+        wanted = queries.Filter(those, operation, owner, notebook, name, search)
         most = min(max(limit, 0), MOST_LISTED)
         await self._flush_unless_failing()
         new = await self._unwritten(live)
         try:
             return await self._read(
                 lambda connection: queries.page(connection, self._me, wanted, most, before, max(offset, 0), new),
-                slow=name is not None or offset > QUICK_OFFSET,
+                slow=wanted.by_text or offset > QUICK_OFFSET,
             )
         except StorageUnavailable:
             new = await self._unwritten(live)
@@ -315,16 +323,22 @@ class History:
         described = {**(live() if self.problem is not None else {}), **self._behind.records.unwritten()}
         tasks = []
         for task_id in sorted(described, key=lambda task_id: task_id.rpartition("_")[2]):
-            tasks.append(described[task_id]().model_copy(update={"parameters": None, "runtime": self._me}))
+            tasks.append(described[task_id]().model_copy(update={"runtime": self._me}))
             if len(tasks) % MOST_RECORDS == 0:
                 await asyncio.sleep(0)
         return tasks
 
     async def waiting_elsewhere(
-        self, here: int, limit: int, offset: int = 0, notebook: str | None = None, name: str | None = None
+        self,
+        here: int,
+        limit: int,
+        offset: int = 0,
+        notebook: str | None = None,
+        name: str | None = None,
+        search: str | None = None,
     ) -> tuple[list[Task], int]:
         """Return up to `limit` pending tasks of other runtimes, oldest first, and their number; `here` is that of all in this one."""
-        wanted = queries.Filter(notebook=notebook, name=name)
+        wanted = queries.Filter(notebook=notebook, name=name, search=search)
         try:
             await self._flush_unless_failing()
             return await self._read(lambda connection: queries.waiting_elsewhere(connection, self._me, wanted, here, limit, offset))
@@ -358,7 +372,10 @@ class History:
     # Retention
 
     async def sweep(self) -> int:
-        """Delete finished tasks that exceed the retention settings, and files that no task references. Return the number of tasks."""
+        """Delete finished tasks that exceed the retention settings, and files that no task references. Return the number of tasks.
+
+        After an upgrade, also group the tasks of earlier versions by their code and parameters. Until then a search finds their names.
+        """
         self._check_open()
         settings, now = self._settings, now_micros()
         most = settings.retention_tasks
@@ -385,6 +402,10 @@ class History:
         )
         while await self._write(retention.vacuum):
             pass
+        more = await self._write(group_older)
+        while more:
+            await asyncio.sleep(GROUPING_PAUSE)
+            more = await self._write(group_older)
         return deleted
 
     async def _remove(self, files: list[str]) -> None:

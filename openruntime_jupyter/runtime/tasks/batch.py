@@ -87,8 +87,7 @@ class BatchSubmission:
         entry = self._registry.find(task_id)
         if entry is not None:
             return self._registry.view(entry, parameters=False)
-        task = await self._history.get(task_id)
-        return task and task.model_copy(update={"parameters": None})
+        return await self._history.get(task_id, parameters=False)
 
     async def _take(
         self,

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse, StopReason
 from openruntime_jupyter.errors import TaskConflict
+from openruntime_jupyter.operations.parameter_summary import contains
 from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
 from openruntime_jupyter.schemas.arrays import ArrayReference
 from openruntime_jupyter.schemas.base import construct_unchecked, iso, timestamp
@@ -551,11 +552,17 @@ class Entry:
             self.output_event.set()
             self.output_event = None
 
-    def matches(self, notebook: str | None, name: str | None) -> bool:
-        """Return whether the task is of `notebook`, and its name or else its operation contains `name`, ignoring case."""
-        if notebook not in (None, self.notebook):
-            return False
-        return name is None or name.casefold() in (self.name or self.operation).casefold()
+    def matches(self, notebook: str | None, name: str | None, search: str | None = None) -> bool:
+        """Return whether the task is of `notebook`, its title contains `name`, and its title, code or parameters contain `search`.
+
+        The title is the name or else the operation. Case is ignored.
+        """
+        title = (self.name or self.operation).casefold()
+        return (
+            notebook in (None, self.notebook)
+            and (name is None or name.casefold() in title)
+            and (search is None or contains(title, self.given, search))
+        )
 
     def record(self, parameters: bool = True) -> Task:
         """Return a new record, without what changes while the task waits or runs; after the end one shared record."""
@@ -587,6 +594,7 @@ class Entry:
                 "attempt": self.attempt,
                 "wait": self.wait,
                 "memory_limit": self.memory_limit,
+                "resident_bytes": None,
                 "timestamp": timestamp(self.changed or self.submitted),
                 "submitted_at": timestamp(self.submitted),
                 "started_at": iso(self.started),

@@ -8,7 +8,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,9 @@ OUTPUT_INTERVAL = 0.1
 
 COALESCE_SECONDS = 0.05
 """Seconds during which states of a task are coalesced."""
+
+Resident = Callable[[str], int | None]
+"""Resident bytes of the worker that runs a task; None if unknown."""
 
 AT_ONCE = 200
 """Updates published in one loop iteration, which takes about a millisecond."""
@@ -106,12 +108,12 @@ class TaskUpdates:
 
 
 class TaskRegistry:
-    """Tasks by id: their state changes, which go to disk and then to subscribers, and queries.
+    """Tasks by id: their state changes, which go to disk and then to subscribers, and queries. `resident(task_id)` reads a task's memory.
 
     It holds the live tasks of this runtime and the last ones that ended. The history has all others.
     """
 
-    def __init__(self, settings: Settings, history: History, bus: EventBus, counters: Counters, lanes: Lanes) -> None:
+    def __init__(self, settings: Settings, history: History, bus: EventBus, counters: Counters, lanes: Lanes, resident: Resident) -> None:
         self.updates = TaskUpdates(bus, counters)
         self._entries: dict[str, Entry] = {}
         self._finished: OrderedDict[str, Entry] = OrderedDict()
@@ -120,6 +122,7 @@ class TaskRegistry:
         self._bus = bus
         self._counters = counters
         self._lanes = lanes
+        self._resident = resident
         self._dirty: set[Entry] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -256,7 +259,7 @@ class TaskRegistry:
     # Queries
 
     def view(self, entry: Entry, parameters: bool = True) -> Task:
-        """Return the current record of a task, with its place in the queue or its running time so far."""
+        """Return the current record of a task, with its place in the queue, or its running time and memory so far."""
         task = entry.record(parameters)
         if entry.state is TaskState.PENDING:
             lane = self._lanes[entry.lane]
@@ -265,6 +268,7 @@ class TaskRegistry:
             task.waiting_for = entry.waiting_for or lane.waiting_for
         elif not entry.state.terminal:
             task.execution_time = entry.elapsed()
+            task.resident_bytes = self._resident(entry.task_id)
             if task.progress is not None and (left := entry.time_left()) is not None:
                 task.progress = task.progress.model_copy(update={"remaining": left})
         return task
@@ -292,22 +296,20 @@ class TaskRegistry:
             if entry.state.terminal:  # its end is being recorded
                 await entry.done.wait()
             return self.view(entry, parameters)
-        task = await self._history.get(task_id)
+        task = await self._history.get(task_id, parameters)
         if task is None:
             raise TaskNotFound(f"Unknown task {task_id!r}: its id is wrong, or the history no longer keeps it")
-        if not parameters:
-            task.parameters = None
         return task
 
     async def page(self, query: TasksQuery) -> TaskPage:
         """Return a page of the tasks of all this user's runtimes, newest first."""
-        filters = query.state, query.operation, query.owner, query.notebook, query.name
+        filters = query.state, query.operation, query.owner, query.notebook, query.name, query.search
         found, total, following = await self._history.page(query.limit, query.before, query.offset, *filters, self._describe)
         live = [self._newest(task) for task in found]
         return TaskPage(tasks=live, total_count=total, next_before=following, timestamp=timestamp(time.time()))
 
     def _describe(self) -> dict[str, Callable[[], Task]]:
-        return {task_id: partial(entry.record, parameters=False) for task_id, entry in self._entries.items()}
+        return {task_id: entry.record for task_id, entry in self._entries.items()}
 
     def _newest(self, stored: Task) -> Task:
         entry = self._entries.get(stored.task_id)
@@ -336,7 +338,7 @@ class TaskRegistry:
         """Return the stored output of an ended task, or of one that another runtime runs, by polling."""
         ends = time.monotonic() + wait
         while True:
-            task = await self.get(task_id)
+            task = await self.get(task_id, parameters=False)
             stored = await self._history.get_output(task_id) or TaskOutput(task_id=task_id, items=[], next=0)
             items = read_stored(stored, since)
             if items or task.status.terminal or time.monotonic() >= ends:
@@ -361,7 +363,7 @@ class TaskRegistry:
 
     async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
         """Return the opaque result and its encoding; raise `TaskNotFound` if it is missing."""
-        task = await self.get(task_id)
+        task = await self.get(task_id, parameters=False)
         found = await self._history.get_payload(task_id)
         if found is None:
             why = "returned none" if task.status is TaskState.COMPLETED else f"is {task.status}"

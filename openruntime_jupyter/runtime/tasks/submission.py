@@ -112,7 +112,7 @@ def _bounded(kind: Operation, parameters: Parameters, timeout: float | None, mos
 
 def fingerprint(request: TaskRequest) -> str:
     """Return the fingerprint of a request, which leaves out `wait`."""
-    same: dict[str, Any] = request.model_dump(exclude={"wait"})
+    same = {name: value for name, value in request if name != "wait"}
     return hashlib.sha256(to_json(same, inf_nan_mode="constants")).hexdigest()
 
 
@@ -186,7 +186,7 @@ class TaskSubmission:
         return task_id if await self._is_known(task_id) else None
 
     async def _is_known(self, task_id: str) -> bool:
-        return self._registry.find(task_id) is not None or await self._history.get(task_id) is not None
+        return self._registry.find(task_id) is not None or await self._history.get(task_id, parameters=False) is not None
 
     def lock(self, caller: Caller, key: str) -> asyncio.Lock:
         """Return the lock of a key: requests with the same key run one after the other."""

@@ -11,15 +11,15 @@ from jupyter_server.utils import url_path_join
 from pydantic_core import to_json
 from tornado import web
 
-from openruntime_jupyter.arrays import array_file
+from openruntime_jupyter.arrays import array_file, array_layout
 from openruntime_jupyter.errors import ArrayConflict, BodyTooLarge, MalformedRequest, gigabytes
+from openruntime_jupyter.runtime.arrays.upload import Upload
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayRequest
 from openruntime_jupyter.schemas.endpoints import BINARY, ENVELOPE, JSON, SAFETENSORS
 from openruntime_jupyter.schemas.problems import HTTP_CODES
 from openruntime_jupyter.schemas.values import LEASE_HEADER, LEASED
 from openruntime_jupyter.server.auth.identity import owner_of
-from openruntime_jupyter.server.handlers.uploads import Upload
 from openruntime_jupyter.server.http.base import Handler, serves
 from openruntime_jupyter.server.http.errors import Problem, envelope
 from openruntime_jupyter.server.http.requests import preferred
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20
 MAX_DISCARDED = 64 << 20
 """Maximum size of a rejected body that is read to its end, in bytes."""
-HEADER_SLACK = array_file.MAX_HEADER + array_file.LENGTH
+HEADER_SLACK = array_layout.MAX_HEADER + array_layout.LENGTH
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
 
 
@@ -56,7 +56,7 @@ class ArraysHandler(_ArrayBaseHandler):
     async def post(self) -> None:
         """Allocate an array. Upload its data with PUT, or write it to its file from a program on the same machine."""
         request = await self.body(ArrayRequest)
-        layout = array_file.check_bounds(request.shape, request.dtype, request.kind)
+        layout = array_layout.check_bounds(request.shape, request.dtype, request.kind)
         store = (await self.runtime()).arrays
         info = self.visible_info(store, await store.allocate(layout, owner_of(self.user)))
         self.reply(info, 201, {"Location": url_path_join(self.services.options.url_path, "arrays", info.id)})

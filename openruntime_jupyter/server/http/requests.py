@@ -23,11 +23,14 @@ Model = TypeVar("Model", bound=BaseModel)
 QueryModel = TypeVar("QueryModel", bound=Query)
 
 MOST_VALUES = 150_000
-"""Maximum number of values in a JSON body: parsing or validating more of them would hold the interpreter's lock for over 50 ms."""
-ESCAPES = 20
+"""Maximum number of values and keys in a JSON body: parsing or validating more of them would hold the interpreter's lock for over 50 ms."""
+ESCAPES = 15
 """Number of escapes in strings that take as long to parse as a value."""
+LONG_NUMBER = 20
+"""Number of values that take as long to parse and encode as 100 digits of a number: an integer takes quadratic time."""
 PIECE = 65_536
 
+_HUNDRED_DIGITS = 100 * b"1"
 # Only a number that contains one of these can exceed a float. A regular expression would take longer than parsing.
 _ALIKE = bytes.maketrans(b"023456789E", b"111111111e")
 _HUGE = (b"1e111", b"1e+111", 200 * b"1")
@@ -64,17 +67,17 @@ def read_json(model: type[Model], body: bytes | bytearray, content_type: str | N
         raise MalformedRequest(f"The body's content type is {media_type or 'missing'}: send JSON, with `Content-Type: application/json`")
     if (encoding or "identity").strip().lower() != "identity":
         raise MalformedRequest(f"The body is compressed ({encoding}): send it uncompressed")
-    large = len(body) > LARGE
-    if large and (count := _count_values(body)) > MOST_VALUES:
+    count, infinite = _survey(body) if len(body) > LARGE else (0, _may_be_infinite(body))
+    if count > MOST_VALUES:
         raise BodyTooLarge(
-            f"The body has about {count:,} JSON values, and the most is {MOST_VALUES:,}: upload large arrays with PUT /arrays/ID, "
+            f"The body has about {count:,} JSON values and keys, and the most is {MOST_VALUES:,}: upload large arrays with PUT /arrays/ID, "
             "or send fewer tasks in one request"
         )
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as problem:
         raise MalformedRequest(f"The body is not valid JSON: {problem}") from None
-    if (large or _may_be_infinite(body)) and any(number in (math.inf, -math.inf) for number in _numbers(value)):
+    if infinite and any(number in (math.inf, -math.inf) for number in _numbers(value)):
         raise MalformedRequest("The body contains a number that is too large for a 64-bit float")
     return validated(model, value)
 
@@ -84,24 +87,33 @@ def _may_be_infinite(body: bytes | bytearray) -> bool:
     return any(huge in alike for huge in _HUGE)
 
 
-def _count_values(body: bytes | bytearray) -> int:
-    """Return the number of commas and opening brackets outside of strings, plus an equivalent for escapes in strings."""
-    count = escapes = start = 0
+def _survey(body: bytes | bytearray) -> tuple[int, bool]:
+    """Return the number of values in a JSON body, and whether a number in it may exceed a float.
+
+    The number is that of commas, colons and opening brackets outside of strings, because a key takes as long as a value, plus an
+    equivalent for escapes in strings and for long numbers.
+    """
+    count, infinite = body.count(b"\\") // ESCAPES, False
+    for outside in _outside_strings(body):
+        count += sum(map(outside.count, (b",", b":", b"[", b"{")))
+        count += LONG_NUMBER * outside.translate(_ALIKE).count(_HUNDRED_DIGITS)
+        infinite = infinite or _may_be_infinite(outside)
+    return count, infinite
+
+
+def _outside_strings(body: bytes | bytearray) -> Iterator[bytes]:
+    """Yield the parts of a JSON body outside of strings, those of one piece joined."""
+    start = 0
     in_string = False
     while start < len(body):
-        end = min(start + PIECE, len(body))
-        while end < len(body) and body[end - 1] == ord("\\"):  # keep an escape in one piece
-            end += 1
+        end = body.find(b",", start + PIECE) + 1 or len(body)  # a comma is never part of an escape or a number
         piece = body[start:end]
         start = end
         if b"\\" in piece:
-            escapes += piece.count(b"\\")
             piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
         parts = piece.split(b'"')
-        outside = b"".join(parts[in_string::2])
-        count += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        yield b"".join(parts[in_string::2])
         in_string ^= len(parts) % 2 == 0
-    return count + escapes // ESCAPES
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -1073,6 +1073,11 @@ export interface Task {
   wait: boolean;
   /** Maximum resident memory of the worker in bytes. */
   memory_limit: number | null;
+  /**
+   * Resident memory of the worker while the task runs, in bytes, read 10 times per second; null for a task that does not run, before
+   * the first reading, for a prompt to a remote provider, and for a task of another runtime.
+   */
+  resident_bytes: number | null;
   /** Time of the last state change. */
   timestamp: string;
   /** Time of submission. */

@@ -2,7 +2,7 @@
 import { facts, make, show, write } from "./dom.js";
 import { bytes, clock, figure, spaced } from "./format.js";
 import { Screen } from "./screen.js";
-import { end, live, signal, stage } from "./words.js";
+import { end, live, memory, signal, stage } from "./words.js";
 
 const MOST = 20_000;
 
@@ -80,7 +80,8 @@ function work(task) {
   return make("section", {}, make("h5", {}, "Work"), code, facts(small), large.map(([name, value]) => text(name, value.slice(0, MOST))));
 }
 
-function about(task, device) {
+/** The facts. `memory` is the element for the memory of a running task, which changes. */
+function about(task, device, memory) {
   const metrics = task.performance_metrics ?? {};
   const megabytes = (value) => (value == null ? null : bytes(value * 1e6));
   return make(
@@ -96,7 +97,8 @@ function about(task, device) {
       ["started", clock(task.started_at)],
       ["ended", clock(task.finished_at)],
       ["device", device],
-      ["worker's memory", megabytes(metrics.peak_memory_mb)],
+      ["worker's memory", live(task) ? memory : null],
+      ["worker's peak memory", megabytes(metrics.peak_memory_mb)],
       ["MLX's memory", metrics.memory_used_mb ? megabytes(metrics.memory_used_mb) : null],
       ["priority", task.priority],
       ["owner", [task.owner, task.origin && `from ${task.origin}`].filter(Boolean).join(", ")],
@@ -115,6 +117,7 @@ export class Details {
     this.pre = make("pre", { tabindex: 0, "aria-label": "Output" });
     this.pictures = make("div");
     this.note = make("div", { class: "or-dim" }, "…");
+    this.memory = make("span", {}, "–");
     const output = make("section", {}, make("h5", {}, "Output"), this.pre, this.pictures, this.note);
     this.element = make("div", { class: "or-details" }, this.now, output);
     show(this.pre, false);
@@ -122,6 +125,7 @@ export class Details {
 
   /** Update the view to the current state of the task. */
   async update(task, device) {
+    write(this.memory, bytes(memory(task)) || "–");
     if (this.busy) return;
     const again = this.ended !== task.status;
     if (!again && !live(task)) return;
@@ -130,7 +134,7 @@ export class Details {
       await this.output(task);
       if (again) {
         const whole = await this.runtime.act("task", { id: task.task_id });
-        this.now.replaceChildren(...[postMortem(whole, this.text), result(whole, this.text), work(whole), about(whole, device)].filter(Boolean));
+        this.now.replaceChildren(...[postMortem(whole, this.text), result(whole, this.text), work(whole), about(whole, device, this.memory)].filter(Boolean));
       }
       this.ended = task.status;
     } catch (problem) {

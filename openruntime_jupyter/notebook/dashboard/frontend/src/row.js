@@ -3,7 +3,7 @@ import { ConfirmButton } from "./confirm.js";
 import { button, id, make, show, write } from "./dom.js";
 import { Details } from "./details.js";
 import { bytes, clock, fileName } from "./format.js";
-import { called, how, live, ran, SIGNS, state } from "./words.js";
+import { called, how, live, memory, ran, SIGNS, state } from "./words.js";
 
 /** Create a cell. `label` is the column name for narrow pages. */
 function cell(role, label, ...content) {
@@ -80,8 +80,8 @@ export class Row {
     this.progress(task);
     write(this.when, clock(task.submitted_at));
     write(this.ran, ran(task, this.table.now()));
-    const used = task.performance_metrics?.peak_memory_mb;
-    write(this.memory, used == null ? "" : bytes(used * 1e6));
+    write(this.memory, bytes(memory(task)));
+    this.memory.title = task.status === "running" ? "Memory of the worker now" : "Peak memory of the worker";
     const device = this.table.device(task.device_used ?? task.device_preference);
     write(this.device, device.short);
     this.device.title = device.long;

@@ -1,4 +1,4 @@
-// Search for tasks by name, and the choice of states and of a notebook. While one of them is set, the page fetches the matching tasks itself.
+// Search for tasks by name, code and parameters, and the choice of states and of a notebook. While one of them is set, the page fetches the matching tasks itself.
 import { make } from "./dom.js";
 import { fileName } from "./format.js";
 import { QUERIES } from "./pages.js";
@@ -30,11 +30,11 @@ export class Search {
     this.query = {};
     this.looked = 0;
     this.known = [];
-    this.name = make("input", { type: "search", placeholder: "Search by name", "aria-label": "Search tasks by name", maxlength: 200, oninput: () => this.typed() });
+    this.text = make("input", { type: "search", placeholder: "Search name, code, parameters", "aria-label": "Search tasks by name, code or parameters", maxlength: 200, oninput: () => this.typed() });
     const states = Object.entries(STATES).map(([value, [label]]) => make("option", { value }, label));
     this.state = make("select", { "aria-label": "Only tasks in this state", onchange: () => this.start() }, make("option", { value: "" }, "all states"), states);
     this.notebook = make("select", { "aria-label": "Only tasks of this notebook", onchange: () => this.start() });
-    this.element = make("div", { class: "or-search" }, this.name, this.state, this.notebook);
+    this.element = make("div", { class: "or-search" }, this.text, this.state, this.notebook);
     this.offer([]);
   }
 
@@ -75,7 +75,7 @@ export class Search {
   /** Begin a search, or end it if nothing is searched for. */
   start() {
     clearTimeout(this.wait);
-    const filters = { name: this.name.value.trim(), state: this.state.value, notebook: this.notebook.value };
+    const filters = { search: this.text.value.trim(), state: this.state.value, notebook: this.notebook.value };
     this.query = Object.fromEntries(Object.entries(filters).filter(([, value]) => value));
     this.rows = { running: [], waiting: [], ended: [] };
     this.counts = {};

@@ -125,6 +125,7 @@ export class Tasks {
     write(this.empty, this.nothing());
     show(this.empty, !this.tasks.length);
     show(this.table, this.tasks.length > 0);
+    show(this.search.element, this.tasks.length > 0 || this.search.active);
   }
 
   /** Return the text in place of an empty table. */

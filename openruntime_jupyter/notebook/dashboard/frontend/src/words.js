@@ -76,6 +76,13 @@ export function how(task) {
   return task.error ?? "";
 }
 
+/** Return the memory of the worker in bytes: at present while the task runs, then its peak; null if unknown. */
+export function memory(task) {
+  if (live(task)) return task.resident_bytes;
+  const peak = task.performance_metrics?.peak_memory_mb;
+  return peak == null ? null : peak * 1e6;
+}
+
 /** Return the run time. `now` is the runtime's time in milliseconds. */
 export function ran(task, now) {
   if (task.status === "running" && task.started_at) return long((now - Date.parse(task.started_at)) / 1000);

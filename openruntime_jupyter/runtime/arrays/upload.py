@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from openruntime_jupyter.arrays import array_file, blocks
-from openruntime_jupyter.arrays.array_file import BadTensor, Layout
+from openruntime_jupyter.arrays import array_file, array_layout, blocks
+from openruntime_jupyter.arrays.array_layout import BadTensor, Layout
 from openruntime_jupyter.errors import ArrayConflict, ArrayNotFound, InvalidRequest
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 
@@ -70,12 +70,12 @@ class Upload:
         """Return the layout once the header is complete, otherwise None."""
         received = self._buffer
         try:
-            if len(received) < array_file.LENGTH:
+            if len(received) < array_layout.LENGTH:
                 return None
-            length = array_file.LENGTH + array_file.header_length(bytes(received[: array_file.LENGTH]))
+            length = array_layout.LENGTH + array_layout.header_length(bytes(received[: array_layout.LENGTH]))
             if len(received) < length:
                 return None
-            layout = array_file.layout_of(bytes(received[array_file.LENGTH : length]))
+            layout = array_layout.layout_of(bytes(received[array_layout.LENGTH : length]))
         except BadTensor as problem:
             raise InvalidRequest.of("body", str(problem)) from None
         del self._buffer[:length]
