@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sdks.toolchains import GO, OFFLINE, go, go_program, run
+from tests.sdks.toolchains import GO, GO_MODULE, OFFLINE, go, go_program, run
 from tests.support import STANDALONE, Server, running_server
 from tests.tiny_model import make_tiny_model
 
@@ -18,14 +18,6 @@ README = (GO / "README.md").read_text()
 PROGRAM, *EXAMPLES = re.findall(r"^```go\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 """The first example is a program; the others are statements with its `ctx` and `client`."""
 PACKAGES = ("context", "errors", "fmt", "log", "os", "time")
-MODULE = f"""module examples
-
-go 1.25
-
-require github.com/openruntime/sdk-go v0.0.0
-
-replace github.com/openruntime/sdk-go => {GO}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +52,7 @@ def examples(url: str) -> str:
 
 def test_examples_of_readme_run(server: Server, tmp_path: Path) -> None:
     assert len(EXAMPLES) >= 7
-    (tmp_path / "go.mod").write_text(MODULE)
+    (tmp_path / "go.mod").write_text(GO_MODULE)
     (tmp_path / "main.go").write_text(examples(server.url))
     program = go_program(tmp_path, tmp_path / "examples")
     environment = {**os.environ, "TOKEN": str(server.token), "OPENRUNTIME_DATA_DIR": str(server.home.data_dir)}
@@ -78,6 +70,6 @@ def test_examples_of_readme_run(server: Server, tmp_path: Path) -> None:
 
 
 def test_first_example_is_a_program(tmp_path: Path) -> None:
-    (tmp_path / "go.mod").write_text(MODULE)
+    (tmp_path / "go.mod").write_text(GO_MODULE)
     (tmp_path / "main.go").write_text(PROGRAM)
     run([go(), "vet", "."], tmp_path, OFFLINE)

@@ -74,6 +74,17 @@ OFFLINE = {"GOPROXY": "off", "GOTOOLCHAIN": "local", "GOWORK": "off"}
 """Environment of Go: the SDK needs no other module."""
 
 
+GO_MODULE = f"""module example
+
+go 1.25
+
+require github.com/openruntime/sdk-go v0.0.0
+
+replace github.com/openruntime/sdk-go => {GO}
+"""
+"""Module file of a program that uses the SDK."""
+
+
 def go() -> str:
     """Return the path of Go."""
     try:
