@@ -9,6 +9,7 @@ from pydantic import Field
 from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire
 from openruntime_jupyter.schemas.system import WorkerState
 from openruntime_jupyter.schemas.tasks import Failure, NotebookName, Origin, TaskState
+from openruntime_jupyter.schemas.values import Engine
 
 DEFAULT_AI_TIMEOUT = 300.0
 """Default time limit of an AI task in seconds."""
@@ -198,6 +199,7 @@ class ModelInfo(Wire):
 
     name: str = Field(description="Value of `parameters.model` that selects this model.")
     kind: ModelKind | None = Field(None, description="Format of the model; null if its files are no longer available.")
+    engine: Engine | None = Field(None, description="Library that runs the model; null if its files are no longer available.")
     path: str | None = Field(None, description="Path of the files; only for callers who have the permission to execute code.")
     bytes: int | None = Field(None, description="Size of the weights on disk in bytes.")
     context_length: int | None = Field(None, description="Maximum number of tokens of prompt and response together.")

@@ -400,7 +400,7 @@ SUBMIT_PROMPT = Endpoint(
         },
         "Plain prompt, streamed": {
             "workflow_type": "model_inference",
-            "prompt": "What is the capital of France?",
+            "prompt": "What is the capital of Germany?",
             "parameters": {"profile": "local", "max_tokens": 64, "temperature": 0},
             "stream": True,
         },

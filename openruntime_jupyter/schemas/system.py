@@ -31,7 +31,7 @@ class Device(Wire):
     power_watts: float | None = absent("Power consumption in watts; absent if it cannot be read.")
     slots: int = Field(1, description="Maximum number of tasks that run on the device at once.")
     running: int = Field(0, description="Number of running tasks.")
-    pending: int = Field(0, description="Number of tasks that wait for the device.")
+    pending: int = Field(0, description="Number of pending tasks that the device may run, including those that others may run, too.")
     mlx_version: str | None = Field(None, description="Version of MLX.")
     blas: str | None = Field(None, description="BLAS library that MLX uses on the CPU; null for a GPU.")
     advice: str | None = Field(None, description="How to make the device available or faster.")

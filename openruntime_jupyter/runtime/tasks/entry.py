@@ -453,8 +453,8 @@ class Entry:
     operation: str
     parameters: bytes
     given: dict[str, Any]
-    lane: str
-    """Id of the lane."""
+    queue: str
+    """Name of the queue in which it waits."""
     key: QueueKey
     priority: int
     owner: str | None
@@ -503,6 +503,12 @@ class Entry:
     """Time of the last progress report."""
     waiting_for: str | None = None
     blocked_since: float | None = None
+    drained_by: str | None = None
+    """Lane that starts no other task until this one fits."""
+    avoids: tuple[str, ...] = ()
+    """Lanes where its worker died or did not start."""
+    avoids_until: float = 0.0
+    """Monotonic time until which another lane is preferred to those."""
     stop_reason: StopReason | None = None
     cancel_stage: str | None = None
     device_used: str | None = None
