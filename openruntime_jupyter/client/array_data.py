@@ -14,7 +14,7 @@ from openruntime_jupyter.arrays.array_layout import LENGTH, SIZES, BadTensor, La
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayPage
-from openruntime_jupyter.schemas.endpoints import DELETE_ARRAY, GET_ARRAY, LIST_ARRAYS
+from openruntime_jupyter.schemas.endpoints import ALLOCATE_ARRAY, DELETE_ARRAY, GET_ARRAY, LIST_ARRAYS, MARK_ARRAY_READY
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -164,6 +164,17 @@ class Arrays:
     def get(self, name: str) -> Any:
         """Return an array as `ArrayData`. Raises `ArrayNotFound`."""
         return download(self._backend, name)
+
+    def reserve(self, shape: Sequence[int], dtype: str) -> ArrayInfo:
+        """Reserve space for an array, and return its metadata with its new id, under which `put` fills it.
+
+        Raises `InvalidRequest`, and `StorageUnavailable` if it does not fit.
+        """
+        return self._backend.call(ALLOCATE_ARRAY, body={"shape": list(shape), "dtype": dtype})
+
+    def mark_ready(self, name: str) -> ArrayInfo:
+        """Mark a reserved array as complete that this program wrote into its file. Raises `ArrayNotFound` and `ArrayConflict`."""
+        return self._backend.call(MARK_ARRAY_READY, name)
 
     def info(self, name: str) -> ArrayInfo:
         """Return the metadata of an array. Raises `ArrayNotFound`."""

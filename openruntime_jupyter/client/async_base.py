@@ -94,6 +94,10 @@ class AsyncTaskHandle:
         while (item := await in_background(next, items, None)) is not None:
             yield item
 
+    async def payload(self) -> bytes:
+        """Return the opaque result of Python code; see `TaskHandle.payload`."""
+        return await in_background(self._handle.payload)
+
     async def set_priority(self, priority: int) -> Task:
         """Change the priority of the pending task. Raises `TaskConflict` once it has started."""
         return await in_background(self._handle.set_priority, priority)
@@ -178,6 +182,14 @@ class AsyncArrays:
         """Return an array. Raises `ArrayNotFound`."""
         return await in_background(self._arrays.get, name)
 
+    async def reserve(self, shape: Sequence[int], dtype: str) -> ArrayInfo:
+        """Reserve space for an array; see `Arrays.reserve`."""
+        return await in_background(self._arrays.reserve, shape, dtype)
+
+    async def mark_ready(self, name: str) -> ArrayInfo:
+        """Mark a reserved array as complete; see `Arrays.mark_ready`."""
+        return await in_background(self._arrays.mark_ready, name)
+
     async def info(self, name: str) -> ArrayInfo:
         """Return the metadata of an array. Raises `ArrayNotFound`."""
         return await in_background(self._arrays.info, name)
@@ -225,6 +237,17 @@ class BaseAsyncClient:
         await in_background(self._completions.open)
         outcomes = await in_background(self.client.submit_batch, tasks)
         return [each if isinstance(each, OpenRuntimeError) else self._handle(each) for each in outcomes]
+
+    async def submit_for_output(self, operation: str, wait: float = 15.0, /, **parameters: Any) -> AsyncTaskHandle:
+        """Submit a task and wait for its first output; see `Client.submit_for_output`."""
+        return await self._submitted(partial(self.client.submit_for_output, operation, wait, **parameters))
+
+    async def results(self, tasks: Iterable[AsyncTaskHandle | OpenRuntimeError]) -> list[Any]:
+        """Wait for many tasks, and return for each in order its result or its error; see `Client.results`."""
+        tasks = list(tasks)
+        waited = await asyncio.gather(*(each.result() for each in tasks if isinstance(each, AsyncTaskHandle)), return_exceptions=True)
+        ended = iter(waited)
+        return [each if isinstance(each, OpenRuntimeError) else next(ended) for each in tasks]
 
     async def iter_tasks(self, **filters: Any) -> AsyncIterator[Task]:
         """Yield all tasks, newest first; see `Client.iter_tasks`."""

@@ -23,7 +23,7 @@ from openruntime_jupyter.client.handles import (
 )
 from openruntime_jupyter.client.interruption import interruptible, kernel_stops_soon, shown_as_line
 from openruntime_jupyter.client.notebook_file import notebook
-from openruntime_jupyter.client.transport.protocol import MOST_BYTES, MOST_IN_BATCH, Backend, new_key
+from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, MOST_BYTES, MOST_IN_BATCH, Backend, new_key
 from openruntime_jupyter.client.transport.retry import Limit
 from openruntime_jupyter.client.transport.watch import Watch
 from openruntime_jupyter.errors import (
@@ -32,6 +32,7 @@ from openruntime_jupyter.errors import (
     OpenRuntimeError,
     SessionEnded,
     SessionNotFound,
+    TaskError,
     TaskNotFound,
     Unavailable,
 )
@@ -152,6 +153,34 @@ class BaseClient:
                     answers = [problem] * len(group)
                 outcomes += [answer if isinstance(answer, OpenRuntimeError) else self._handle(answer) for answer in answers]
         return outcomes
+
+    def submit_for_output(self, operation: str, wait: float = 15.0, /, **parameters: Any) -> TaskHandle:
+        """Submit a task and wait up to `wait` seconds for its first output.
+
+        `follow_output()` of the handle then needs no request. Raises the errors of `submit`.
+        """
+        with interruptible(UNCERTAIN), self._uploads() as uploads:
+            return self._submit(operation, uploads.outside(parameters), follow=wait)
+
+    def results(self, tasks: Iterable[TaskHandle | OpenRuntimeError]) -> list[Any]:
+        """Wait for many tasks, and return for each in order its result, or the error with which it ended.
+
+        `tasks` are handles, or what `submit_batch` returned: errors are returned as they are. Needs few requests, because results of up to
+        64 KiB come together. Interrupting the wait does not cancel the tasks.
+        """
+        tasks = list(tasks)
+        left = {each.id: each for each in tasks if isinstance(each, TaskHandle)}
+        missing: dict[str, OpenRuntimeError] = {}
+        if left:
+            refuse_deadlock(self.backend, self.options.device, "the tasks")
+        with interruptible("the tasks continue to run"):
+            while left:
+                for ended in self.backend.call(api.COLLECT_RESULTS, body={"tasks": list(left)[:MOST_IN_BATCH]}, wait=LONGEST_WAIT):
+                    try:
+                        left.pop(ended.task_id).take(ended)
+                    except TaskNotFound as problem:
+                        missing[ended.task_id] = problem
+            return [each if isinstance(each, OpenRuntimeError) else missing.get(each.id) or _outcome(each) for each in tasks]
 
     def _of_batch(self, task: dict[str, Any], uploads: Uploads) -> dict[str, Any]:
         operation, parameters = task.pop("operation"), task.pop("parameters", {})
@@ -300,7 +329,7 @@ class BaseClient:
         if mine:
             raise InvalidRequest.of("session", f"{len(mine)} sessions here are called {session!r}. Give the id: {_ids(mine)}")
         where = f"; other notebooks have {_ids(named)}: give the id" if named else f"; open sessions: {_ids(sessions)}"
-        raise SessionNotFound(f"{'This notebook' if file else 'This process'} has no session {session!r}{where}")
+        raise SessionNotFound(f"{'This notebook' if file or kernel else 'This process'} has no session {session!r}{where}")
 
     def devices(self) -> list[Device]:
         """Return the compute devices."""
@@ -457,6 +486,13 @@ class BaseClient:
             return "interrupted again while the task was being cancelled: tasks() shows its state"
         except OpenRuntimeError as problem:
             return f"the task could not be cancelled ({problem})"
+
+
+def _outcome(handle: TaskHandle) -> Any:
+    try:
+        return handle.result(0)
+    except TaskError as problem:
+        return problem
 
 
 def _groups(requests: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -202,6 +202,13 @@ class TaskHandle:
         self._payload = None
         return value
 
+    def payload(self) -> bytes:
+        """Return the opaque result of Python code. Loading it runs code: do that only if you trust the code of the task.
+
+        Raises `TaskNotFound` if the task has none.
+        """
+        return self._backend.call(api.GET_PAYLOAD, self.id)
+
     def take(self, ended: Ended) -> None:
         """Store a result of `COLLECT_RESULTS`, so that `result()` needs no request. Raises `TaskNotFound` for an unknown task."""
         if isinstance(ended.task, OpenRuntimeError):

@@ -6,14 +6,19 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 from openruntime_jupyter import __version__, errors
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.array_data import ArrayData
-from openruntime_jupyter.client.async_base import AsyncPromptHandle, AsyncTaskHandle, BaseAsyncClient
+from openruntime_jupyter.client.async_base import AsyncPromptHandle, AsyncTaskHandle, BaseAsyncClient, in_background
 from openruntime_jupyter.client.base import BaseClient
 from openruntime_jupyter.client.handles import Output, PromptHandle, TaskHandle
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError
+from openruntime_jupyter.schemas.base import loads
+from openruntime_jupyter.schemas.endpoints import GET_OPENAPI, GET_SERVICE, LIST_TASKS_ENHANCED
+from openruntime_jupyter.schemas.system import ServiceInfo
+from openruntime_jupyter.schemas.tasks import TaskPage
 
 __all__ = [
     "ArrayData",
@@ -32,16 +37,25 @@ __all__ = [
 ]
 
 
-class AsyncClient(BaseAsyncClient):
-    """Asynchronous client of a server, available as `client.aio`. Cancelling `run` cancels the task."""
-
-
 class Client(BaseClient):
     """Client of a server, created by `connect()`.
 
     Thread-safe. All methods raise only the errors of `errors`: `InvalidRequest` for an invalid parameter, `NotConnected` if the server
     is unreachable.
     """
+
+    def info(self) -> ServiceInfo:
+        """Return the server's name, version and links."""
+        return self.backend.call(GET_SERVICE)
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document of the server."""
+        document: dict[str, Any] = loads(self.backend.call(GET_OPENAPI))
+        return document
+
+    def enhanced(self, limit: int = 100, before: str | None = None, *, offset: int = 0) -> TaskPage:
+        """Return a page of tasks, newest first, as the reference's `GET /tasks/enhanced`. `tasks` has filters too."""
+        return self.backend.call(LIST_TASKS_ENHANCED, query={"limit": limit, "before": before, "offset": offset})
 
     @cached_property
     def aio(self) -> AsyncClient:
@@ -53,6 +67,24 @@ class Client(BaseClient):
         if "aio" in vars(self):
             self.aio.let_go()
         super().close()
+
+
+class AsyncClient(BaseAsyncClient):
+    """Asynchronous client of a server, available as `client.aio`. Cancelling `run` cancels the task."""
+
+    client: Client
+
+    async def info(self) -> ServiceInfo:
+        """Return the server's name, version and links."""
+        return await in_background(self.client.info)
+
+    async def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document of the server."""
+        return await in_background(self.client.openapi)
+
+    async def enhanced(self, limit: int = 100, before: str | None = None, *, offset: int = 0) -> TaskPage:
+        """Return a page of tasks; see `Client.enhanced`."""
+        return await in_background(self.client.enhanced, limit, before, offset=offset)
 
 
 def connect(url: str | None = None, token: str | None = None) -> Client:

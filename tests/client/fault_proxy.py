@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
+import socket
+import socketserver
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -30,26 +32,38 @@ class Fault:
     met: int = 0
 
 
-@dataclass
-class FaultProxy:
-    """Proxy of the server at `target`, with its faults."""
+class FaultProxy(socketserver.ThreadingTCPServer):
+    """Proxy of the server at `target`. `url` is that of the API behind it."""
 
-    target: str
-    faults: list[Fault]
-    port: int = 0
+    allow_reuse_address = True
+    daemon_threads = False  # closing waits for the threads
 
-    @property
-    def url(self) -> str:
-        """URL of the API behind the proxy."""
-        return f"http://127.0.0.1:{self.port}{urlsplit(self.target).path}"
+    def __init__(self, target: str, faults: list[Fault], port: int) -> None:
+        super().__init__(("127.0.0.1", port), socketserver.BaseRequestHandler)
+        self.target = urlsplit(target)
+        self.faults = faults
+        self.port = self.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}{self.target.path}"
+        self._open: set[socket.socket] = set()
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def finish_request(self, request: Any, client_address: Any) -> None:
         """Pass one request on, with its fault."""
-        async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(_close, writer)
-            # asyncio reports a cancelled handler of a connection as an error.
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                await self._exchange(reader, writer, stack)
+        with self._tracked(request), contextlib.suppress(OSError, EOFError):
+            self._exchange(request)
+
+    def disconnect(self) -> None:
+        """End all connections."""
+        for each in list(self._open):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def _tracked(self, connection: socket.socket) -> Iterator[None]:
+        self._open.add(connection)
+        try:
+            yield
+        finally:
+            self._open.discard(connection)
 
     def _fault(self, head: bytes) -> Fault:
         method, path, _ = head.decode().split(" ", 2)
@@ -59,73 +73,61 @@ class FaultProxy:
                 return fault
         return Fault(method, path)
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stack: contextlib.AsyncExitStack) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
+    def _exchange(self, client: socket.socket) -> None:
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += _read(client)
+        head, _, body = received.partition(b"\r\n\r\n")
         fault = self._fault(head)
         length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-        body = await reader.readexactly(int(length[1])) if length else b""
+        while len(body) < int(length[1] if length else 0):
+            body += _read(client)
         if fault.status:
             text = b'{"status":"error","data":null,"error":"a planned fault","timestamp":"2026-01-01T00:00:00Z"}'
             again = f"Retry-After: {fault.retry_after:g}\r\n" if fault.retry_after is not None else ""
             lines = f"HTTP/1.1 {fault.status} No\r\nContent-Type: {fault.content_type}\r\n{again}Content-Length: {len(text)}\r\n"
-            writer.write(f"{lines}Connection: close\r\n\r\n".encode() + text)
-            await writer.drain()
+            client.sendall(f"{lines}Connection: close\r\n\r\n".encode() + text)
             return
         if b"upgrade: websocket" not in head.lower():  # one request for each connection
-            head = re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", head).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-        address = urlsplit(self.target)
-        from_server, to_server = await asyncio.open_connection(address.hostname, address.port)
-        stack.push_async_callback(_close, to_server)
-        to_server.write(head + body)
-        up = asyncio.ensure_future(_pass(reader, to_server))
-        stack.callback(up.cancel)
-        left = fault.cut_after
-        while left > 0 and (data := await from_server.read(min(65536, left))) and not fault.lose:
-            left -= len(data)
-            writer.write(data)
-            await writer.drain()
+            head = re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", head) + b"\r\nConnection: close"
+        with socket.create_connection((self.target.hostname, self.target.port or 80)) as server, self._tracked(server):
+            server.sendall(head + b"\r\n\r\n" + body)
+            upward = threading.Thread(target=_pass, args=(client, server))
+            upward.start()
+            left = fault.cut_after
+            with contextlib.suppress(OSError):
+                while left > 0 and (data := server.recv(min(65536, left))) and not fault.lose:
+                    left -= len(data)
+                    client.sendall(data)
+            for each in (client, server):
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+            upward.join()
 
 
-async def _close(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    try:
-        await asyncio.wait_for(writer.wait_closed(), 2)
-    except (OSError, asyncio.TimeoutError):
-        writer.transport.abort()
+def _read(connection: socket.socket) -> bytes:
+    data = connection.recv(65536)
+    if not data:
+        raise EOFError
+    return data
 
 
-async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
+def _pass(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
 
 
 @contextlib.contextmanager
-def faults(target: str, *planned: Fault) -> Iterator[FaultProxy]:
-    """Run a proxy of `target` during the block. At its end all planned faults must have been met."""
-    proxy = FaultProxy(target, list(planned))
-    loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-    ready = threading.Event()
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        loops.append((asyncio.get_running_loop(), stop))
-        async with await asyncio.start_server(proxy.serve, "127.0.0.1", 0) as server:
-            proxy.port = server.sockets[0].getsockname()[1]
-            ready.set()
-            await stop.wait()
-        while left := asyncio.all_tasks() - {asyncio.current_task()}:
-            for task in left:
-                task.cancel()
-            await asyncio.wait(left)
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield proxy
-    finally:
-        ((loop, stop),) = loops
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+def faults(target: str, *planned: Fault, port: int = 0) -> Iterator[FaultProxy]:
+    """Run a proxy of `target` during the block, by default on a free port. At its end all planned faults must have been met."""
+    with FaultProxy(target, list(planned), port) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield proxy
+        finally:
+            proxy.shutdown()
+            thread.join()
+            proxy.disconnect()
     assert not [fault for fault in proxy.faults if fault.met < fault.times], "faults that no request met"

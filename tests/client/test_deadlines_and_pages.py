@@ -14,7 +14,7 @@ from openruntime_jupyter.client import base
 from openruntime_jupyter.client.async_base import AsyncTaskHandle
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.handles import TaskHandle
-from openruntime_jupyter.errors import InvalidRequest, TaskFailed, UnknownOperation
+from openruntime_jupyter.errors import InvalidRequest, TaskFailed, TaskNotFound, UnknownOperation
 
 SLEEP = "import time; time.sleep(60)"
 
@@ -78,6 +78,19 @@ def test_rejected_part_of_batch_has_its_error(mine: Client) -> None:
         mine.submit_batch([{"operation": "compute", "colour": "red"}])
 
 
+def test_results_of_many_tasks_come_together(mine: Client) -> None:
+    tasks = [{"operation": "compute", "parameters": {"expression": expression}} for expression in ("1 + 1", "2 + 2")]
+    first, second = [each for each in mine.submit_batch(tasks) if isinstance(each, TaskHandle)]
+    gone = mine.submit("compute")
+    gone.result(60)
+    gone.purge()
+    answers = mine.results([first, mine.submit_call(len, "abc"), second, mine.submit_call(int, "x"), first, gone, InvalidRequest("no")])
+    assert [answers[index]["value"] for index in (0, 2, 4)] == [2, 4, 2]
+    assert answers[1] == 3
+    assert [type(answers[index]) for index in (3, 5, 6)] == [TaskFailed, TaskNotFound, InvalidRequest]
+    assert mine.results([]) == []
+
+
 def test_iterators_follow_pages_and_output(mine: Client) -> None:
     ids = [each.id for each in mine.submit_batch([{"operation": "compute"}] * 5) if isinstance(each, TaskHandle)]
     assert [task.task_id for task in mine.iter_tasks(limit=2, name=mine.options.name)] == ids[::-1]
@@ -91,6 +104,7 @@ def test_asynchronous_batch_and_iterators(mine: Client) -> None:
         assert isinstance(outcomes[0], AsyncTaskHandle)
         assert await outcomes[0] is not None
         assert isinstance(outcomes[1], UnknownOperation)
+        assert [type(each) for each in await mine.aio.results(outcomes)] == [dict, UnknownOperation]
         code = await mine.aio.submit("python", code="print('héllo')")
         assert [item.text async for item in code.iter_output()] == ["héllo\n"]
         assert len([task async for task in mine.aio.iter_tasks(limit=1, name=mine.options.name)]) == 2

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from uuid import uuid4
 
 import numpy as np
@@ -70,6 +70,19 @@ def test_lost_responses_make_no_second_task(server: Server) -> None:
     with client_behind(server, Fault("POST", "/tasks", times=2, lose=True)) as client:
         assert client.run("compute", expression="2 + 2")["value"] == 4
         assert submitted(server, client) == ["completed"]
+
+
+def test_server_that_restarts_is_reached_again(server: Server) -> None:
+    with ExitStack() as stack:
+        with faults(server.url) as before:
+            client = stack.enter_context(Client(HttpBackend(before.url, server.token)))
+            assert client.devices()
+        with pytest.raises(NotConnected):
+            client.devices()
+        timer = threading.Timer(0.2, lambda: stack.enter_context(faults(server.url, port=before.port)))
+        timer.start()
+        assert client.devices()
+        timer.join()
 
 
 def test_lost_upload_is_sent_again(server: Server) -> None:

@@ -164,6 +164,20 @@ def token_of(server: Server) -> str:
     return str(json.loads(file.read_text())["token"])
 
 
+def test_endpoints_for_other_programs(python: Path, server: Server) -> None:
+    code = f"""
+import openruntime
+client = openruntime.connect({server.url!r}, {token_of(server)!r})
+print(client.info().version == openruntime.__version__, client.openapi()["openapi"], client.enhanced(limit=1).total_count >= 0)
+reserved = client.arrays.reserve([2], "float32")
+print(client.arrays.put(reserved.id, b"12345678", dtype="float32").state)
+handle = client.submit_for_output("python", code="print('hello'); value = 1", outputs=["value"])
+print(handle.follow_output().items[0].text.strip(), handle.result(60)["outputs"]["value"]["type"], len(handle.payload()) > 1)
+print([each["value"] for each in client.results([client.submit("compute", expression="3 * 3")])])
+"""
+    assert run(python, server, code).splitlines() == ["True 3.1.0 True", "ready", "hello int True", "[9]"]
+
+
 def test_examples_of_readme_run(python: Path, server: Server) -> None:
     assert len(EXAMPLES) > 6
     shown = run(python, server, "\n".join(EXAMPLES)).splitlines()

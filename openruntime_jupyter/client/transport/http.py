@@ -85,6 +85,7 @@ class HttpBackend:
         self._token = token
         self._renew = renew
         self._patience = patience
+        self._reached = False
         self._lock = threading.Lock()
         self._events: SocketEvents | None = None
         self._client: httpx.Client | None = None
@@ -220,17 +221,20 @@ class HttpBackend:
     def _send(
         self, endpoint: Endpoint[Any], path: str, content: Callable[[], Iterable[bytes] | bytes | None], **options: Any
     ) -> httpx.Response:
-        retries, lost = Retries(), False
+        retries, first = Retries(), True
         while True:
             sent = self._token
             try:
                 response = self._http().request(endpoint.method, self.where + path, content=content(), **options)
             except TRANSLATED as problem:
-                # The first retry is immediate, because the server may have closed an idle connection.
-                if not isinstance(problem, LOST_ON_THE_WAY) or not retries.wait(None if lost else 0.0):
+                lost = isinstance(problem, LOST_ON_THE_WAY)
+                restarting = self._reached and isinstance(problem, httpx.ConnectError)
+                # A server closes idle connections: the first retry is immediate.
+                if not (lost or restarting) or not retries.wait(0.0 if lost and first else None):
                     raise translate(problem, self.where) from problem
-                lost = True
+                first = False
                 continue
+            self._reached = True
             if response.status_code in REFUSED and self._current_token() != sent:  # a restarted server has a new token
                 continue
             if not _temporary(response) or not retries.wait(_seconds(response.headers.get("retry-after"))):
