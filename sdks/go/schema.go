@@ -555,7 +555,7 @@ type Device struct {
 	// Number of running tasks.
 	Running int64 `json:"running"`
 
-	// Number of tasks that wait for the device.
+	// Number of pending tasks that the device may run, including those that others may run, too.
 	Pending int64 `json:"pending"`
 
 	// Version of MLX.
@@ -1331,6 +1331,9 @@ type ModelInfo struct {
 
 	// Format of the model; null if its files are no longer available.
 	Kind *ModelKind `json:"kind"`
+
+	// Library that runs the model; null if its files are no longer available.
+	Engine string `json:"engine"`
 
 	// Path of the files; only for callers who have the permission to execute code.
 	Path string `json:"path"`

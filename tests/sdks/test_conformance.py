@@ -54,8 +54,6 @@ def python(folder: Path) -> list[str]:
 
 ADAPTERS: dict[str, Callable[[Path], list[str]]] = {"javascript": javascript, "go": go, "python": python}
 
-WITHOUT = {"python": {"info", "openapi", "enhanced", "submit_for_output", "payload", "reserve_array", "mark_array_ready"}}
-"""Steps that an SDK does not have. Their cases are not played."""
 OTHERWISE = {
     "python": {
         # `connect` requests the health of the server first.
@@ -74,7 +72,7 @@ OTHERWISE = {
 
 def plays(sdk: str, case: Case) -> bool:
     """Return whether an SDK plays a case."""
-    return case.name not in OTHERWISE.get(sdk, ()) and not {step["do"] for step in case.steps} & WITHOUT.get(sdk, set())
+    return case.name not in OTHERWISE.get(sdk, ())
 
 
 PLAYED = [pytest.param(sdk, name, id=f"{sdk}: {name}") for sdk in ADAPTERS for name, case in CASES.items() if plays(sdk, case)]
@@ -192,7 +190,7 @@ def test_sdk_passes_case(player: Player, sdk: str, case: str) -> None:
     assert played[sdk].problems[case] == []
 
 
-@pytest.mark.parametrize("sdk", [sdk for sdk in ADAPTERS if sdk not in WITHOUT])
+@pytest.mark.parametrize("sdk", ADAPTERS)
 def test_sdk_uses_all_endpoints(player: Player, sdk: str) -> None:
     played = player.played
 

@@ -145,6 +145,16 @@ class Player:
         self.handles[step["as"]] = self.with_options(step).submit(step["operation"], **step["parameters"])
         return {"submitted": True}
 
+    def submit_for_output(self, step: Step) -> Any:
+        """Submit a task and read its first output."""
+        handle = self.with_options(step).submit_for_output(step["operation"], step["wait_s"], **step["parameters"])
+        return {"text": "".join(item.text or "" for item in handle.follow_output().items), "status": handle.status.value}
+
+    def payload(self, step: Step) -> Any:
+        """Download an opaque result."""
+        handle = self.handle(step)
+        return {"encoding": handle.task.result.payload.encoding, "bytes": len(handle.payload())}
+
     def wait(self, step: Step) -> Any:
         """Wait for a task."""
         handle = self.handle(step)
@@ -188,7 +198,9 @@ class Player:
 
     def results(self, step: Step) -> Any:
         """Wait for the tasks of a batch."""
-        return {"statuses": [handle.wait().status.value for handle in self.batches[step["of"]]]}
+        handles = self.batches[step["of"]]
+        self.client.results(handles)
+        return {"statuses": [handle.status.value for handle in handles]}
 
     def list(self, step: Step) -> Any:
         """Read all tasks."""
@@ -199,6 +211,10 @@ class Player:
         """Read a page of tasks."""
         page = self.client.tasks(name=self.order["mark"], limit=step["limit"])
         return {"count": len(page.tasks), "total_count": page.total_count}
+
+    def enhanced(self, step: Step) -> Any:
+        """Read a page in the format of the reference."""
+        return counted(self.client.enhanced(step["limit"]).tasks)
 
     def ask(self, step: Step) -> Any:
         """Stream a response."""
@@ -248,12 +264,22 @@ class Player:
         self.put_array({**step, "id": name})
         found = self.client.arrays.get(name)
         self.client.arrays.delete(name)
-        view = memoryview(found.data).cast("B").cast(FORMATS[step["dtype"]]) if len(found.data) else []
-        return {"dtype": found.dtype, "shape": list(found.shape), "data": list(view)}
+        elements = array.array(FORMATS[step["dtype"]], bytes(found.data))
+        return {"dtype": found.dtype, "shape": list(found.shape), "data": list(elements)}
 
     def get_array(self, step: Step) -> Any:
         """Download an array."""
         return {"dtype": self.client.arrays.get(step["id"]).dtype}
+
+    def reserve_array(self, step: Step) -> Any:
+        """Reserve space."""
+        found = self.client.arrays.reserve(step["shape"], step["dtype"])
+        self.ids[step["as"]] = found.id
+        return wire(found)
+
+    def mark_array_ready(self, step: Step) -> Any:
+        """Mark an array as complete."""
+        return wire(self.client.arrays.mark_ready(self.id(step["id"])))
 
     def array_info(self, step: Step) -> Any:
         """Describe an array."""
@@ -284,6 +310,14 @@ class Player:
     def unload(self, step: Step) -> Any:
         """Unload a model."""
         return self.client.unload(step["name"])
+
+    def info(self, _: Step) -> Any:
+        """Read the service's name."""
+        return wire(self.client.info())
+
+    def openapi(self, _: Step) -> Any:
+        """Read the document."""
+        return {"openapi": self.client.openapi()["openapi"]}
 
     def health(self, _: Step) -> Any:
         """Read the health."""

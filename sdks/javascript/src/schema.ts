@@ -396,7 +396,7 @@ export interface Device {
   slots: number;
   /** Number of running tasks. */
   running: number;
-  /** Number of tasks that wait for the device. */
+  /** Number of pending tasks that the device may run, including those that others may run, too. */
   pending: number;
   /** Version of MLX. */
   mlx_version: string | null;
@@ -709,6 +709,8 @@ export interface ModelInfo {
   name: string;
   /** Format of the model; null if its files are no longer available. */
   kind: ModelKind | null;
+  /** Library that runs the model; null if its files are no longer available. */
+  engine: "llama.cpp" | "mlx-lm" | null;
   /** Path of the files; only for callers who have the permission to execute code. */
   path: string | null;
   /** Size of the weights on disk in bytes. */
