@@ -47,7 +47,7 @@ class Fault:
 
 
 class Proxy:
-    """Proxy on a free port, in a thread of its own. `requests` lists the method and path of each request."""
+    """Proxy on a free port, in a separate thread. `requests` lists the method and path of each request."""
 
     def __init__(self, host: str, port: int, faults: list[Fault]) -> None:
         self.faults = faults

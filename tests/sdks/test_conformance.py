@@ -115,7 +115,7 @@ class Player:
         self.played[sdk].requests |= set(requests)
 
     def each(self, what: Callable[[str], None]) -> list[threading.Thread]:
-        """Call `what` for each SDK that works, in threads of their own."""
+        """Call `what` for each SDK that works, in separate threads."""
 
         def guarded(sdk: str) -> None:
             try:
