@@ -169,15 +169,16 @@ class TaskHandle:
     def wait(self, timeout: float | None = None) -> Task:
         """Wait for the task's end, at most `timeout` seconds (None: no limit), and return the record.
 
-        Interrupting the wait does not cancel the task. Raises `WouldDeadlock` inside a task that would block its own lane.
+        Interrupting the wait does not cancel the task. The wait continues without the server for up to 20 s, and raises `NotConnected`
+        then. Raises `WouldDeadlock` inside a task that would block its own lane.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with interruptible(f"{self.id} continues to run: cancel() of its handle stops it"):
-            while not self.task.status.terminal:
+            while not (self.task if in_worker() else self._task).status.terminal:
                 refuse_deadlock(self._backend, self._task.device_used or self._task.device_preference, self.id)
                 left = LONGEST_WAIT if deadline is None else min(LONGEST_WAIT, deadline - time.monotonic())
                 if left <= 0:
-                    break
+                    return self.task
                 self._see(record(self._backend, self.id, left))
         return self._task
 

@@ -85,6 +85,12 @@ def test_server_that_restarts_is_reached_again(server: Server) -> None:
         timer.join()
 
 
+def test_wait_outlasts_absence_of_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "LONGEST_BACKOFF", 0.1)
+    with client_behind(server, Fault("GET", "/tasks/[^/]+", times=6, lose=True)) as client:
+        assert client.submit_code("import time; time.sleep(0.5); r = 1", outputs=("r",)).result(60) == {"r": 1}
+
+
 def test_lost_upload_is_sent_again(server: Server) -> None:
     name = f"lost-{uuid4().hex}"
     with client_behind(server, Fault("PUT", f"/arrays/{name}", lose=True)) as client:

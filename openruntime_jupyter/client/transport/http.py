@@ -21,7 +21,17 @@ from openruntime_jupyter.client.transport.websocket import SocketEvents
 from openruntime_jupyter.environment import is_loopback
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, OpenRuntimeError, Unavailable
 from openruntime_jupyter.schemas.arrays import ArrayInfo
-from openruntime_jupyter.schemas.endpoints import EVENT_STREAM, GET_ARRAY, JSON, PREFER, PUT_ARRAY, SAFETENSORS, STREAM_TOKENS, Endpoint
+from openruntime_jupyter.schemas.endpoints import (
+    EVENT_STREAM,
+    GET_ARRAY,
+    GET_TASK,
+    JSON,
+    PREFER,
+    PUT_ARRAY,
+    SAFETENSORS,
+    STREAM_TOKENS,
+    Endpoint,
+)
 from openruntime_jupyter.schemas.problems import error_of
 from openruntime_jupyter.schemas.values import LEASE_HEADER, LEASED
 
@@ -116,14 +126,16 @@ class HttpBackend:
         if endpoint.method in ("POST", "PATCH"):
             content, headers["Content-Type"] = _json(body), JSON
         timeout = self._timeout(wait + endpoint.seconds)
-        response = self._send(endpoint, endpoint.url(*ids), lambda: content, headers=headers, params=_params(query), timeout=timeout)
+        retries = Retries(wait if endpoint is GET_TASK else 0.0)  # the server may restart while a task runs
+        sent = {"headers": headers, "params": _params(query), "timeout": timeout}
+        response = self._send(endpoint, endpoint.url(*ids), lambda: content, retries, **sent)
         return self._parsed(endpoint, response)
 
     def upload(self, array_id: str, pieces: Callable[[], Iterable[bytes]], size: int) -> ArrayInfo:
         """Upload the contents of an array."""
         headers = {"Content-Type": SAFETENSORS, "Content-Length": str(size)}
         path, timeout = PUT_ARRAY.url(array_id), self._timeout()
-        return self._parsed(PUT_ARRAY, self._send(PUT_ARRAY, path, pieces, headers=headers, timeout=timeout))
+        return self._parsed(PUT_ARRAY, self._send(PUT_ARRAY, path, pieces, Retries(), headers=headers, timeout=timeout))
 
     def download(self, array_id: str) -> Iterator[bytes]:
         """Yield the safetensors file of an array in chunks. A download that breaks continues where it was."""
@@ -219,9 +231,9 @@ class HttpBackend:
             raise translate(problem, self.where) from problem
 
     def _send(
-        self, endpoint: Endpoint[Any], path: str, content: Callable[[], Iterable[bytes] | bytes | None], **options: Any
+        self, endpoint: Endpoint[Any], path: str, content: Callable[[], Iterable[bytes] | bytes | None], retries: Retries, **options: Any
     ) -> httpx.Response:
-        retries, first = Retries(), True
+        first = True
         while True:
             sent = self._token
             try:

@@ -69,10 +69,12 @@ def current_limit() -> Limit:
 
 
 class Retries:
-    """Retries of one request."""
+    """Retries of one request. `patience` is the time in seconds, from the first failure, in which their number has no limit."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 0.0) -> None:
         self._made = 0
+        self._patience = patience
+        self._until = 0.0
 
     def wait(self, delay: float | None = None) -> bool:
         """Wait before the next attempt, and return whether there is one.
@@ -80,8 +82,10 @@ class Retries:
         `delay` is the server's in seconds. By default the delay grows with each attempt, and is random, so that clients do not return at
         the same time.
         """
-        if self._made == RETRIES or (delay or 0.0) > LONGEST_DELAY:
+        if self._made == 0:
+            self._until = time.monotonic() + self._patience
+        if (self._made >= RETRIES and time.monotonic() >= self._until) or (delay or 0.0) > LONGEST_DELAY:
             return False
-        backoff = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2**self._made) * random.uniform(0.75, 1.0)  # noqa: S311 - no secret
+        backoff = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._made, 10)) * random.uniform(0.75, 1.0)  # noqa: S311 - no secret
         self._made += 1
         return delay == 0 or current_limit().sleep(backoff if delay is None else delay)
