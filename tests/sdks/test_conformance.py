@@ -62,9 +62,6 @@ OTHERWISE = {
         # Only `run` has a deadline.
         "an abort ends a backoff",
         "an abort cancels the prompt",
-        # A wait ends after the retries of one request.
-        "a wait survives lost connections",
-        "waits and events survive a restart of the server",
     }
 }
 """Cases in which an SDK behaves otherwise."""
