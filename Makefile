@@ -89,6 +89,7 @@ frontend: $(VENV)/.dev ## build the dashboard and the extension of JupyterLab af
 docs: $(VENV)/.dev ## write the generated tables and the OpenAPI document, and build the documentation as a site
 	$(VENV)/bin/python tools/generate-docs
 	$(VENV)/bin/python tools/write-openapi
+	$(VENV)/bin/python sdks/generate.py
 	$(VENV)/bin/python tools/build-docs $(VENV)/site
 
 pictures: $(VENV)/.test ## update the README's pictures from a real run of several minutes

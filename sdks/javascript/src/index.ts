@@ -1,0 +1,10 @@
+export { Ai, PromptHandle, type PromptOptions } from "./ai.js";
+export { Arrays } from "./arrays.js";
+export { Models, OpenRuntime, Sessions } from "./client.js";
+export * from "./errors.js";
+export type { EventOptions } from "./events.js";
+export type { Dtype, Tensor, TypedArray } from "./safetensors.js";
+export type * from "./schema.js";
+export { TaskHandle, Tasks, type BatchTask, type PageQuery, type TaskFilter } from "./tasks.js";
+export type { Call, Options } from "./transport.js";
+export { isTerminal, type CompletedTask, type Operation, type OutputOf, type ParametersOf, type SubmitOptions } from "./types.js";
