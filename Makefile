@@ -86,8 +86,9 @@ frontend: $(VENV)/.dev ## build the dashboard and the extension of JupyterLab af
 	tools/build-frontend $(VENV)/bin/python
 	$(VENV)/bin/python tools/build-labextension
 
-docs: $(VENV)/.dev ## write the generated tables of the documentation, and build it as a site
+docs: $(VENV)/.dev ## write the generated tables and the OpenAPI document, and build the documentation as a site
 	$(VENV)/bin/python tools/generate-docs
+	$(VENV)/bin/python tools/write-openapi
 	$(VENV)/bin/python tools/build-docs $(VENV)/site
 
 pictures: $(VENV)/.test ## update the README's pictures from a real run of several minutes

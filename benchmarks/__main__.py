@@ -12,6 +12,7 @@ from benchmarks.rows import HEAD, Missing, not_measured
 
 NAMES = (
     "arrays",
+    "cluster",
     "engine",
     "generate",
     "history",

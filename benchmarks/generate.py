@@ -1,95 +1,251 @@
-"""Tokens per second of the default model, compared with a plain mlx-lm loop on the same weights and with stock mlx-lm."""
+"""Speed, processor time, memory and load time of the default model through the runtime.
+
+It is compared with a loop of mlx-lm in float32 on the same weights, which is the fastest way of MLX on a CPU, with llama.cpp in a separate
+process, and with itself while another program keeps a core busy.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks.rows import Missing, Row, at_least, median
+import psutil
+
+from benchmarks.rows import Missing, Row, at_least, at_most, median, within
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import TaskRequest
-from openruntime_jupyter.schemas.values import ModelSource
 
 ROUNDS = 5
-TOKENS = 32
-PROMPT = "A queue is what a runtime has where several notebooks share one device. " * 6
+TOKENS = 48
+TEXT = "A queue is what a runtime has where several notebooks share one device. " * 6
 
-PLAIN = """
-import json, sys, time
-from openruntime_jupyter.worker.blas import choose
-path, form, kept, blas, prompt, tokens = sys.argv[1:]
-choose(blas)
-import mlx_lm
-from openruntime_jupyter.local_models.gguf_model import load_gguf
-model, tokenizer = load_gguf(path, form, kept or None)
-prompt = tokenizer.encode(prompt)
-
-def turn():
-    began, came = time.perf_counter(), []
-    for _ in mlx_lm.stream_generate(model, tokenizer, prompt, max_tokens=int(tokens)):
-        came.append(time.perf_counter())
-    return len(prompt) / (came[0] - began), (len(came) - 1) / (came[-1] - came[0])
-
-for _ in mlx_lm.stream_generate(model, tokenizer, prompt, max_tokens=2):
-    pass
-for _ in sys.stdin:
-    print(json.dumps(turn()), flush=True)
+TURNS = """
+for line in sys.stdin:
+    before = sum(os.times()[:2])
+    print(json.dumps([*turn(json.loads(line)), sum(os.times()[:2]) - before]), flush=True)
 """
+"""End of the program of a peer, whose `turn` takes the prompt and returns its tokens per second and those of the answer."""
 
-Speeds = tuple[float, float]
-"""Tokens per second of the prompt, up to the first token of the answer, and of the answer after that."""
+FLOAT32 = """
+import json, os, sys, time
+path, tokens = sys.argv[1], int(sys.argv[2])
+began = time.perf_counter()
+from openruntime_jupyter.worker.blas import choose
+choose("")
+import mlx.core as mx
+from mlx_lm.generate import generate_step
+from mlx_lm.models.llama import Model, ModelArgs
+stored, about = mx.load(path, format="gguf", return_metadata=True)
+of = lambda name: about[f"llama.{name}"].item()
+tied = "output.weight" not in stored
+model = Model(ModelArgs.from_dict({
+    "model_type": "llama", "hidden_size": of("embedding_length"), "num_hidden_layers": of("block_count"),
+    "intermediate_size": of("feed_forward_length"), "num_attention_heads": of("attention.head_count"),
+    "num_key_value_heads": of("attention.head_count_kv"), "rms_norm_eps": of("attention.layer_norm_rms_epsilon"),
+    "vocab_size": stored["token_embd.weight"].shape[0], "rope_theta": of("rope.freq_base"), "rope_traditional": True,
+    "tie_word_embeddings": tied,
+}))
+names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+weights = {}
+for name in [name for name in stored if name.endswith(".weight")]:
+    *layer, part, kind = name.split(".")
+    weight, base = stored.pop(name), name.removesuffix("weight")
+    if base + "scales" in stored:
+        scales, biases = (stored.pop(base + each).astype(mx.float32) for each in ("scales", "biases"))
+        weight = mx.dequantize(weight, scales, biases, 32, weight.shape[-1] // scales.shape[-1])
+    weight = weight.astype(mx.float32)
+    mx.eval(weight)
+    weights[f"model.layers.{layer[1]}.{names[part]}.{kind}" if layer else f"{names[part]}.{kind}"] = weight
+model.load_weights(list(weights.items()))
+weights.clear()
+
+def turn(prompt):
+    asked, came = mx.arange(prompt["tokens"]) % 1000 + 100, []
+    began = time.perf_counter()
+    for _ in generate_step(asked, model, max_tokens=tokens):
+        came.append(time.perf_counter())
+    return prompt["tokens"] / (came[0] - began), (len(came) - 1) / (came[-1] - came[0])
+
+turn({"tokens": 2})
+print(time.perf_counter() - began, flush=True)
+"""
+"""Loop of mlx-lm. The tokens of the prompt do not matter for its speed."""
+
+LLAMA_CPP = """
+import json, os, sys, time
+path, tokens = sys.argv[1], int(sys.argv[2])
+began = time.perf_counter()
+from pathlib import Path
+from openruntime_jupyter.local_models.llama_cpp import open_server
+server = open_server(Path(path), 8192, int(sys.argv[3]))
+
+def turn(prompt):
+    came, last = [], {}
+    began = time.perf_counter()
+    def receive(chunk):
+        if chunk["choices"] and chunk["choices"][0]["text"]:
+            came.append(time.perf_counter())
+        last.update(chunk)
+    server.handle_completions({"prompt": prompt["text"], "max_tokens": tokens, "temperature": 0, "stream": True}, receive)
+    return last["timings"]["prompt_n"] / (came[0] - began), (len(came) - 1) / (came[-1] - came[0])
+
+print(time.perf_counter() - began, flush=True)
+"""
+"""llama.cpp in a separate process, as the worker calls it."""
+
+BUSY = "while True: pass"
 
 
-class Plain:
-    """Loop of mlx-lm in a separate process, with its model loaded."""
+@dataclass(frozen=True)
+class Turn:
+    """Tokens per second of a prompt, up to the first token of the answer, and of the answer after that; processor seconds of both."""
+
+    read: float
+    written: float
+    cpu: float
+
+
+class Peer:
+    """Program in a process that has its model loaded."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+        assert process.stdout is not None
+        self.load = float(process.stdout.readline())
 
-    def turn(self) -> Speeds:
-        """Process the prompt once. The loop measures its own time, because mlx-lm includes the first token in the rate of the answer."""
+    def turn(self, prompt: dict[str, Any]) -> Turn:
+        """Process one prompt."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write("\n")
+        self._process.stdin.write(f"{json.dumps(prompt)}\n")
         self._process.stdin.flush()
-        read, written = json.loads(self._process.stdout.readline())
-        return read, written
+        return Turn(*json.loads(self._process.stdout.readline()))
+
+    def megabytes(self) -> float:
+        """Return the resident memory."""
+        return psutil.Process(self._process.pid).memory_info().rss / 1e6
 
 
 @contextlib.contextmanager
-def plain(source: ModelSource, form: str, blas: str) -> Iterator[Plain]:
-    """Start a loop and yield it when its process runs."""
-    arguments = [source.path, form, source.converted or "", blas, PROMPT, str(TOKENS)]
-    process = subprocess.Popen([sys.executable, "-c", PLAIN, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def peer(program: str, *arguments: str) -> Iterator[Peer]:
+    """Start a program and yield it when it has loaded its model."""
+    command = [sys.executable, "-c", program + TURNS, *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        yield Plain(process)
+        yield Peer(process)
     finally:
         process.kill()
         process.communicate()
 
 
-async def ours(runtime: Runtime) -> Speeds:
-    """Measure one task."""
-    request = TaskRequest(operation="generate", parameters={"prompt": PROMPT, "max_tokens": TOKENS})
-    task = await runtime.tasks.wait((await runtime.submit(request, Caller())).task_id)
-    assert task.result is not None, task.failure
-    return task.result.output["prompt_tokens_per_second"], task.result.output["tokens_per_second"]
+@contextlib.contextmanager
+def busy_core() -> Iterator[None]:
+    """Keep one core busy."""
+    process = subprocess.Popen([sys.executable, "-c", BUSY])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
-async def _measure(runtime: Runtime, source: ModelSource) -> list[Speeds]:
-    """Return the medians of the runtime, the plain loop and stock mlx-lm, which alternate."""
-    await ours(runtime)  # loads the model, and writes the converted weights for the loop
-    with plain(source, "float32", "") as loop, plain(source, "stored", "none") as stock:
-        found = [[await ours(runtime), *[await asyncio.to_thread(peer.turn) for peer in (loop, stock)]] for _ in range(ROUNDS)]
-    return [(median([read for read, _ in of]), median([written for _, written in of])) for of in zip(*found, strict=True)]
+class Ours:
+    """Runtime with one slot, and so one worker for the model."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.load = 0.0
+
+    async def turn(self, prompt: str) -> tuple[Turn, int]:
+        """Measure one task; return also the number of tokens of its prompt."""
+        before = _cpu_of_children()
+        request = TaskRequest(operation="generate", parameters={"prompt": prompt, "max_tokens": TOKENS})
+        task = await self._runtime.tasks.wait((await self._runtime.submit(request, Caller())).task_id)
+        assert task.result is not None, task.failure
+        output = task.result.output
+        self.load = output["load_time_s"] or self.load
+        turn = Turn(output["prompt_tokens_per_second"], output["tokens_per_second"], _cpu_of_children() - before)
+        return turn, output["prompt_tokens"]
+
+    async def cancel(self, prompt: str) -> float:
+        """Return the milliseconds to cancel a task that generates; the model stays loaded."""
+        request = TaskRequest(operation="generate", parameters={"prompt": prompt, "max_tokens": 4000, "temperature": 1.0})
+        task_id = (await self._runtime.submit(request, Caller())).task_id
+        async for _ in self._runtime.tasks.tokens(task_id):
+            break
+        before = time.perf_counter()
+        await self._runtime.cancel(task_id)
+        took = 1000 * (time.perf_counter() - before)
+        assert self._runtime.engine.models.reports(), "the model was unloaded"
+        return took
+
+    def megabytes(self) -> float:
+        """Return the resident memory of the worker with the model."""
+        (report,) = self._runtime.engine.models.reports()
+        return (report.resident or 0) / 1e6
+
+
+def _cpu_of_children() -> float:
+    """Return the processor seconds of the workers, of which only one has work."""
+    total = 0.0
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "openruntime_jupyter.worker" in child.cmdline():
+                total += sum(child.cpu_times()[:2])
+    return total
+
+
+def _prompt(number: int) -> str:
+    """Return a prompt that begins differently each time, so that no key-value cache is reused."""
+    return f"Case {number}. {TEXT}"
+
+
+async def _measure(ours: Ours, path: str, what: str) -> list[Row]:
+    """Return the rows of the runtime and its peers, which alternate."""
+    threads = str(max(1, (os.cpu_count() or 1) - 1))
+    await ours.turn("Load it.")
+    found: list[tuple[Turn, Turn, Turn]] = []
+    quiet, busy = [], []
+    with peer(FLOAT32, path, str(TOKENS)) as loop, peer(LLAMA_CPP, path, str(TOKENS), threads) as alone:
+        for number in range(ROUNDS):
+            mine, tokens = await ours.turn(_prompt(number))
+            prompt = {"text": _prompt(number), "tokens": tokens}
+            found.append((mine, await asyncio.to_thread(loop.turn, prompt), await asyncio.to_thread(alone.turn, prompt)))
+        loads, sizes = (ours.load, loop.load), (ours.megabytes(), loop.megabytes())
+    for number in range(ROUNDS, 2 * ROUNDS):
+        quiet.append((await ours.turn(_prompt(2 * number)))[0].written)
+        with busy_core():
+            busy.append((await ours.turn(_prompt(2 * number + 1)))[0].written)
+    cancels = [await ours.cancel(_prompt(-number)) for number in range(1, ROUNDS + 1)]
+    first, second, third = zip(*found, strict=True)
+
+    def compared(field: str, peers: tuple[Turn, ...]) -> tuple[float, float]:
+        return median([getattr(turn, field) for turn in first]), median([getattr(turn, field) for turn in peers])
+
+    return [
+        at_least(f"{what}: answer, compared with a float32 loop of mlx-lm", *compared("written", second), 3.0, "tokens/s"),
+        at_least(f"{what}: prompt, compared with a float32 loop of mlx-lm", *compared("read", second), 0.8, "tokens/s"),
+        at_most(f"{what}: processor time, compared with a float32 loop of mlx-lm", *compared("cpu", second), 0.5, "s"),
+        at_most(f"{what}: memory, compared with a float32 loop of mlx-lm", *sizes, 0.65, "MB"),
+        at_most(f"{what}: load, compared with a float32 loop of mlx-lm", *loads, 0.4, "s"),
+        at_least(f"{what}: answer, compared with llama.cpp alone", *compared("written", third), 0.75, "tokens/s"),
+        at_least(f"{what}: answer beside a busy core, compared with an idle machine", median(busy), median(quiet), 0.6, "tokens/s"),
+        within(f"{what}: cancel while it generates, with the model left in memory", median(cancels), 100, "ms"),
+    ]
 
 
 async def _compare(folder: Path, models: Path) -> list[Row]:
@@ -100,16 +256,9 @@ async def _compare(folder: Path, models: Path) -> list[Row]:
             source = runtime.catalog.resolve(None, Caller())
         except OpenRuntimeError as problem:
             raise Missing(problem) from None
-        (read, written), (loop_read, loop_written), (stock_read, stock_written) = await _measure(runtime, source)
-        what = f"{source.name}, {runtime.devices()[-1].blas}"
+        return await _measure(Ours(runtime), source.path, source.name)
     finally:
         await runtime.stop()
-    return [
-        at_least(f"{what}: prompt, compared with a plain loop", read, loop_read, 0.97, "tokens/s"),
-        at_least(f"{what}: answer, compared with a plain loop", written, loop_written, 0.97, "tokens/s"),
-        at_least(f"{what}: prompt, compared with stock mlx-lm, quantised", read, stock_read, 8.0, "tokens/s"),
-        at_least(f"{what}: answer, compared with stock mlx-lm, quantised", written, stock_written, 1.8, "tokens/s"),
-    ]
 
 
 def rows() -> list[Row]:

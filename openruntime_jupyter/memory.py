@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -106,9 +107,10 @@ SHORTEST_LOAD = 0.1
 
 
 class Machine:
-    """Reader of memory and CPU load."""
+    """Reader of memory and CPU load; `cores` is the number of logical cores."""
 
     def __init__(self, cgroups: Callable[[], list[tuple[Path, bool]]] = own_cgroups) -> None:
+        self.cores = os.cpu_count() or 1
         self._reader = MemoryReader(cgroups)
         psutil.cpu_percent()  # the first reading covers no interval and returns 0
         self._cpu_read_at = time.monotonic()

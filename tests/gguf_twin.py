@@ -9,9 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from openruntime_jupyter.local_models.gguf_file import INNER, OUTER
-
 NORMAL, CONTROL = 1, 3
+
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+INNER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+"""GGUF names of the parts of a model and of each layer, and the names in mlx-lm."""
 
 
 def write_twin(
@@ -20,29 +32,25 @@ def write_twin(
     kind: str = "F32",
     *,
     values: Mapping[str, Any] | None = None,
-    tensors: Mapping[str, np.ndarray] | None = None,
-    exact: bool = False,
 ) -> Path:
     """Write the model of `folder` as a GGUF file with matrices of `kind` and norms in F32.
 
-    `values` replace or add metadata; None removes a key. `tensors` are added.
-    With `exact`, the quantised weights are stored dequantised as F32.
+    `values` replace or add metadata; None removes a key.
     """
     import gguf
 
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(path, "llama")
-    metadata = {**_metadata(config), **_tokenizer(folder), **(values or {})}
-    for key, value in metadata.items():
-        if value is not None:
-            _add(writer, key, value)
+    add_metadata(writer, {**_metadata(config), **tokenizer_metadata(folder), **(values or {})})
     stored = gguf.GGMLQuantizationType[kind]
-    for name, weight in {**_weights(folder, config), **(tensors or {})}.items():
+    for name, weight in _weights(folder, config).items():
         type_of = stored if weight.ndim > 1 else gguf.GGMLQuantizationType.F32
-        data = gguf.quants.quantize(weight, type_of)
-        if exact:
-            data, type_of = gguf.quants.dequantize(data, type_of), gguf.GGMLQuantizationType.F32
-        writer.add_tensor(name, data, raw_dtype=type_of)
+        writer.add_tensor(name, gguf.quants.quantize(weight, type_of), raw_dtype=type_of)
+    return write_file(writer, path)
+
+
+def write_file(writer: Any, path: Path) -> Path:
+    """Write the file of a writer that has all metadata and tensors."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -50,17 +58,19 @@ def write_twin(
     return path
 
 
-def _add(writer: Any, key: str, value: Any) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, list):
-        writer.add_array(key, value)
-    else:
-        writer.add_string(key, value)
+def add_metadata(writer: Any, metadata: Mapping[str, Any]) -> None:
+    """Add values by the type that they have in Python. None is left out."""
+    for key, value in metadata.items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        elif value is not None:
+            writer.add_string(key, value)
 
 
 def _metadata(config: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +89,8 @@ def _metadata(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tokenizer(folder: Path) -> dict[str, Any]:
+def tokenizer_metadata(folder: Path) -> dict[str, Any]:
+    """Return the tokenizer of an MLX folder as metadata."""
     whole = json.loads((folder / "tokenizer.json").read_text())
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     ids = whole["model"]["vocab"]

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -30,20 +29,6 @@ def llama_cpp(model: Path) -> Iterator[httpx.Client]:
     finally:
         process.kill()
         process.communicate()
-
-
-def tokens_of(client: httpx.Client, text: str, *, special: bool = True) -> list[int]:
-    """Return the tokens of a text, with the leading special tokens if `special`."""
-    body = {"content": text, "add_special": special, "parse_special": True}
-    return list(client.post("/tokenize", json=body).raise_for_status().json()["tokens"])
-
-
-def greedy(client: httpx.Client, prompt: list[int], count: int) -> list[int]:
-    """Return the most likely tokens after a prompt."""
-    body: dict[str, Any] = {
-        "prompt": prompt, "n_predict": count, "temperature": 0.0, "top_k": 1, "return_tokens": True, "cache_prompt": False,
-    }  # fmt: skip
-    return list(client.post("/completion", json=body).raise_for_status().json()["tokens"])
 
 
 def _serve(model: str) -> None:

@@ -135,6 +135,7 @@ class Home:
             "HOME": str(self.path),
             "JUPYTER_CONFIG_DIR": str(self.path / "jupyter-config"),
             "JUPYTER_DATA_DIR": str(self.path / "jupyter-data"),
+            "JUPYTER_PREFER_ENV_PATH": "no",  # this folder precedes that of the environment, which may have another version installed
             "JUPYTER_RUNTIME_DIR": str(self.runtime_dir),
             "IPYTHONDIR": str(self.path / "ipython"),
             "OPENRUNTIME_DATA_DIR": str(self.data_dir),

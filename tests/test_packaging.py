@@ -93,9 +93,9 @@ def test_imported_packages_are_dependencies() -> None:
     imported = {found.module.split(".", maxsplit=1)[0].lower() for found in all_imports() if not found.for_types}
     known_as = {"pydantic_core": "pydantic", "jupyter_client": "jupyter_server", "ulid": "python_ulid"}
     foreign = {known_as.get(name, name) for name in imported if name not in sys.stdlib_module_names} - {"openruntime_jupyter"}
-    # Optional imports with an installation hint in the error, of which the last three are dependencies of mlx-lm. ipykernel is
+    # Optional imports with an installation hint in the error, of which the last one is a dependency of mlx-lm. ipykernel is
     # imported only inside of its kernels.
-    optional = {"ipykernel", "keyring", "mlx_lm", "huggingface_hub", "tokenizers", "transformers"}
+    optional = {"ipykernel", "keyring", "mlx_lm", "xllamacpp", "huggingface_hub"}
     assert foreign <= ours | optional
 
 

@@ -176,6 +176,7 @@ class AiService:
             source.name: ModelInfo(
                 name=source.name,
                 kind=source.kind,
+                engine=source.engine,
                 path=source.path if caller.may_execute else None,
                 bytes=source.bytes,
                 context_length=source.context_length,

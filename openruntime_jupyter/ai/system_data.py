@@ -12,7 +12,7 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.system import Device, MetricsHistory, Timeframe
 
 POINTS = 60
-PRIVATE = ("data_dir", "label", "device_lock_dir", "models_dir", "spool_dir", "blas", "allowed_models")
+PRIVATE = ("data_dir", "label", "device_lock_dir", "models_dir", "models_dirs", "spool_dir", "blas", "allowed_models")
 """Settings that contain private paths."""
 COUNTS = ("completed_tasks", "failed_tasks", "cancelled_tasks", "timed_out_tasks", "interrupted_tasks")
 

@@ -289,7 +289,7 @@ class BaseClient:
 
     def cancel(self, task_id: str) -> Task:
         """Cancel a task and return its final record."""
-        return self.backend.call(api.DELETE_TASK, task_id)
+        return self.backend.call(api.CANCEL_TASK, task_id)
 
     def again(self, task_id: str, **options: Any) -> TaskHandle:
         """Submit the work of a task again. `options`, those of `with_options`, override the options of the task.

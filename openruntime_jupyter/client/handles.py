@@ -228,7 +228,7 @@ class TaskHandle:
 
     def cancel(self) -> Task:
         """Cancel the task and return its final record. `cancel_stage` is the stage that stopped it."""
-        return self._see(self._backend.call(api.DELETE_TASK, self.id))
+        return self._see(self._backend.call(api.CANCEL_TASK, self.id))
 
     def set_priority(self, priority: int) -> Task:
         """Change the priority (1 to 10; 10 is the most urgent) of the pending task. Raises `TaskConflict` once it has started."""
@@ -236,7 +236,7 @@ class TaskHandle:
 
     def purge(self) -> None:
         """Delete the ended task with its output and result. Raises `TaskConflict` before the task has ended."""
-        self._backend.call(api.DELETE_TASK, self.id, query={"purge": True})
+        self._backend.call(api.CANCEL_TASK, self.id, query={"purge": True})
 
     def __repr__(self) -> str:
         seen = "" if self._task.status.terminal else "last seen "

@@ -233,10 +233,11 @@ def _chunks(
 
 
 def _chunk_size(client: CodeClient, number: int) -> int:
-    """Return the chunk size that gives each slot of the lane a few chunks."""
+    """Return the chunk size that gives each slot of its devices a few chunks."""
     devices = client.devices()
     lane = lane_of(client.options.device, devices)
-    slots = next((device.slots for device in devices if device.id == client.options.device or device.type == lane), 1)
+    chosen = [device for device in devices if device.id == client.options.device] or [device for device in devices if device.type == lane]
+    slots = sum(device.slots for device in chosen) or 1
     return max(1, -(-number // (CHUNKS_A_SLOT * slots)))
 
 

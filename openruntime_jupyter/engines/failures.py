@@ -74,13 +74,22 @@ class Death:
         self.peak = peak
 
 
-def worker_died(death: Death, peak: int | None, killed_by_us: str | None, last_output: str) -> Failure:
-    """Return the failure of a task whose worker died; `peak` is in bytes, `killed_by_us` the reason if the runtime stopped it."""
+def worker_died(death: Death, peak: int | None, killed_by_us: str | None, last_output: str, loading: str | None = None) -> Failure:
+    """Return the failure of a task whose worker died.
+
+    Parameters
+    ----------
+    peak : peak of the worker's memory in bytes
+    killed_by_us : the reason if the runtime stopped it
+    loading : name of the model that it was loading
+    """
     memory = f", peak memory {gigabytes(peak)}" if peak else ""
     if killed_by_us:
         how = f"The worker was stopped: {killed_by_us}{memory}"
     elif death.signal is not None:
         how = f"The worker was killed by signal {death.signal} ({signal_name(death.signal)}){memory}{_likely(death.signal)}"
+        if loading is not None and death.signal in CRASHES:
+            how += f". It was loading the model {loading}, whose file may be damaged: download it again, or use another model"
     else:
         how = f"The worker exited with code {death.exit_code}{memory}"
     return Failure(
@@ -91,6 +100,10 @@ def worker_died(death: Death, peak: int | None, killed_by_us: str | None, last_o
         peak_memory=peak,
         last_output=last_output or None,
     )
+
+
+CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+"""Signals of native code that failed."""
 
 
 def _likely(number: int) -> str:

@@ -38,7 +38,8 @@ from openruntime_jupyter.engines.protocol import (
     WorkerReport,
 )
 from openruntime_jupyter.engines.worker_process import Watchdog, WorkerProcess, resident_bytes, start_ready, worker_environment
-from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend, StorageUnavailable
+from openruntime_jupyter.errors import ArrayNotFound, EngineError, InterpreterError, NoBackend, StorageUnavailable
+from openruntime_jupyter.local_models.language_model import loading
 from openruntime_jupyter.schemas.base import dumps
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.worker.devices import no_backend
@@ -112,6 +113,8 @@ class Attempt:
         self._timer: asyncio.TimerHandle | None = None
         self._given = 0.0
         self._acknowledged = False
+        self._loading: str | None = None
+        """Name of the model that the worker is loading."""
 
     def begin(self, worker: WorkerProcess, parameters_file: str | None, payload_file: str) -> None:
         """Send the job to `worker`."""
@@ -130,6 +133,7 @@ class Attempt:
             "operation": job.operation,
             "device": {"type": job.device_type, "index": job.device_index},
             "memory_total": job.memory_total,
+            "memory_largest": job.memory_largest,
             "memory_reserved": job.memory_reserved,
             "threads": job.threads,
             "payload_file": payload_file,
@@ -215,6 +219,8 @@ class Attempt:
             return
         self._acknowledged = True
         if kind is Kind.PROGRESS:
+            model = self.job.model.source.name if self.job.model is not None else None
+            self._loading = model if model is not None and body["message"] == loading(model) else None
             self._observer.progressed(body)
         elif kind is Kind.TOKEN:
             self._observer.generated(body["text"])
@@ -251,7 +257,7 @@ class Attempt:
         self.not_begun = self.not_begun or (self.worker.left_frames and not self._acknowledged)
         peak = max((death.peak or 0) if self.has_kernel_peak else 0, self.resident_peak) or None
         measurements = Measurements(resident_peak=peak)
-        failure = self.worker.failure(death, peak)
+        failure = self.worker.failure(death, peak, self._loading)
         if self._reason is not None and self._stage is not Stage.QUEUE:
             self._resolve(Stopped(self._reason, STAGE_OF.get(death.signal or 0, self._stage), measurements, failure))
         else:
@@ -409,6 +415,8 @@ class LocalEngine:
             if begun:
                 break
             outcome, begun = await self._try(job, observer, check=False)
+        if not begun and isinstance(outcome, Died):
+            outcome.no_worker = True
         return outcome
 
     async def _try(self, job: Job, observer: Observer, check: bool) -> tuple[Outcome, bool]:
@@ -440,8 +448,9 @@ class LocalEngine:
                 return outcome, True
             return outcome, not (attempt.not_begun and isinstance(outcome, Died))
         except (EngineError, ArrayNotFound, StorageUnavailable, OSError) as problem:
-            kind = FailureKind.NOT_STARTED
-            return Died(Failure(kind=kind, message=str(problem), type=type(problem).__name__), retry=False), True
+            failure = Failure(kind=FailureKind.NOT_STARTED, message=str(problem), type=type(problem).__name__)
+            no_worker = isinstance(problem, EngineError) and not isinstance(problem, InterpreterError)
+            return Died(failure, retry=False, no_worker=no_worker), True
         finally:
             del self._attempts[job.task_id]
 

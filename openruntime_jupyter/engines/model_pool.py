@@ -94,6 +94,10 @@ class ModelPool:
         """Return each worker that keeps a model, with the model's name."""
         return [(each.worker, each.use.source.name) for each in self._all]
 
+    def lanes(self, model: ModelSource) -> list[str]:
+        """Return the lanes whose workers keep this model."""
+        return [each.lane for each in self._living() if each.use.source == model]
+
     def holds(self, lane: str, model: ModelSource) -> int:
         """Return the bytes of the worker that keeps this model; 0 if it is not loaded."""
         found = self._find(lane, model)

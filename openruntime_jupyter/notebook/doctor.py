@@ -183,7 +183,8 @@ def _arrays(client: Client) -> Iterator[Check]:
 
 def _models(client: Client) -> Iterator[Check]:
     found = client.models()
-    answering = [model.name for model in found.models] + [f"the profile {profile.name}" for profile in found.profiles]
+    local = [f"{model.name} ({model.engine})" for model in found.models if model.engine]
+    answering = local + [f"the profile {profile.name}" for profile in found.profiles]
     if answering:
         yield Check("models", "ok", f"{', '.join(answering)} can answer prompts")
     else:

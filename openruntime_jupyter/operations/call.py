@@ -37,7 +37,7 @@ class Params(Parameters):
     sources: list[Source] = Field(default_factory=list, description="Lines of the functions, for tracebacks.", max_length=1000)
     function: str | None = Field(None, description="Name of the function, for display.", max_length=200)
     location: str | None = Field(None, description="File and line of the function, for display.", max_length=4096)
-    world: World | None = None
+    world: World | None = Field(None, description="Interpreter, folder, import path and variables of the caller; null for the server's.")
     isolate: bool = Field(False, description="Has no effect: each task with the caller's code runs in a new process.")
     burst: str | None = Field(
         None, description="Tasks of one owner with the same value may run one after the other in one process.", max_length=100

@@ -134,6 +134,8 @@ class TaskContext:
     device_type : `"gpu"` or `"cpu"`, which is already MLX's default device
     memory_total : memory of the device in bytes; None if unknown
     memory_reserved : bytes that the runtime has reserved for the task; None without a runtime
+    memory_largest : memory in bytes of the largest device that may run the task; None: of this one
+    threads : number of threads that the task should compute with
     send : called as `send(kind, body)` to report to the runtime; without it nothing is reported, for operations called directly
     model : entry of the model catalog, for an operation with a model
     resident : state that such an operation keeps in its worker between tasks; a worker has one model
@@ -153,11 +155,15 @@ class TaskContext:
         fast_float32: bool = False,
         session: bool = False,
         memory_reserved: int | None = None,
+        memory_largest: int | None = None,
+        threads: int = 1,
     ) -> None:
         self.task_id = task_id
         self.device_type = device_type
         self.memory_total = memory_total
         self.memory_reserved = memory_reserved
+        self.memory_largest = memory_largest
+        self.threads = threads
         self.array_io = array_io or ArrayIO()
         self.model = model
         self.resident: dict[str, Any] = {} if resident is None else resident
@@ -276,8 +282,8 @@ class TaskContext:
         return TaskContext(self.task_id, self.device_type, self.memory_total)
 
     def language_model(self) -> LanguageModel:
-        """Return the model of this worker, loaded on first use; raise the errors of `local_models.loading.load`."""
-        from openruntime_jupyter.local_models.loading import load
+        """Return the model of this worker, loaded on first use; raise the errors of `local_models.language_model.load`."""
+        from openruntime_jupyter.local_models.language_model import load
 
         if KEPT not in self.resident:
             assert self.model is not None, "the runtime resolves the model of a resident operation"
@@ -328,15 +334,18 @@ class TaskContext:
         return pickling.measure(value)
 
     def require_memory(self, needed: int, what: str = "This task") -> None:
-        """Raise `MemoryRefused` with both sizes if `needed` bytes are more than the device has.
+        """Raise `MemoryRefused` with both sizes if `needed` bytes are more than any device has that may run the task.
 
         Call it before the evaluation, because a failed allocation in MLX is a segmentation fault. Raises `MemoryNotReserved`, which an
-        operation must not catch, if the task has to wait for the memory.
+        operation must not catch, if the task has to wait for the memory, of this device or of a larger one.
         """
         if self.memory_total is None:
             return
+        largest = max(self.memory_total, self.memory_largest or 0)
+        if needed > largest:
+            raise MemoryRefused.because(needed, largest, what)
         if needed > self.memory_total:
-            raise MemoryRefused.because(needed, self.memory_total, what)
+            raise MemoryNotReserved(needed)
         if self.memory_reserved is not None and needed - self.memory_reserved > self.memory_total * UNRESERVED_SHARE:
             raise MemoryNotReserved(needed)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from openruntime_jupyter.local_models.gguf import context_for, memory_for
 from openruntime_jupyter.operations.base import ModelParameters, Operation, wrong
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.schemas.ai import LOCAL, About, Answer, Message
@@ -23,7 +24,7 @@ StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Params(ModelParameters):
-    """A prompt and generation options. For null, mlx-lm's defaults apply: without a temperature the most likely token is chosen."""
+    """A prompt and generation options. Without a temperature the most likely token is chosen; other options have no effect if null."""
 
     prompt: str | None = Field(None, description="Plain text that the model continues; or give messages.", min_length=1)
     messages: list[Message] | None = Field(
@@ -73,15 +74,17 @@ class Params(ModelParameters):
 
 
 def memory(params: Params) -> int | None:
-    """Estimate a lower bound in bytes: the weights as on disk, and the key-value cache of prompt and response.
+    """Estimate the bytes for the weights as on disk, and the key-value cache of prompt and response.
 
-    The worker counts the tokens, and rejects a prompt that does not fit before processing it.
+    For an MLX model it is a lower bound. The worker counts the tokens, and rejects a prompt that does not fit before processing it.
     """
     source = params.source
     if source is None or source.bytes is None:
         return None
     letters = len(params.prompt) if params.prompt is not None else sum(len(message["content"]) for message in params.conversation)
     tokens = letters // CHARACTERS_PER_TOKEN + params.max_tokens
+    if source.kind == "gguf":
+        return memory_for(source, context_for(source, tokens))
     if source.context_length is not None:
         tokens = min(tokens, source.context_length)
     return source.bytes + tokens * (source.cache_numbers or 0) * SMALLEST_NUMBER
@@ -93,8 +96,7 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     resident = bool(context.resident)
     model = context.language_model()
     load_time = None if resident else time.perf_counter() - started
-    tokens = model.tokens_of(params.prompt, params.conversation)
-    answer = model.write(tokens, params.options, context)
+    answer = model.answer(params.prompt, params.conversation, params.options, context)
     return Answer(model_used=model.name, provider=LOCAL, load_time_s=load_time, **answer).model_dump()
 
 

@@ -27,7 +27,7 @@ class Params(Parameters):
     )
     arrays: list[ArrayRef] = Field([], description="The out-of-band buffers of `pickled`, in order.", max_length=1000)
     outputs: list[str] = Field([], description="Names of variables to return.", max_length=1000)
-    world: World | None = None
+    world: World | None = Field(None, description="Interpreter, folder, import path and variables of the caller; null for the server's.")
     isolate: bool = Field(False, description="Has no effect: each task with the caller's code runs in a new process.")
     filename: str = Field("<cell>", description="File name of the code in tracebacks.", max_length=200)
 

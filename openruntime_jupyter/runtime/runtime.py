@@ -26,8 +26,10 @@ from openruntime_jupyter.runtime.metrics.gpu import NOTHING
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.metrics.service import MetricsService
 from openruntime_jupyter.runtime.permissions import private_folder
+from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.device_lock import DeviceLock
-from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
+from openruntime_jupyter.runtime.queue.lane import Lane
+from openruntime_jupyter.runtime.queue.lanes import Lanes
 from openruntime_jupyter.runtime.queue.scheduler import DeviceDiscovery, Scheduler, WorkerStats
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
@@ -98,7 +100,7 @@ class Runtime:
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
         self.metrics_service = MetricsService(self.settings, self._machine, self.history, self.bus, self.metrics, self.engine.workers)
         self.lanes = Lanes()
-        self._admission = Admission(self._machine, self.engine, self.metrics_service.fresh, self.arrays.release_memory)
+        self._admission = Admission(self.engine, self.metrics_service.fresh, self.arrays.release_memory)
         self.worker_stats = WorkerStats(self.engine)
         self.tasks = TaskRegistry(self.settings, self.history, self.bus, self.metrics_service.counters, self.lanes, self.engine.resident)
         self._device_lock = DeviceLock(self.settings, self.id)
@@ -113,7 +115,9 @@ class Runtime:
             self.arrays,
             self.sessions,
         )
-        self._devices = DeviceDiscovery(self.settings, self.engine, self.lanes, self.scheduler, self.metrics_service.set_gpus)
+        self._devices = DeviceDiscovery(
+            self.settings, self.engine, self._machine, self.lanes, self.scheduler, self.metrics_service.set_gpus
+        )
         self.submission = TaskSubmission(
             self.settings,
             self.id,
@@ -170,9 +174,8 @@ class Runtime:
         make_folders(self.settings)
         self._started = True
         if self._inline is not None:
-            lane = Lane(LANE, REPORT, self.settings.remote_slots, self.settings.aging_seconds, self._inline)
-            self.lanes.add_remote(lane)
-            self.scheduler.open(lane)
+            slots = self.settings.remote_slots
+            self.scheduler.join_remote(Lane(LANE, REPORT, slots, self.settings.aging_seconds, self._inline, self._machine))
         self.metrics_service.start()
         await self.engine.end_left_processes()  # before their tasks are queued again
         await self.engine.start()
@@ -191,7 +194,7 @@ class Runtime:
     async def stop(self, deadline: float = 5.0) -> None:
         """Stop within `deadline` seconds, without raising.
 
-        Order: reject submissions; remove pending tasks from the lanes; end workers and prompts; close the slots; record the pending tasks
+        Order: reject submissions; remove pending tasks from the queues; end workers and prompts; close the slots; record the pending tasks
         (asynchronous ones stay pending on disk, for the next runtime); metrics; arrays; history; registry; device locks; sessions; events.
         A failing step is logged, and the next one runs.
         """
@@ -420,9 +423,10 @@ class Runtime:
     def health(self) -> Health:
         """Return the health status and the problems."""
         # A notice reports a past event: it does not degrade the status.
-        wrong = [problem for problem in (self.history.problem, self._devices.problem, self.arrays.problem) if problem]
+        left = "No device is available: tasks wait until one is" if self.lanes.known and not self.lanes.devices else None
+        wrong = [problem for problem in (self.history.problem, self._devices.problem, self.arrays.problem, left) if problem]
         problems = [str(problem) for problem in (*wrong, self.history.notice, *left_out(), *self.notices) if problem]
-        status = "stopping" if self._stopping else "degraded" if wrong else "starting" if not self.lanes.devices else "healthy"
+        status = "stopping" if self._stopping else "degraded" if wrong else "healthy" if self.lanes.known else "starting"
         return Health(
             status=status,
             timestamp=timestamp(time.time()),
@@ -446,7 +450,7 @@ def view_device(lane: Lane, admission: Admission, sample: Sample) -> Device:
         id=lane.id,
         name=report.name,
         type="gpu" if on_gpu else "cpu",
-        status="busy" if len(lane.running) >= lane.slots else "available",
+        status="unavailable" if lane.problem else "available" if lane.free_slots else "busy",
         capabilities=list(report.capabilities),
         memory_total=admission.total(lane),
         memory_available=available,
@@ -455,10 +459,10 @@ def view_device(lane: Lane, admission: Admission, sample: Sample) -> Device:
         power_watts=figures.power,
         slots=lane.slots,
         running=len(lane.running),
-        pending=len(lane),
+        pending=lane.pending,
         mlx_version=report.mlx_version,
         blas=report.blas,
-        advice=report.advice or sample.problems.get(lane.id),
+        advice=lane.problem or report.advice or sample.problems.get(lane.id),
     )
 
 

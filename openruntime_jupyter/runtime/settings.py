@@ -82,8 +82,12 @@ class Settings:
 
     models_dir: Path | None = None
     """Folder in which `jupyter openruntime pull` stores models; None: `models` in the data folder."""
+    models_dirs: tuple[Path, ...] = ()
+    """Other folders of models, such as the Hugging Face cache, and the folders of LM Studio and Ollama."""
     allowed_models: tuple[str, ...] = ()
-    """Folders, files and hub names besides those in `models_dir` that all users may request; users who may run code may name any file."""
+    """Folders, files and hub names besides those in `models_dir` and `models_dirs` that all users may request.
+
+    Users who may run code may name any file."""
     allow_hub: bool = False
     """Whether models may be downloaded from the Hugging Face hub by name."""
     keep_alive: float = 300.0

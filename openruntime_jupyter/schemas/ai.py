@@ -7,7 +7,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire
+from openruntime_jupyter.schemas.system import WorkerState
 from openruntime_jupyter.schemas.tasks import Failure, NotebookName, Origin, TaskState
+from openruntime_jupyter.schemas.values import Engine
 
 DEFAULT_AI_TIMEOUT = 300.0
 """Default time limit of an AI task in seconds."""
@@ -15,13 +17,15 @@ LOCAL = "local"
 """Name of the local provider, where a provider or profile is expected."""
 
 Role = Literal["system", "user", "assistant"]
+AgentSource = Literal["built-in", "configured"]
+ModelKind = Literal["mlx", "gguf", "hub"]
 
 
 class Message(Wire):
     """Message to or from a model."""
 
-    role: Role
-    content: str
+    role: Role = Field(description="Author of the message.")
+    content: str = Field(description="Text of the message.")
 
 
 class About(Wire):
@@ -78,6 +82,15 @@ class AiRequest(Wire):
     origin: Origin = Field("rest", description="Interface that submitted the task.")
 
 
+class TokenEvent(Wire):
+    """Piece of generated text: the data of a server-sent event `token`."""
+
+    text: str = Field(description="Text of the piece.")
+    index: int = Field(
+        description="Number of preceding characters (code points). 0 again: the worker died, the task was retried and the text starts over."
+    )
+
+
 class AiTask(Wire):
     """AI task as returned by `POST /ai/tasks`; `GET /tasks/{id}` returns the full record."""
 
@@ -107,16 +120,16 @@ class AgentInfo(Wire):
     """Agent: a role with instructions for the model."""
 
     role: str = Field(description="Value of `parameters.agent` that selects this agent.")
-    name: str
-    description: str
-    capabilities: list[str]
-    source: Literal["built-in", "configured"] = Field("built-in", description="`configured` for an agent from the configured folder.")
+    name: str = Field(description="Display name.")
+    description: str = Field(description="Purpose of the agent.")
+    capabilities: list[str] = Field(description="Capabilities, for example `code_generation`.")
+    source: AgentSource = Field("built-in", description="`configured` for an agent from the configured folder.")
 
 
 class AgentList(Wire):
     """Response of `GET /ai/agents`."""
 
-    agents: list[AgentInfo]
+    agents: list[AgentInfo] = Field(description="Agents by role.")
     problems: list[str] = Field(
         default_factory=list, description="Files in the configured folder that could not be used, each with a suggested fix."
     )
@@ -135,23 +148,23 @@ class WorkflowInfo(Wire):
 class WorkflowList(Wire):
     """Response of `GET /ai/workflows`."""
 
-    workflows: list[WorkflowInfo]
+    workflows: list[WorkflowInfo] = Field(description="Workflows of the server.")
 
 
 class Turn(Wire):
     """Prompt of a conversation and its response."""
 
-    task_id: str
-    prompt: str
-    answer: str
-    model_used: str | None = None
+    task_id: str = Field(description="Id of the task.")
+    prompt: str = Field(description="Text of the prompt.")
+    answer: str = Field(description="Text of the response.")
+    model_used: str | None = Field(None, description="Name of the model as reported by the provider.")
     timestamp: Timestamp = Field(description="Time of the response.")
 
 
 class ConversationInfo(Wire):
     """Summary of a conversation, without its messages."""
 
-    name: str
+    name: str = Field(description="Name of the conversation.")
     owner: str | None = Field(None, description="User who owns the conversation; null without a login.")
     turns: int = Field(description="Number of prompts with a response.")
     started_at: Timestamp = Field(description="Submission time of the first prompt.")
@@ -167,14 +180,14 @@ class Conversation(ConversationInfo):
 class ConversationList(Wire):
     """Response of `GET /ai/conversations`, most recently used first."""
 
-    conversations: list[ConversationInfo]
+    conversations: list[ConversationInfo] = Field(description="Conversations, most recently used first.")
 
 
 class ResidentInfo(Wire):
     """Worker that keeps a model in memory."""
 
     lane: str = Field(description="Id of the device.")
-    state: Literal["starting", "idle", "busy"]
+    state: WorkerState = Field(description="State of the worker.")
     resident_bytes: int | None = Field(None, description="Resident memory of the worker in bytes; null if unknown.")
     idle_seconds: float | None = Field(None, description="Seconds since the last prompt; null while the worker is busy.")
     keep_alive_seconds: float = Field(description="Seconds that the model stays in memory without a prompt.")
@@ -185,7 +198,8 @@ class ModelInfo(Wire):
     """Local model, and the workers that keep it in memory."""
 
     name: str = Field(description="Value of `parameters.model` that selects this model.")
-    kind: Literal["mlx", "gguf", "hub"] | None = Field(None, description="Format of the model; null if its files are no longer available.")
+    kind: ModelKind | None = Field(None, description="Format of the model; null if its files are no longer available.")
+    engine: Engine | None = Field(None, description="Library that runs the model; null if its files are no longer available.")
     path: str | None = Field(None, description="Path of the files; only for callers who have the permission to execute code.")
     bytes: int | None = Field(None, description="Size of the weights on disk in bytes.")
     context_length: int | None = Field(None, description="Maximum number of tokens of prompt and response together.")

@@ -56,6 +56,20 @@ def loads(body: bytes | bytearray) -> Any:
         return json.loads(body)
 
 
+def _never_null(schema: dict[str, Any]) -> None:
+    """Adapt the schema of a field that is omitted if it is None."""
+    schema.pop("default", None)
+    if "anyOf" in schema:
+        schema.update(schema.pop("anyOf")[0])
+    elif isinstance(schema.get("type"), list):
+        schema["type"] = schema["type"][0]
+
+
+def absent(description: str) -> Any:
+    """Return a field that is omitted from responses if it is None."""
+    return Field(None, description=description, exclude_if=lambda value: value is None, json_schema_extra=_never_null)
+
+
 class Wire(BaseModel):
     """Base class of the wire types."""
 

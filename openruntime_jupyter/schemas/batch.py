@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, WithJsonSchema
 
 from openruntime_jupyter.errors import OpenRuntimeError
-from openruntime_jupyter.schemas.base import Wire
+from openruntime_jupyter.schemas.base import Wire, absent
 from openruntime_jupyter.schemas.problems import CODES, Detail, error_of
 from openruntime_jupyter.schemas.queries import LONGEST_WAIT
 from openruntime_jupyter.schemas.tasks import Ended, Task
@@ -44,21 +44,11 @@ class BatchProblem(Wire):
     retry_after: int | None = Field(None, description="Seconds to wait before a retry, if a retry can succeed.")
 
 
-def _never_null(schema: dict[str, Any]) -> None:
-    """Adapt the schema of a field that is omitted if it is None."""
-    schema.pop("default", None)
-    schema.update(schema.pop("anyOf")[0])
-
-
-def _or_absent(description: str) -> Any:
-    return Field(None, description=description, exclude_if=lambda value: value is None, json_schema_extra=_never_null)
-
-
 class BatchItem(Wire):
     """Outcome of one task of a batch: either a task or an error."""
 
-    task: Task | None = _or_absent("Record of the task, without parameters.")
-    error: BatchProblem | None = _or_absent("Reason why the task was rejected.")
+    task: Task | None = absent("Record of the task, without parameters.")
+    error: BatchProblem | None = absent("Reason why the task was rejected.")
 
 
 class BatchAnswer(Wire):
@@ -87,10 +77,10 @@ class ResultPayload(Wire):
 class ResultItem(Wire):
     """Finished task."""
 
-    task_id: str
-    task: Task | None = _or_absent("Record of the task, without parameters.")
-    payload: ResultPayload | None = _or_absent("Opaque result, if there is one of at most 64 KiB. Fetch larger results individually.")
-    error: BatchProblem | None = _or_absent("Error of the lookup, if the task is unknown.")
+    task_id: str = Field(description="Id of the task.")
+    task: Task | None = absent("Record of the task, without parameters.")
+    payload: ResultPayload | None = absent("Opaque result, if there is one of at most 64 KiB. Fetch larger results individually.")
+    error: BatchProblem | None = absent("Error of the lookup, if the task is unknown.")
 
 
 class ResultsAnswer(Wire):

@@ -13,10 +13,9 @@ from pydantic import BaseModel
 from openruntime_jupyter.schemas import ai
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayPage, ArrayRequest
 from openruntime_jupyter.schemas.batch import BatchAnswer, BatchRequest, ResultsAnswer, ResultsRequest, ended_tasks, outcomes
+from openruntime_jupyter.schemas.events import ClientMessage, ServerMessage
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.schemas.queries import (
-    SERVER_MESSAGES,
-    ClientMessage,
     ConversationsQuery,
     DeleteQuery,
     EventsQuery,
@@ -77,6 +76,8 @@ class Answer:
     media: Mapping[str, Schema] = field(default_factory=dict)
     """Schemas of media types other than JSON."""
     headers: tuple[Header, ...] = ()
+    events: Mapping[str, type[BaseModel]] = field(default_factory=dict)
+    """Models of the data of server-sent events by their name."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class Endpoint(Generic[Result]):
     """Errors in addition to those of every endpoint: status and reason."""
     examples: Mapping[str, Any] = field(default_factory=dict)
     """Example bodies by title."""
-    messages: tuple[type[BaseModel], Mapping[str, str]] | None = None
-    """Messages of a WebSocket: from the client, and from the server by type."""
+    messages: tuple[type[BaseModel], type[BaseModel]] | None = None
+    """Messages of a WebSocket: from the client, and from the server."""
     action: Literal["read", "write"] | None = None
     """Permission of the caller; None for the usual one of the method."""
     seconds: float = 0.0
@@ -149,10 +150,11 @@ BYTES: Schema = {"type": "string", "format": "binary"}
 TEXT: Schema = {"type": "string"}
 TOKENS: Schema = {
     "type": "string",
-    "description": "Events: `token` with `text` and `index`, the number of preceding characters (code points); at the end `task` with an "
-    "AiTask. The `id` of a token is the number of characters up to its end; send it as `Last-Event-ID` to resume from there. If `index` "
-    "is 0 again, the worker died, the task was retried and the text starts over. Comments between events keep the connection alive.",
+    "description": "Events: `token` with a TokenEvent; at the end `task` with an AiTask. The `id` of a token is the number of characters "
+    "up to its end; send it as `Last-Event-ID` to resume from there. If `index` is 0 again, the worker died, the task was retried and the "
+    "text starts over. Comments between events keep the connection alive.",
 }
+TOKEN_EVENTS: Mapping[str, type[BaseModel]] = {"token": ai.TokenEvent, "task": ai.AiTask}
 
 IDEMPOTENCY_KEY = Header(
     "Idempotency-Key",
@@ -262,7 +264,7 @@ COLLECT_RESULTS = Endpoint(
 )
 LIST_TASKS_ENHANCED = Endpoint("GET", "/tasks/enhanced", TaskPage, TASKS, query=PageQuery)
 GET_TASK = Endpoint("GET", "/tasks/{task_id}", Task, TASKS, "task", query=TaskQuery)
-DELETE_TASK = Endpoint(
+CANCEL_TASK = Endpoint(
     "DELETE",
     "/tasks/{task_id}",
     Task,
@@ -379,6 +381,7 @@ SUBMIT_PROMPT = Endpoint(
         200: Answer(
             "The task has finished, possibly with a failure; see `status`. With `stream`, events with the text and then the task.",
             media={EVENT_STREAM: TOKENS},
+            events=TOKEN_EVENTS,
             headers=(APPLIED, LOCATION),
         ),
         202: ASYNCHRONOUS,
@@ -397,7 +400,7 @@ SUBMIT_PROMPT = Endpoint(
         },
         "Plain prompt, streamed": {
             "workflow_type": "model_inference",
-            "prompt": "What is the capital of France?",
+            "prompt": "What is the capital of Germany?",
             "parameters": {"profile": "local", "max_tokens": 64, "temperature": 0},
             "stream": True,
         },
@@ -422,7 +425,7 @@ STREAM_TOKENS = Endpoint(
     "PromptHandle.pieces",
     query=TokensQuery,
     headers=(Header("Last-Event-ID", "The `id` of the last received event, instead of `since`."),),
-    answers={200: Answer("Events with the text and then the task.", media={EVENT_STREAM: TOKENS})},
+    answers={200: Answer("Events with the text and then the task.", media={EVENT_STREAM: TOKENS}, events=TOKEN_EVENTS)},
 )
 ANALYSE_HISTORY = Endpoint(
     "POST",
@@ -463,7 +466,7 @@ CONNECT_EVENTS = Endpoint(
     query=EventsQuery,
     answers={101: Answer("The connection is now a WebSocket.")},
     errors={426: "The WebSocket version is not 13."},
-    messages=(ClientMessage, SERVER_MESSAGES),
+    messages=(ClientMessage, ServerMessage),
 )
 
 GET_OPENAPI = Endpoint(
@@ -474,7 +477,10 @@ GET_DOCS = Endpoint(
 )
 GET_DASHBOARD = Endpoint("GET", "/dashboard", bytes, ABOUT, answers={200: Answer("Live dashboard.", media={"text/html": TEXT})})
 
-ENDPOINTS: tuple[Endpoint[Any], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Endpoint))
+OPERATION_IDS: Mapping[Endpoint[Any], str] = {value: name.lower() for name, value in list(globals().items()) if isinstance(value, Endpoint)}
+"""Operation id of each endpoint in the OpenAPI document: its name here in lower case, a verb with its object."""
+
+ENDPOINTS: tuple[Endpoint[Any], ...] = tuple(OPERATION_IDS)
 """All endpoints, in the order of the OpenAPI document."""
 
 REQUEST_HEADERS = tuple(sorted({header.name for each in ENDPOINTS for header in each.headers}))

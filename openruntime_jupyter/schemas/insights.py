@@ -53,7 +53,7 @@ class InsightsRequest(Wire):
 class TaskSeen(Wire):
     """Task related to a finding."""
 
-    task_id: str
+    task_id: str = Field(description="Id of the task.")
     operation: str = Field(description="Name of the operation.")
     name: str | None = Field(None, description="Display name.")
     owner: str | None = Field(None, description="User who submitted the task; null without a login.")
@@ -85,11 +85,11 @@ class Mark(Wire):
     """Position of a finding in the plotted series."""
 
     finding: int = Field(description="Number of the finding in the text, starting at 1.")
-    kind: FindingKind
-    severity: Severity
+    kind: FindingKind = Field(description="Type of the finding.")
+    severity: Severity = Field(description="Severity of the finding.")
     figure: str | None = Field(None, description="Name of the affected series; null for all series.")
-    start: Timestamp
-    end: Timestamp
+    start: Timestamp = Field(description="Start of the finding.")
+    end: Timestamp = Field(description="End of the finding.")
     at: Timestamp | None = Field(None, description="Time of the maximum, if there is one.")
     value: float | None = Field(None, description="Value at that time, in the unit of the series.")
 
@@ -97,14 +97,14 @@ class Mark(Wire):
 class InsightsData(MetricsHistory):
     """Data to plot: the series of `GET /metrics/history` and the positions of the findings."""
 
-    marks: list[Mark]
+    marks: list[Mark] = Field(description="Positions of the findings.")
 
 
 class Basis(Wire):
-    """Amount of data behind the findings."""
+    """Amount of analysed data."""
 
-    start: Timestamp
-    end: Timestamp
+    start: Timestamp = Field(description="Start of the timeframe.")
+    end: Timestamp = Field(description="End of the timeframe.")
     span_s: float = Field(description="Length of the timeframe in seconds.")
     observed_s: float = Field(description="Seconds of the timeframe with recorded metrics, a multiple of `resolution_s`.")
     resolution_s: int = Field(description="Seconds between two analysed values.")

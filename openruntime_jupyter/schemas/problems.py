@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -108,6 +108,15 @@ class ErrorEnvelope(Wire):
     status: Literal["error"] = Field(description="Always `error`.")
     data: ErrorData = Field(description="Code of the error, and problems with individual fields.")
     error: str = Field(description="Error message with a suggested fix.")
+    timestamp: Timestamp = Field(description="Time of the response.")
+
+
+class SuccessEnvelope(Wire):
+    """Envelope of a successful response, for clients that accept its content type."""
+
+    status: Literal["success"] = Field(description="Always `success`.")
+    data: Any = Field(description="Response as it is without the envelope.")
+    error: None = Field(description="Always null.")
     timestamp: Timestamp = Field(description="Time of the response.")
 
 

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field
 
-from openruntime_jupyter.schemas.base import Timestamp, Wire
+from openruntime_jupyter.schemas.base import Timestamp, Wire, absent
 
-AbsentFigure = Annotated[float | None, WithJsonSchema({"type": "number"})]
-"""Metric that is omitted from responses if unknown, and is therefore never null."""
-
-
-def _absent(description: str) -> Any:
-    return Field(None, description=description, exclude_if=lambda value: value is None, json_schema_extra=_without_default)
-
-
-def _without_default(schema: dict[str, Any]) -> None:
-    schema.pop("default", None)
+DeviceType = Literal["gpu", "cpu"]
+DeviceStatus = Literal["available", "busy", "starting", "unavailable"]
+WorkerState = Literal["starting", "idle", "busy"]
+HealthStatus = Literal["healthy", "degraded", "starting", "stopping"]
+MetricUnit = Literal["percent", "bytes", "tasks", "seconds"]
 
 
 class Device(Wire):
@@ -26,17 +21,17 @@ class Device(Wire):
 
     id: str = Field(description="Id such as `device_0` or `device_1`; GPUs come first.")
     name: str = Field(description="Model name of the chip or processor.")
-    type: Literal["gpu", "cpu"] = Field(description="Type of the device.")
-    status: Literal["available", "busy", "starting", "unavailable"] = Field(description="State of the device.")
+    type: DeviceType = Field(description="Type of the device.")
+    status: DeviceStatus = Field(description="State of the device.")
     capabilities: list[str] = Field(description="Capabilities, for example `mlx`, `metal`, `unified_memory`.")
     memory_total: int = Field(description="Total memory in bytes.")
     memory_available: int = Field(description="Available memory in bytes.")
-    utilization: AbsentFigure = _absent("Utilization by all programs in percent; absent if it cannot be read.")
-    temperature_celsius: AbsentFigure = _absent("Temperature in degrees Celsius; absent if it cannot be read.")
-    power_watts: AbsentFigure = _absent("Power consumption in watts; absent if it cannot be read.")
+    utilization: float | None = absent("Utilization by all programs in percent; absent if it cannot be read.")
+    temperature_celsius: float | None = absent("Temperature in degrees Celsius; absent if it cannot be read.")
+    power_watts: float | None = absent("Power consumption in watts; absent if it cannot be read.")
     slots: int = Field(1, description="Maximum number of tasks that run on the device at once.")
     running: int = Field(0, description="Number of running tasks.")
-    pending: int = Field(0, description="Number of tasks that wait for the device.")
+    pending: int = Field(0, description="Number of pending tasks that the device may run, including those that others may run, too.")
     mlx_version: str | None = Field(None, description="Version of MLX.")
     blas: str | None = Field(None, description="BLAS library that MLX uses on the CPU; null for a GPU.")
     advice: str | None = Field(None, description="How to make the device available or faster.")
@@ -45,11 +40,11 @@ class Device(Wire):
 class Worker(Wire):
     """Worker process and its statistics since its start."""
 
-    id: str
+    id: str = Field(description="Id of the worker.")
     device: str | None = Field(None, description="Id of the worker's device; null before it is known.")
-    state: Literal["starting", "idle", "busy"]
+    state: WorkerState = Field(description="State of the worker.")
     interpreter: str = Field(description="Path of the Python interpreter.")
-    started_at: Timestamp
+    started_at: Timestamp = Field(description="Time of the start.")
     task_id: str | None = Field(None, description="Id of the running task.")
     model: str | None = Field(None, description="Name of the model in memory.")
     session: str | None = Field(None, description="Id of the session that the worker serves.")
@@ -96,7 +91,7 @@ class Session(Wire):
 
 
 class Metrics(Wire):
-    """Current metrics."""
+    """Metrics of the runtime and its machine."""
 
     gpu_utilization: float | None = Field(description="GPU utilization in percent; 0.0 without a GPU, null if it cannot be read.")
     memory_usage: float | None = Field(description="Used memory in percent of the machine's memory, or of the container's limit.")
@@ -110,7 +105,7 @@ class SystemMetrics(Metrics):
     """Response of `GET /metrics`."""
 
     uptime: str = Field(description="Uptime of the runtime, for example `2h 15m`.")
-    timestamp: Timestamp
+    timestamp: Timestamp = Field(description="Current time.")
 
 
 Timeframe = Literal["5m", "15m", "1h", "6h", "24h", "7d"]
@@ -123,10 +118,10 @@ TIMEFRAMES: dict[Timeframe, int] = {"5m": 300, "15m": 900, "1h": 3_600, "6h": 21
 class MetricSeries(Wire):
     """Time series of one metric: a value for each timestamp, null where no value was recorded."""
 
-    unit: Literal["percent", "bytes", "tasks", "seconds"]
-    min: list[float | None]
-    mean: list[float | None]
-    max: list[float | None]
+    unit: MetricUnit = Field(description="Unit of the values.")
+    min: list[float | None] = Field(description="Minimum of each point.")
+    mean: list[float | None] = Field(description="Mean of each point.")
+    max: list[float | None] = Field(description="Maximum of each point.")
 
 
 class MetricsHistory(Wire):
@@ -143,9 +138,7 @@ class MetricsHistory(Wire):
 class Health(Wire):
     """Response of `GET /health`."""
 
-    status: Literal["healthy", "degraded", "starting", "stopping"] = Field(
-        description="State of the runtime; `degraded`: it works, but with `problems`."
-    )
+    status: HealthStatus = Field(description="State of the runtime; `degraded`: it works, but with `problems`.")
     timestamp: Timestamp = Field(description="Current time.")
     service: str = Field("OpenRuntime", description="Name of the service.")
     version: str = Field(description="Version of this package.")
@@ -167,9 +160,9 @@ class OperationInfo(Wire):
 class ServiceInfo(Wire):
     """Response of `GET /`."""
 
-    name: Literal["OpenRuntime"]
+    name: Literal["OpenRuntime"] = Field(description="Name of the service.")
     version: str = Field(description="Version of the package and of the API.")
-    status: Literal["running"]
+    status: Literal["running"] = Field(description="Always `running`.")
 
 
 class DeviceList(Wire):
@@ -187,7 +180,7 @@ class WorkerList(Wire):
 class OperationList(Wire):
     """Response of `GET /operations`."""
 
-    operations: list[OperationInfo]
+    operations: list[OperationInfo] = Field(description="Operations of the runtime, plugins included.")
 
 
 class SessionList(Wire):

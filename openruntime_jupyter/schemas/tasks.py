@@ -64,7 +64,9 @@ class TaskRequest(Wire):
     """Task to submit: the body of `POST /tasks`."""
 
     operation: str = Field(description="Name of an operation; `GET /operations` lists them.", min_length=1, max_length=200)
-    parameters: dict[str, Any] = Field(description="Parameters of the operation; `{}` for the defaults.")
+    parameters: dict[str, Any] = Field(
+        description="Parameters of the operation NAME, with the schema `parameters.NAME`; `{}`: the defaults."
+    )
     device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or a device id.", min_length=1, max_length=100)
     priority: Priority = Field(5, description="1 to 10; 10 is the most urgent.")
     timeout: float | None = Field(
@@ -121,7 +123,7 @@ class TaskResult(Wire):
 
     execution_time: float = Field(description="Run time of the operation in seconds.")
     device_used: str = Field(description="Id of the device.")
-    output: dict[str, Any] = Field(description="Return value of the operation.")
+    output: dict[str, Any] = Field(description="Return value of the operation NAME; the schema of built-in ones is `output.NAME`.")
     payload: Payload | None = Field(None, description="Opaque result, if there is one.")
     arrays: list[ArrayReference] = Field(default_factory=list, description="Large arrays of the result, in the order of the payload.")
 
@@ -157,7 +159,7 @@ class Failure(Wire):
 class PerformanceMetrics(Wire):
     """Performance metrics of a task, with the names of the reference; null if not available."""
 
-    execution_time_ms: float | None = None
+    execution_time_ms: float | None = Field(None, description="Run time in milliseconds.")
     memory_used_mb: float | None = Field(None, description="Peak of MLX allocations while the task ran, in MB (10^6 bytes).")
     gpu_utilization: float | None = Field(
         None,
@@ -244,10 +246,10 @@ class Ended:
 class TaskPage(Wire):
     """Page of tasks in the requested order."""
 
-    tasks: list[Task]
+    tasks: list[Task] = Field(description="Tasks of the page, without parameters.")
     total_count: int = Field(description="Number of all tasks that match the filters.")
     next_before: str | None = Field(None, description="Value of `before` for the next page; null on the last page.")
-    timestamp: Timestamp
+    timestamp: Timestamp = Field(description="Current time.")
 
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -258,17 +260,21 @@ MARK = {"openruntime": "live widget"}
 """Metadata of a display whose widget has an end. Jupyter Server saves it without the widget."""
 
 
+OutputType = Literal["stream", "display_data", "execute_result", "update_display_data", "clear_output"]
+StreamName = Literal["stdout", "stderr"]
+
+
 class OutputItem(Wire):
     """Output of a task in nbformat's format, or a change of earlier output.
 
     `update_display_data` replaces the data of the displays with its `display_id`, and `clear_output` deletes all earlier items.
     """
 
-    output_type: Literal["stream", "display_data", "execute_result", "update_display_data", "clear_output"]
-    name: Literal["stdout", "stderr"] | None = None
-    text: str | None = None
-    data: dict[str, Any] | None = None
-    metadata: dict[str, Any] | None = None
+    output_type: OutputType = Field(description="Type of the item; it determines which of the other fields are set.")
+    name: StreamName | None = Field(None, description="Stream of a `stream`.")
+    text: str | None = Field(None, description="Text of a `stream`.")
+    data: dict[str, Any] | None = Field(None, description="Representations of a display or result by MIME type.")
+    metadata: dict[str, Any] | None = Field(None, description="Metadata of a display or result.")
     display_id: str | None = Field(None, description="Id by which later items update this display.")
     wait: bool | None = Field(None, description="For `clear_output`: true if the next item replaces the deleted ones.")
 
@@ -276,8 +282,8 @@ class OutputItem(Wire):
 class TaskOutput(Wire):
     """Output of a task so far. Pass `next` as `since` to get only newer output and changes of earlier output."""
 
-    task_id: str
-    items: list[OutputItem]
+    task_id: str = Field(description="Id of the task.")
+    items: list[OutputItem] = Field(description="Output items in order.")
     next: int = Field(description="Value of `since` for the next request.")
     truncated: bool = Field(False, description="true if output was omitted because of the size limit.")
     finished: bool = Field(False, description="true if there will be no more output.")

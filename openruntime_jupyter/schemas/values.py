@@ -32,12 +32,15 @@ LEASED = "flock"
 """Header and value of a request whose program holds a shared flock on each array file that it opens by path."""
 
 
+Engine = Literal["llama.cpp", "mlx-lm"]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """Files of a model as found by the runtime's catalogue. A field is None if its value is unknown until the model is loaded.
 
     `bytes` is the size of the weights on disk, `float32_bytes` their size as 32-bit numbers. `context_length` is in tokens, and
-    `cache_numbers` is the number of values per token in the key-value cache. `converted` is the folder for converted weights.
+    `cache_numbers` is the number of values per token in the key-value cache.
     """
 
     name: str
@@ -47,12 +50,16 @@ class ModelSource:
     context_length: int | None = None
     float32_bytes: int | None = None
     cache_numbers: int | None = None
-    converted: str | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """Return the library that runs the model."""
+        return "llama.cpp" if self.kind == "gguf" else "mlx-lm"
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """Generation options of a local model. mlx-lm sets the default of options that are None or not in `sampling`.
+    """Generation options of a local model. Options that are None or not in `sampling` have no effect.
 
     The keys of `sampling` are temp, top_p, top_k and min_p.
     """

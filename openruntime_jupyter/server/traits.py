@@ -197,12 +197,19 @@ class SettingsTraits(HasTraits):
         help="""Folder for models downloaded by `jupyter openruntime pull`. Prompts can select all models in it by name. None: `models`
         in data_dir.""",
     ).tag(config=True)
+    models_dirs = List(
+        Unicode(),
+        [],
+        help="""More folders of models, which are searched three levels down, so that models of other programs need no second download:
+        the Hugging Face cache (`~/.cache/huggingface/hub`), LM Studio (`~/.lmstudio/models`) or Ollama (`~/.ollama/models`). All users
+        who can submit tasks may select the models in them. Empty: none.""",
+    ).tag(config=True)
     allowed_models = List(
         Unicode(),
         list(default_of("allowed_models")),
         help="""Paths of model folders and GGUF files, and hub names, that all users who can submit tasks may select in addition to the
-        models in models_dir. Hub names also need allow_hub. Empty: none. Users with the permission to execute code may select any
-        file in any case.""",
+        models in models_dir and models_dirs. Hub names also need allow_hub. Empty: none. Users with the permission to execute code may
+        select any file in any case.""",
     ).tag(config=True)
     allow_hub = Bool(
         default_of("allow_hub"),
@@ -258,6 +265,7 @@ class SettingsTraits(HasTraits):
         values["data_dir"] = Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
         for folder in ("device_lock_dir", "models_dir"):
             values[folder] = Path(values[folder]).expanduser() if values[folder] else None
+        values["models_dirs"] = tuple(Path(folder).expanduser() for folder in self.models_dirs)
         for names in ("allowed_models", "secret_variables"):
             values[names] = tuple(values[names])
         return Settings(**values)
@@ -282,7 +290,7 @@ class AiTraits(HasTraits):
     ).tag(config=True)
     default_model = Unicode(
         AI_DEFAULTS.default_model,
-        help="""Name of the local model for prompts that name no model: one in models_dir or in allowed_models. Empty: the model
+        help="""Name of the local model for prompts that name no model: one in models_dir, models_dirs or allowed_models. Empty: the model
         downloaded by `jupyter openruntime pull`, otherwise the first by name.""",
     ).tag(config=True)
     agents_dir = Unicode(

@@ -16,7 +16,8 @@ from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.runtime.events import Event, Subscription
 from openruntime_jupyter.schemas.base import iso
 from openruntime_jupyter.schemas.endpoints import CONNECT_EVENTS, VERSION_HEADER
-from openruntime_jupyter.schemas.queries import ClientMessage, EventsQuery
+from openruntime_jupyter.schemas.events import ClientMessage
+from openruntime_jupyter.schemas.queries import EventsQuery
 from openruntime_jupyter.server.auth.identity import token_of
 from openruntime_jupyter.server.http.base import OTHER_PAGE, BaseHandler, NotLoggedIn, serves
 

@@ -165,9 +165,11 @@ class Runner:
         if device != self._device and self._problem is None:
             select(*device)
             self._device = device
-        if self._blas is not None and body["threads"] != self._threads:
-            self._threads = body["threads"]
-            self._blas.set_threads(self._threads)
+        threads = threads_for(body)
+        if threads != self._threads:
+            self._threads = threads
+            if self._blas is not None:
+                self._blas.set_threads(threads)
         if (mx := sys.modules.get("mlx.core")) is not None:
             mx.reset_peak_memory()
 
@@ -183,6 +185,8 @@ class Runner:
             fast_float32=self._blas is None or self._blas.fast,
             session=body["session"],
             memory_reserved=body["memory_reserved"],
+            memory_largest=body["memory_largest"],
+            threads=self._threads,
         )
 
     def _operate(self, body: dict[str, Any], context: TaskContext) -> Result:
@@ -262,6 +266,16 @@ class Runner:
             "resident": self._resident.bytes(),
             "children_peak": children_peak(),
         }
+
+
+def threads_for(body: dict[str, Any]) -> int:
+    """Return the number of threads for a task: those of its slot, and one less for a language model.
+
+    The threads of a model wait for each other several times per layer. If one of them shares its core with another program, such as a
+    kernel, all of them are as slow as that one.
+    """
+    threads: int = body["threads"]
+    return max(1, threads - 1) if body.get("model") else threads
 
 
 def _result(name: str, result: Result) -> Result:

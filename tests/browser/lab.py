@@ -51,6 +51,19 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         await asyncio.sleep(0.1)
 
 
+def recorded(page: Page) -> list[str]:
+    """Return a list to which the errors of the page and its console are added, with their sources."""
+    errors: list[str] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            errors.append(f"{message.text} ({message.location.get('url', '')})")
+
+    page.on("console", heard)
+    page.on("pageerror", lambda problem: errors.append(f"{problem} {problem.stack or ''}"))
+    return errors
+
+
 @dataclass
 class Notebook:
     """A notebook opened in JupyterLab or Notebook 7."""
@@ -66,13 +79,7 @@ class Notebook:
 
     def listen(self) -> None:
         """Record the errors of the page."""
-
-        def heard(message: ConsoleMessage) -> None:
-            if message.type == "error":
-                self.console.append(f"{message.text} ({message.location.get('url', '')})")
-
-        self.page.on("console", heard)
-        self.page.on("pageerror", lambda problem: self.console.append(f"{problem} {problem.stack or ''}"))
+        self.console = recorded(self.page)
 
     def ours(self) -> list[str]:
         """Return the unexpected errors of our own code."""
@@ -112,11 +119,11 @@ class Notebook:
         await self.page.wait_for_timeout(500)
         await self.page.wait_for_function(DONE, timeout=3 * MILLISECONDS)
 
-    async def start_all(self) -> None:
-        """Run all cells and return when the first one has started."""
+    async def start_all(self, command: str = "Run All Cells") -> None:
+        """Run cells by a command of the Run menu, and return when the first one has started."""
         for seconds in (10, 20, 40, 80):
             try:
-                await self.menu("Run", "Run All Cells")
+                await self.menu("Run", command)
                 await self.page.wait_for_function(STARTED, timeout=1000 * seconds)
                 return
             except TookTooLong:  # Lab loses the command while it connects to the kernel, and clears the prompts

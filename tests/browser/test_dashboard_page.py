@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests.support import JUPYTER, STANDALONE, Server, running_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
+CONNECTION = re.compile("ERR_CONNECTION|WebSocket")
 CODE = "import time\nfor second in range(600): print(second, flush=True); time.sleep(1)"
 
 
@@ -32,15 +35,27 @@ def test_page_shows_tasks_and_cancels_them(command: tuple[str, ...], tmp_path: P
             await expect(page).to_have_title("1 task · OpenRuntime")
             await row.get_by_role("button", name="Details and output").click()
             await expect(row.get_by_label("Output", exact=True)).to_contain_text(re.compile(r"\d"), timeout=60_000)
+            await expect(row.locator("td.or-memory")).to_contain_text("MB")
+            await expect(row.locator(".or-facts > div", has_text="worker's memory")).to_contain_text("MB")
             await fits_side_panels(page)
             await row.get_by_role("button", name="Cancel counter").click()
             await expect(row).to_contain_text("cancelled", timeout=60_000)
             assert server.finished(task["task_id"])["status"] == "cancelled"
+            if command == STANDALONE:
+                await shows_time_of_old_data(page, server)
+                errors[:] = [error for error in errors if not CONNECTION.search(error)]
         assert errors == []
 
     base = "/" if command == STANDALONE else "/user/ann/"
     with running_server(tmp_path, command, base_url=base) as server:
         run(story(server))
+
+
+async def shows_time_of_old_data(page: Page, server: Server) -> None:
+    """Check that the page shows when its data was read while the server does not respond."""
+    assert "as of" not in await page.locator(".or-header").inner_text()
+    os.kill(server.pid, signal.SIGKILL)
+    await expect(page.locator(".or-header")).to_contain_text(re.compile(r"waiting · as of \d+ \w+ \d\d:\d\d"), timeout=60_000)
 
 
 async def fits_side_panels(page: Page) -> None:

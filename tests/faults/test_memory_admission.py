@@ -28,7 +28,7 @@ async def overlaps(runtime: Runtime, seen: set[str]) -> None:
     while True:
         running = [entry for lane in runtime.lanes for entry in lane.running.values()]
         assert sum(entry.needs or 0 for entry in running) <= TOTAL
-        seen.update(entry.waiting_for for lane in runtime.lanes for entry in lane.first() if entry.waiting_for)
+        seen.update(entry.waiting_for for entry in runtime.lanes.next_up(10) if entry.waiting_for)
         await asyncio.sleep(0.005)
 
 

@@ -251,8 +251,10 @@ def test_buttons_work_through_the_kernel(dashboard: Dashboard, client: Client, m
     again = asked(dashboard, monkeypatch, "again", id=waiting.id)["answer"]
     assert (again["operation"], again["name"], again["priority"]) == ("matrix_multiply", "kept", 9)
     assert again["notebook"] == "/work/retry.ipynb"
-    found = asked(dashboard, monkeypatch, "tasks", order="newest", offset=0, limit=5, name="KEPT", notebook="/work/retry.ipynb")["answer"]
-    assert ([task["task_id"] for task in found["tasks"]], found["total_count"]) == ([again["task_id"]], 1)
+    for search, number in (("KEPT", 1), ("size=8", 1), ("size=9", 0)):
+        query = {"order": "newest", "offset": 0, "limit": 5, "search": search, "notebook": "/work/retry.ipynb"}
+        found = asked(dashboard, monkeypatch, "tasks", **query)["answer"]
+        assert ([task["task_id"] for task in found["tasks"]], found["total_count"]) == ([again["task_id"]][:number], number)
     work = asked(dashboard, monkeypatch, "task", id=busy.id)["answer"]["parameters"]
     assert "time.sleep" in work["code"]
     assert "environment" not in work["world"]

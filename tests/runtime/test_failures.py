@@ -125,7 +125,7 @@ async def test_smaller_tasks_pass_task_that_waits_for_memory(tmp_path: Path) -> 
         holder = await cell(runtime, LAST_WORDS)
         await says(runtime, holder, "worker")
         # Hold nearly all free memory by an estimate, without using it.
-        runtime.lanes["device_0"].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
+        runtime.lanes.devices["device_0"].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
         waits = await submit(runtime, "memory_bandwidth", {"size_mb": 100})
         await completed(runtime, await submit(runtime, "call"))
         await waits_for(runtime, waits, "memory")

@@ -12,9 +12,11 @@ import pytest
 
 from openruntime_jupyter.engines.protocol import DeviceReport
 from openruntime_jupyter.errors import InvalidRequest, TaskConflict, UnknownDevice
+from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.metrics.counters import Counters
 from openruntime_jupyter.runtime.queue.lane import Lane
+from openruntime_jupyter.runtime.queue.lanes import Lanes
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.runtime.tasks.entry import TRANSITIONS, Entry, QueueKey, follow
 from openruntime_jupyter.runtime.tasks.registry import COALESCE_SECONDS, TaskUpdates
@@ -223,21 +225,24 @@ class Waiting:
 
     waiting_for = None
     kind = ("call", "work", None)
+    queue = "auto"
 
     def __init__(self, number: int) -> None:
         self.key = QueueKey(0.0, number)
 
 
-def make_lane(slots: int) -> Lane:
-    return Lane("device_0", DeviceReport("cpu", 0, "a processor", None, (), "0"), slots, 30.0, engine=cast("Any", None))
+def make_lane(slots: int) -> tuple[Lanes, Lane]:
+    lanes = Lanes()
+    lanes.join(Lane("device_0", DeviceReport("cpu", 0, "a processor", None, (), "0"), slots, 30.0, cast("Any", None), Machine()))
+    return lanes, lanes.devices["device_0"]
 
 
 async def test_added_task_wakes_one_slot_and_stop_wakes_all() -> None:
-    lane = make_lane(4)
-    slots = [asyncio.create_task(lane.wait_for_task()) for _ in range(4)]
+    lanes, lane = make_lane(4)
+    slots = [asyncio.create_task(lane.wait()) for _ in range(4)]
     await asyncio.sleep(0)
     for number in (1, 2):
-        lane.add(cast("Entry", Waiting(number)))
+        lanes.place("auto").add(cast("Entry", Waiting(number)))
         await asyncio.sleep(0)
         assert sum(slot.done() for slot in slots) == number
     lane.wake()
@@ -245,12 +250,12 @@ async def test_added_task_wakes_one_slot_and_stop_wakes_all() -> None:
 
 
 async def test_cancelled_slot_is_not_woken() -> None:
-    lane = make_lane(2)
-    stays, leaves = asyncio.create_task(lane.wait_for_task()), asyncio.create_task(lane.wait_for_task())
+    lanes, lane = make_lane(2)
+    stays, leaves = asyncio.create_task(lane.wait()), asyncio.create_task(lane.wait())
     await asyncio.sleep(0)
     leaves.cancel()
     await asyncio.gather(leaves, return_exceptions=True)
-    lane.add(cast("Entry", Waiting(1)))
+    lanes.place("auto").add(cast("Entry", Waiting(1)))
     await asyncio.wait_for(stays, 5)
 
 
@@ -281,15 +286,15 @@ class Running(Waiting):
 def test_start_is_estimated_from_recent_and_elapsed_durations(
     slots: int, ran: list[float], running: list[Running], expected: list[float | None]
 ) -> None:
-    lane = make_lane(slots)
+    lanes, lane = make_lane(slots)
     for seconds in ran:
-        lane.add_duration(cast("Entry", Waiting(0)), seconds)
+        lane.durations.add(Waiting.kind, seconds)
     lane.running = {str(index): cast("Entry", each) for index, each in enumerate(running)}
     entries = [cast("Entry", Waiting(100 + number)) for number in range(len(expected))]
     for entry in entries:
-        lane.add(entry)
+        lanes.place("auto").add(entry)
     now = time.time()
-    starts = [None if (start := lane.estimate(entry)) is None else start - now for entry in entries]
+    starts = [None if (start := lanes.estimate(entry)) is None else start - now for entry in entries]
     assert starts == [None if seconds is None else pytest.approx(seconds, abs=50) for seconds in expected]
 
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.errors import NotAllowed
-from openruntime_jupyter.schemas.endpoints import DELETE_TASK
+from openruntime_jupyter.schemas.endpoints import CANCEL_TASK
 from tests.server.conftest import AUTHORIZER
 from tests.support import JUPYTER, Server, running_server
 
@@ -59,6 +59,6 @@ def test_client_says_that_the_change_was_made(server: Server, monkeypatch: pytes
     backend = HttpBackend(server.url, server.token)
     backend._http().headers.update(NO_READ)
     with pytest.raises(NotAllowed, match="Done, but"):
-        backend.call(DELETE_TASK, ended, query={"purge": True})
+        backend.call(CANCEL_TASK, ended, query={"purge": True})
     backend.close()
     assert server.request("GET", f"/tasks/{ended}").status_code == 404

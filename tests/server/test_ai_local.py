@@ -54,7 +54,13 @@ def test_local_model_streams_text(server: Server) -> None:
 def test_model_list_shows_loaded_model_and_unload_frees_it(server: Server) -> None:
     ask(server, "load it", parameters=short())
     (model,) = server.get("/models")["models"]
-    assert (model["name"], model["kind"], model["context_length"], model["default"]) == ("tiny", "mlx", 4096, True)
+    assert (model["name"], model["kind"], model["engine"], model["context_length"], model["default"]) == (
+        "tiny",
+        "mlx",
+        "mlx-lm",
+        4096,
+        True,
+    )
     assert model["path"].endswith("/models/tiny")
     (resident,) = model["resident"]
     assert (resident["state"], resident["lane"]) == ("idle", "device_0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,12 +18,14 @@ from openruntime_jupyter.client.array_data import Arrays
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
 from openruntime_jupyter.client.transport.embedded_handlers import HANDLERS
-from openruntime_jupyter.operations.registry import operations
+from openruntime_jupyter.operations.registry import BUILT_IN, operations
 from openruntime_jupyter.schemas.endpoints import CONNECT_EVENTS, ENDPOINTS, IDEMPOTENCY_KEY, PUT_ARRAY, STREAM_TOKENS, Endpoint
+from openruntime_jupyter.schemas.outputs import OUTPUTS
 from openruntime_jupyter.server.http.base import endpoint_of
-from openruntime_jupyter.server.openapi.document import ALWAYS, EXAMPLES, VERBS, document
+from openruntime_jupyter.server.openapi.document import ALWAYS, VERBS, document
+from openruntime_jupyter.server.openapi.examples import EXAMPLES
 from openruntime_jupyter.server.routes import ROUTES
-from tests.fits import must_fit, pointed, validator
+from tests.fits import must_be, must_fit, pointed, validator
 from tests.support import Server
 
 DOCUMENT = document(ROUTES)
@@ -76,13 +79,11 @@ def test_every_operation_and_parameter_has_description() -> None:
             where = f"{verb} {path}"
             assert 5 < len(operation["summary"]) < 140, where
             for parameter in operation["parameters"]:
-                assert parameter.get("description") or parameter["in"] == "path", f"{where}: {parameter['name']}"
+                assert parameter.get("description"), f"{where}: {parameter['name']}"
             for status in ALWAYS:
                 assert str(status) in operation["responses"], where
             if "requestBody" in operation and "application/json" in operation["requestBody"]["content"]:
                 assert operation["requestBody"]["content"]["application/json"]["examples"], where
-    names = [operation["operationId"] for verbs in DOCUMENT["paths"].values() for operation in verbs.values()]
-    assert len(names) == len(set(names))
 
 
 def test_errors_use_envelope_and_retry_after() -> None:
@@ -118,14 +119,103 @@ def test_openapi_document_has_operation_parameters() -> None:
         Draft202012Validator({"$ref": f"#/components/schemas/parameters.{name}", **DOCUMENT}).validate({})
 
 
-def test_head_is_described_like_get_without_body() -> None:
-    found = {path: verbs for path, verbs in DOCUMENT["paths"].items() if "get" in verbs and path != "/ws"}
-    for path, verbs in found.items():
-        assert verbs["head"]["parameters"] == verbs["get"]["parameters"], path
-        assert all("content" not in answer for status, answer in verbs["head"]["responses"].items() if status < "300"), path
-    assert "head" not in DOCUMENT["paths"]["/ws"]
-    assert {"200", "409"} <= set(found["/arrays/{array_id}"]["head"]["responses"])
-    assert not {"206", "416"} & set(found["/arrays/{array_id}"]["head"]["responses"]), "only GET supports ranges"
+BODIES: dict[str, dict[str, Any]] = {
+    "call": {},
+    "compute": {"expression": "a > 1", "inputs": {"a": [1, 2]}},
+    "matrix_multiply": {"size": 8, "iterations": 1},
+    "memory_bandwidth": {"size_mb": 1, "iterations": 1},
+    "mlx_operation": {"function": "divmod", "args": [[3, 4], [2, 2]]},
+    "python": {"code": "x = [1, 2]\nx", "outputs": ["x"]},
+    "vector_operations": {"size": 100, "iterations": 1},
+}
+
+
+@pytest.mark.parametrize("operation", BODIES)
+def test_output_of_operation_fits_its_schema(standalone: Server, operation: str) -> None:
+    task = standalone.submit(operation, BODIES[operation])
+    must_be(pointed("components", "schemas", f"output.{operation}"), task["result"]["output"], operation)
+
+
+def test_every_built_in_operation_has_output_schema() -> None:
+    assert set(OUTPUTS) == set(BUILT_IN)
+    for name in BUILT_IN:
+        assert f"output.{name}" in SCHEMAS
+
+
+def objects(node: Any) -> Iterator[Any]:
+    """Yield all objects of a document."""
+    if isinstance(node, dict):
+        yield node
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from objects(value)
+
+
+SCHEMAS = DOCUMENT["components"]["schemas"]
+
+
+def test_operation_ids_are_verbs() -> None:
+    ids = [operation["operationId"] for verbs in DOCUMENT["paths"].values() for operation in verbs.values()]
+    assert {"list_tasks", "submit_task", "get_task", "cancel_task", "put_array", "mark_array_ready", "connect_events"} <= set(ids)
+    assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", each) for each in ids)
+    assert len(ids) == len(set(ids))
+    assert not {verb for verbs in DOCUMENT["paths"].values() for verb in verbs} & {"head", "options"}, "they are no methods of a client"
+
+
+def test_schemas_are_shared_components() -> None:
+    assert not [node for node in objects(DOCUMENT) if "$defs" in node]
+    assert {"ArrayRef", "World", "Message", "About"} <= set(SCHEMAS)
+    used = {node["$ref"].removeprefix("#/components/schemas/") for node in objects(DOCUMENT) if "/schemas/" in node.get("$ref", "")}
+    assert used <= set(SCHEMAS)
+    named = {name for name in SCHEMAS if "." not in name}
+    assert named - used == {"SuccessEnvelope"}, "the description names it"
+
+
+def test_sets_of_values_have_names() -> None:
+    assert {"Timeframe", "Origin", "ArrayKind", "ArrayDtype", "MetricType", "FindingKind", "Severity", "WorkerState", "ErrorCode"} <= set(
+        SCHEMAS
+    )
+    inside = [node for name, schema in SCHEMAS.items() for node in objects(schema) if node is not schema and len(node.get("enum", ())) > 1]
+    assert inside + [node for node in objects(DOCUMENT["paths"]) if "enum" in node] == []
+
+
+def test_nullable_values_have_types_instead_of_unions() -> None:
+    for node in objects(SCHEMAS):
+        kinds = node.get("anyOf", [])
+        assert not (len(kinds) == 2 and {"type": "null"} in kinds) or any("$ref" in kind for kind in kinds), node
+    assert SCHEMAS["Task"]["properties"]["execution_time"]["type"] == ["number", "null"]
+
+
+def test_properties_have_descriptions_and_no_titles() -> None:
+    for name, schema in SCHEMAS.items():
+        for field, described in ((field, each) for node in objects(schema) for field, each in node.get("properties", {}).items()):
+            if isinstance(described, dict):
+                assert described.get("description"), f"{name}.{field}"
+                assert "title" not in described, f"{name}.{field}"
+
+
+def test_only_requests_reject_further_fields() -> None:
+    bodies = {endpoint.body.__name__ for endpoint in ENDPOINTS if endpoint.body is not None}
+    for name in bodies | {"ClientMessage"}:
+        assert SCHEMAS[name]["additionalProperties"] is False, name
+    for endpoint in ENDPOINTS:
+        if endpoint.model is not None:
+            assert "additionalProperties" not in SCHEMAS[endpoint.model.__name__], endpoint.path
+
+
+def test_events_and_messages_have_schemas() -> None:
+    prefix = "#/components/schemas/"
+    for path, verb in (("/tasks/{task_id}/tokens", "get"), ("/ai/tasks", "post")):
+        content = DOCUMENT["paths"][path][verb]["responses"]["200"]["content"]["text/event-stream"]
+        assert content["x-sse"] == {"token": {"$ref": prefix + "TokenEvent"}, "task": {"$ref": prefix + "AiTask"}}
+    messages = DOCUMENT["paths"]["/ws"]["get"]["x-websocket"]
+    assert messages == {"client": {"$ref": prefix + "ClientMessage"}, "server": {"$ref": prefix + "ServerMessage"}}
+    message = SCHEMAS["ServerMessage"]
+    assert message["discriminator"]["propertyName"] == "type"
+    assert set(message["discriminator"]["mapping"]) == {
+        *("connected", "heartbeat", "subscribed", "error"),
+        *("task_update", "task_progress", "task_output", "ai_token", "metrics"),
+    }
+    assert len(SCHEMAS["TaskNews"]["properties"]) == 12
 
 
 def test_openapi_document_has_server_url(standalone: Server, jupyter: Server) -> None:
@@ -139,8 +229,8 @@ def test_security_without_token_only_if_allowed(standalone: Server, jupyter: Ser
     assert {} in standalone.get("/openapi.json")["paths"]["/tasks"]["post"]["security"]
     found = jupyter.get("/openapi.json")["paths"]["/tasks"]
     assert {} not in found["post"]["security"]
-    assert {"cookie": [], "xsrf": []} in found["post"]["security"]
-    assert {"cookie": []} in found["get"]["security"]
+    assert found["post"]["security"] == [{"bearer": []}, {"query": []}]
+    assert set(DOCUMENT["components"]["securitySchemes"]) == {"bearer", "query"}
 
 
 def answered(url: str, status: int, body: Any, kind: str = "application/json") -> httpx.Response:

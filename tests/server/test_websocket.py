@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from openruntime_jupyter.schemas.base import epoch
+from tests.fits import must_be, pointed
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, TOKEN, Server, running_server, slowness
 
@@ -38,7 +39,7 @@ def listening(server: Server, query: str = "") -> Iterator[ClientConnection]:
 
 def read(connection: ClientConnection, seconds: float = 60.0) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(connection.recv(timeout=seconds))
-    assert isinstance(told["id"], int)
+    must_be(pointed("components", "schemas", "ServerMessage"), told, "a message of the WebSocket")
     return told
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, get_args
 
 from openruntime_jupyter.client.transport.forks import reset_in_child
-from openruntime_jupyter.schemas.queries import Topic
+from openruntime_jupyter.schemas.events import Topic
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -67,7 +67,7 @@ def pull_model(session: Session, name: str | None = None) -> Any:
 def _availability(session: Session, model: Fetchable, pulled: Pulled) -> Note:
     """Return a note on whether the runtime finds the model, since its settings may use another folder."""
     if any(each.name in (model.name, model.file.removesuffix(".gguf")) for each in session.client.models().models):
-        return Note(f"{model.name} is ready for prompts:", '%openruntime ai "What is the capital of France?"')
+        return Note(f"{model.name} is ready for prompts:", '%openruntime ai "What is the capital of Germany?"')
     return Note(
         f"The model is in {pulled.path.parent}, which this runtime does not search: OpenRuntimeApp.models_dir is set to another folder. "
         "Move the file there, or add it to OpenRuntimeApp.allowed_models."

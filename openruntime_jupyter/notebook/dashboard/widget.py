@@ -206,8 +206,8 @@ def _insights(backend: Backend, args: dict[str, Any]) -> Insights:
 
 
 ACTIONS: dict[str, Action] = {
-    "cancel": lambda backend, args: backend.call(api.DELETE_TASK, args["id"]),
-    "delete": lambda backend, args: backend.call(api.DELETE_TASK, args["id"], query={"purge": True}),
+    "cancel": lambda backend, args: backend.call(api.CANCEL_TASK, args["id"]),
+    "delete": lambda backend, args: backend.call(api.CANCEL_TASK, args["id"], query={"purge": True}),
     "priority": lambda backend, args: backend.call(api.CHANGE_TASK, args["id"], body={"priority": int(args["priority"])}),
     "task": _task,
     "tasks": _tasks,

@@ -215,10 +215,11 @@ class ModelTable(RecordTable[ModelInfo]):
     rows: tuple[Column[Sequence[str]], ...] = (
         Column("model", lambda row: row[0], "wrap", labelled=False),
         Column("kind", lambda row: row[1], labelled=False),
-        Column("size", lambda row: row[2]),
-        Column("context", lambda row: row[3]),
-        Column("in memory", lambda row: row[4]),
-        Column("default", lambda row: row[5]),
+        Column("engine", lambda row: row[2]),
+        Column("size", lambda row: row[3]),
+        Column("context", lambda row: row[4]),
+        Column("in memory", lambda row: row[5]),
+        Column("default", lambda row: row[6]),
     )
 
     def __init__(self, found: ModelList) -> None:
@@ -233,6 +234,7 @@ class ModelTable(RecordTable[ModelInfo]):
             (
                 model.name,
                 model.kind or "",
+                model.engine or "",
                 _size(model.bytes),
                 "" if model.context_length is None else f"{model.context_length:,} tokens",
                 "; ".join(_held(model)) or "—",
@@ -241,7 +243,7 @@ class ModelTable(RecordTable[ModelInfo]):
             for model in self
         ]
         remote = [
-            (f"{each.name}: {each.model or 'no model set'}", "profile", "", "", "remote", "✓" if each.default else "")
+            (f"{each.name}: {each.model or 'no model set'}", "profile", "", "", "", "remote", "✓" if each.default else "")
             for each in self.profiles
         ]
         rows = [*local, *remote]

@@ -142,6 +142,8 @@ def read_at(task: Task, seen_at: float | None = None) -> str | None:
 
 TASK_MIME = "application/vnd.openruntime.task+json"
 """MIME type of a task in the output of a cell. In pages with the extension, `labextension/src/output.ts` shows it as it is now."""
+PROMPT_OPERATIONS = ("generate", "chat")
+"""Operations whose output is an answer in Markdown."""
 SHOWN_BY_PAGES = {"task_id", "status", "operation", "name", "progress", "started_at", "execution_time", "error"}
 
 
@@ -252,7 +254,8 @@ class TaskCard(View):
         self.label = f"OpenRuntime task {title(task)}: {phrase(task)}"
         facts = [None if seen else "unreachable, last known state", *details(task, devices, live=False)]
         self._details = joined([*facts, _from(task)])
-        self._for_pages = {} if work else for_pages(task, filter(None, facts), seen_at, shown=0, card=True)
+        answer = task.operation in PROMPT_OPERATIONS
+        self._for_pages = {} if work else for_pages(task, filter(None, facts), seen_at, shown=0, card=True, answer=answer)
 
     def bundle(self) -> Bundle:
         """Return all forms as a MIME bundle. Pages have none for a card with code and parameters."""

@@ -316,8 +316,8 @@ def _watch(
         if isinstance(item, OpenRuntimeError):
             raise item
         if isinstance(item, TaskOutput):
+            finished, line.shown = item.finished, item.next  # before `show`, which may update the line with the output in it
             show(item.items)
-            finished, line.shown = item.finished, item.next
         elif isinstance(item, Task):
             line.show(item)
     line.show(final=True)

@@ -214,6 +214,8 @@ class Meters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._meters: dict[str, _Meter] = {}
+        self._on: dict[str, dict[str, _Meter]] = {}
+        """Meters by GPU and task."""
 
     @property
     def busy(self) -> bool:
@@ -223,16 +225,20 @@ class Meters:
     def begin(self, task_id: str, gpu: str) -> None:
         """Start the meter of a task that computes on a GPU. Tasks that share a GPU get no value."""
         with self._lock:
-            others = [meter for meter in self._meters.values() if meter.gpu == gpu]
-            for other in others:
+            here = self._on.setdefault(gpu, {})
+            here.pop(task_id, None)  # it begins again in another worker
+            for other in here.values():
                 other.alone = False
-            self._meters[task_id] = _Meter(gpu, time.monotonic(), alone=not others)
+            self._meters[task_id] = here[task_id] = _Meter(gpu, time.monotonic(), alone=not here)
 
     def end(self, task_id: str) -> float | None:
         """Return the mean utilization in percent; None without a sample during the run, or if the task shared the GPU."""
         with self._lock:
             meter = self._meters.pop(task_id, None)
-            if meter is None or not meter.alone or not meter.count:
+            if meter is None:
+                return None
+            self._on[meter.gpu].pop(task_id, None)
+            if not meter.alone or not meter.count:
                 return None
             return round(meter.total / meter.count, 1)
 

@@ -35,27 +35,32 @@ class DeviceLock:
         return self._settings.device_lock == "gpu" and lane.device.type == "gpu"
 
     async def acquire(self, lane: Lane, slot: int) -> None:
-        """Lock the slot. If locks can't be used, log it and continue without."""
+        """Lock the slot, or return without the lock once the lane is closed. If locks can't be used, log it and continue without."""
         lock = self._lock(lane, slot)
         holder = self._holder(None)
         try:
-            if lock.try_acquire(holder):
-                return
-            reporting = asyncio.create_task(self._report_holder(lane, lock))
-            try:
-                await lock.acquire(holder)
-            finally:
-                reporting.cancel()
-                lane.waiting_for = None
+            if not lock.try_acquire(holder):
+                await self._wait(lane, lock, holder)
         except StorageUnavailable as problem:
             if not self._refused:
                 self._refused = True
                 log.warning("Devices are not shared by turns: %s", problem)
 
-    async def _report_holder(self, lane: Lane, lock: DeviceSlotLock) -> None:
-        while True:
-            lane.waiting_for = describe(lane, lock.holder())
-            await asyncio.sleep(HOLDER_SECONDS)
+    @staticmethod
+    async def _wait(lane: Lane, lock: DeviceSlotLock, holder: dict[str, Any]) -> None:
+        """Wait for the lock and show its holder. Other lanes take the waiting tasks, as far as they can."""
+        waiting = asyncio.ensure_future(lock.acquire(holder))
+        try:
+            while not waiting.done() and lane.open:
+                lane.waiting_for = describe(lane, lock.holder())
+                lane.pass_on()
+                await asyncio.wait({waiting}, timeout=HOLDER_SECONDS)
+            if waiting.done():
+                waiting.result()
+        finally:
+            waiting.cancel()
+            await asyncio.wait({waiting})
+            lane.waiting_for = None
 
     def show(self, lane: Lane, slot: int, entry: Entry) -> None:
         """Write the running task into the lock file."""

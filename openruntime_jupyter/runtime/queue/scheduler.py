@@ -1,11 +1,9 @@
-"""Scheduler: each slot of each lane runs the most urgent task that can start, then the next. Discovery opens the lanes."""
+"""Scheduler: each slot of each lane runs the most urgent task of its queues that can start, then the next. Discovery opens the lanes."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,13 +25,16 @@ from openruntime_jupyter.engines.protocol import (
     StopReason,
 )
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, NoBackend, StorageUnavailable, TaskConflict, Unavailable
+from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.arrays.store import ArrayStore, result_name
 from openruntime_jupyter.runtime.metrics.gpu import Gpu
 from openruntime_jupyter.runtime.metrics.sampler import Meters
+from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.device_lock import DeviceLock
-from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
+from openruntime_jupyter.runtime.queue.lane import Lane
+from openruntime_jupyter.runtime.queue.lanes import Lanes
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.runtime.tasks.entry import Entry, Stream
+from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey, Stream
 from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.schemas.arrays import ArrayReference
@@ -45,10 +46,14 @@ from openruntime_jupyter.time_left import TimeLeft
 
 log = logging.getLogger(__name__)
 
-CORES = os.cpu_count() or 1
-
 MEMORY_POLL = 0.25
-"""Seconds between checks of the free memory while a task waits for it."""
+"""Seconds between checks of tasks that can't start yet, such as those that wait for memory."""
+
+RETRY_ELSEWHERE = 10.0
+"""Seconds during which another device is preferred for a task whose worker died or did not start."""
+
+MOST_MOVES = 2
+"""Maximum number of devices from which a task is moved because they start no worker for it."""
 
 
 class Scheduler:
@@ -75,15 +80,34 @@ class Scheduler:
         self._worker_stats = worker_stats
         self._arrays = arrays
         self._sessions = sessions
-        self._slots: list[asyncio.Task[None]] = []
+        self._slots: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    def open(self, lane: Lane) -> None:
-        """Start the slots of this lane."""
+    # Lanes
+
+    def join(self, lane: Lane) -> None:
+        """Open the lane of a device: it serves its queues from now on. Raises `ValueError` if a lane with its id is open."""
+        self._lanes.join(lane)
+        self._open(lane)
+
+    def join_remote(self, lane: Lane) -> None:
+        """Open the lane of operations that need no device."""
+        self._lanes.join_remote(lane)
+        self._open(lane)
+
+    def leave(self, lane_id: str) -> None:
+        """Close the lane of a device. Its running tasks continue, and its waiting ones stay queued for other lanes or until it joins again.
+
+        Raises `KeyError` if no such lane is open.
+        """
+        self._lanes.leave(lane_id)
+
+    def _open(self, lane: Lane) -> None:
         for slot in range(lane.slots):
             task = asyncio.get_running_loop().create_task(self._serve(lane, slot), name=f"{lane.id}.{slot}")
+            self._slots.add(task)
+            task.add_done_callback(self._slots.discard)
             task.add_done_callback(_log_crash)
-            self._slots.append(task)
 
     # Requests
 
@@ -92,7 +116,7 @@ class Scheduler:
         if self._stopping:
             entry.done.reach()
         else:
-            self._lanes[entry.lane].add(entry)
+            self._lanes.queue_of(entry).add(entry)
 
     async def cancel(self, entry: Entry) -> None:
         """Cancel the task in any state, and return when it has ended."""
@@ -101,48 +125,49 @@ class Scheduler:
             await self._end(entry, TaskState.CANCELLED, failures.cancelled(Stage.QUEUE))
         elif not entry.state.terminal:
             entry.stop_reason = StopReason.CANCELLED
-            self._lanes[entry.lane].engine.halt(entry.task_id, StopReason.CANCELLED)
+            if (lane := self._lanes.lane_of(entry)) is not None:
+                lane.engine.halt(entry.task_id, StopReason.CANCELLED)
         await entry.done.wait()
 
     def _withdraw(self, entry: Entry) -> bool:
-        """Take a pending task out of its lane; return False if it is not there."""
-        removed = self._lanes[entry.lane].remove(entry)
+        """Take a pending task out of its queue; return False if it is not there."""
+        removed = self._lanes.queue_of(entry).remove(entry)
         if removed and entry.session is not None:
             self._sessions.remove_task(entry.session)
         return removed
 
     def reprioritise(self, entry: Entry, priority: int) -> None:
         """Change a pending task's priority; raise `TaskConflict` for any other task."""
-        lane = self._lanes[entry.lane]
-        if entry.state is not TaskState.PENDING or lane.position(entry) is None:
+        queue = self._lanes.queue_of(entry)
+        if entry.state is not TaskState.PENDING or not queue.remove(entry):
             raise TaskConflict(f"{entry.task_id} is {entry.state}: only a pending task's priority can be changed")
-        lane.move(entry, priority)
+        entry.priority = priority
+        entry.key = QueueKey.of(entry.submitted_mono, priority, self._settings.aging_seconds, entry.key.sequence)
+        queue.add(entry)
 
     async def stop(self) -> list[Entry]:
-        """Start no more tasks, and return the pending ones, removed from the lanes. The engine ends running tasks."""
+        """Start no more tasks, and return the pending ones, removed from the queues. The engine ends running tasks."""
         self._stopping = True
-        waiting = [entry for lane in self._lanes for entry in lane.first()]
-        for entry in waiting:
-            self._lanes[entry.lane].remove(entry)
-        return waiting
+        return self._lanes.take_all()
 
     async def close(self, deadline: float) -> None:
         """Stop the slots after the engine has ended their tasks."""
         for lane in self._lanes:
             lane.wake()
-        if self._slots:
-            await asyncio.wait(self._slots, timeout=deadline)
-        for task in self._slots:
+        slots = tuple(self._slots)
+        if slots:
+            await asyncio.wait(slots, timeout=deadline)
+        for task in slots:
             task.cancel()
-        await asyncio.gather(*self._slots, return_exceptions=True)
+        await asyncio.gather(*slots, return_exceptions=True)
 
     # Slots
 
     async def _serve(self, lane: Lane, slot: int) -> None:
         shared = self._device_lock.shared(lane)
-        while not self._stopping:
-            if not len(lane):
-                await lane.wait_for_task()
+        while lane.open and not self._stopping:
+            if lane.idle:
+                await lane.wait()
                 continue
             try:
                 await self._take_turn(lane, slot, shared)
@@ -151,7 +176,6 @@ class Scheduler:
                 await asyncio.sleep(MEMORY_POLL)
 
     async def _take_turn(self, lane: Lane, slot: int, shared: bool) -> None:
-        lane.changed.clear()
         if shared:
             await self._device_lock.acquire(lane, slot)
         try:
@@ -163,22 +187,22 @@ class Scheduler:
         finally:
             if shared:
                 self._device_lock.release(lane, slot)
-        if entry is None:
-            await self._wait_for_memory(lane)
+        if entry is None and lane.open:
+            await self._wait_until_one_fits(lane)
 
-    async def _wait_for_memory(self, lane: Lane) -> None:
+    async def _wait_until_one_fits(self, lane: Lane) -> None:
+        lane.pass_on()
         entry = lane.head_timed_out(self._settings.memory_wait)
         if entry is not None and entry.needs is not None and self._withdraw(entry):
             free = self._admission.free(lane)
             await self._end(entry, TaskState.FAILED, failures.no_memory(entry.needs, free, self._settings.memory_wait))
             return
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(lane.changed.wait(), MEMORY_POLL)
+        await lane.wait(MEMORY_POLL)
 
     async def _execute(self, lane: Lane, entry: Entry) -> None:
-        lane.running[entry.task_id] = entry
+        self._lanes.begin(lane, entry)
         if entry.session is not None:
-            entry.session.task_id = entry.task_id
+            entry.session.task_id, entry.session.device = entry.task_id, lane.id
         try:
             entry.attempt += 1
             entry.started, entry.started_mono = time.time(), time.monotonic()
@@ -200,10 +224,10 @@ class Scheduler:
             log.exception("The engine failed on %s", entry.task_id)
             outcome = Died(failures.fault(f"The engine failed: {problem!r}"), retry=False)
         finally:
-            del lane.running[entry.task_id]
+            self._lanes.end(lane, entry)
             if entry.session is not None:
                 self._sessions.end_task(entry.session, entry.session_number, entry.worker is not None)
-            lane.changed.set()
+            lane.wake(only_blocked=True)
         try:
             await self._conclude(lane, entry, outcome)
         except Exception as problem:  # a bug must not block waiters
@@ -230,9 +254,10 @@ class Scheduler:
             device_type=lane.device.type,
             device_index=lane.device.index,
             memory_total=self._admission.total(lane),
-            memory_limit=entry.memory_limit or self._settings.memory_limit or int(0.9 * self._admission.machine_total()),
+            memory_largest=self._lanes.queue_of(entry).memory,
+            memory_limit=entry.memory_limit or self._settings.memory_limit or int(0.9 * lane.machine.total),
             memory_reserved=entry.needs or 0,
-            threads=max(1, CORES // len(lane.running)),
+            threads=max(1, lane.machine.cores // len(lane.running)),
             payload_name=f"{entry.task_id}.{entry.attempt}",
             interpreter=entry.interpreter,
             environment=entry.environment,
@@ -247,11 +272,13 @@ class Scheduler:
     async def _conclude(self, lane: Lane, entry: Entry, outcome: Outcome) -> None:
         entry.execution_time = time.monotonic() - (entry.started_mono or time.monotonic())
         self._measure(lane, entry, outcome)
+        if lane.problem is not None and not isinstance(outcome, Died | Stopped):
+            lane.recover()
         arrays: list[ArrayReference] = []
         if outcome.arrays if isinstance(outcome, Completed) else entry.returns_arrays:
             arrays, outcome = await self._keep_arrays(entry, outcome)
         if isinstance(outcome, Completed):
-            lane.add_duration(entry, entry.execution_time)
+            lane.durations.add(entry.kind, entry.execution_time)
             payload = None
             if outcome.payload is not None or outcome.payload_stored:
                 payload = PayloadInfo(size=outcome.payload_size, encoding=outcome.encoding)
@@ -272,17 +299,48 @@ class Scheduler:
         elif isinstance(outcome, NeedsMemory):  # it waits in the queue until that is free
             entry.needs = outcome.needs
             entry.attempt -= 1
-            await self._requeue(lane, entry)
-        elif outcome.retry and self._may_retry(entry):
+            await self._requeue(entry)
+        else:
+            await self._repeat_or_fail(lane, entry, outcome)
+
+    async def _repeat_or_fail(self, lane: Lane, entry: Entry, outcome: Died) -> None:
+        """Move a task that no worker began to another device, or retry it after its worker died, or fail it."""
+        if outcome.no_worker and self._may_move(lane, entry):
+            log.warning("%s starts no worker for %s, which is moved to another device: %s", lane.id, entry.task_id, outcome.failure.message)
+            lane.fail(outcome.failure.message)
+            self._avoid(lane, entry)
+            entry.attempt -= 1
+            await self._requeue(entry)
+        elif outcome.retry and self._may_repeat(entry) and entry.attempt <= entry.retries:
+            self._avoid(lane, entry)
             entry.output.note(f"[attempt {entry.attempt} of {entry.retries + 1}: {outcome.failure.message}; it runs again]\n")
             self._registry.output_changed(entry)
-            await self._requeue(lane, entry)
+            await self._requeue(entry)
         else:
+            if outcome.no_worker:  # the task is at fault, and not the devices
+                self._recover(entry)
             await self._end(entry, TaskState.FAILED, outcome.failure)
 
-    def _may_retry(self, entry: Entry) -> bool:
-        """Return whether a task is retried after its worker died. Not in a session, whose variables are lost."""
-        return entry.attempt <= entry.retries and entry.session is None and not self._stopping and entry.stop_reason is None
+    def _may_repeat(self, entry: Entry) -> bool:
+        """Return whether the task may start again after its worker died. Not in a session, whose variables are lost."""
+        return entry.session is None and not self._stopping and entry.stop_reason is None
+
+    def _may_move(self, lane: Lane, entry: Entry) -> bool:
+        """Return whether another device should run a task for which this lane started no worker."""
+        avoids = (*entry.avoids, lane.id)
+        return self._may_repeat(entry) and len(avoids) <= MOST_MOVES and self._lanes.queue_of(entry).served_besides(lane, avoids)
+
+    @staticmethod
+    def _avoid(lane: Lane, entry: Entry) -> None:
+        """Prefer another device for the next attempt."""
+        entry.avoids = tuple(dict.fromkeys((*entry.avoids, lane.id)))
+        entry.avoids_until = time.monotonic() + RETRY_ELSEWHERE
+
+    def _recover(self, entry: Entry) -> None:
+        """Use the devices again that the task was moved from."""
+        for lane_id in entry.avoids:
+            if lane_id in self._lanes.devices:
+                self._lanes.devices[lane_id].recover()
 
     async def _keep_arrays(self, entry: Entry, outcome: Outcome) -> tuple[list[ArrayReference], Outcome]:
         """Store the arrays that the attempt returned, or remove those that it left. The task fails if they do not fit."""
@@ -299,7 +357,7 @@ class Scheduler:
             message = f"The result can't be stored. {problem}"
             return [], RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.measurements)
 
-    async def _requeue(self, lane: Lane, entry: Entry) -> None:
+    async def _requeue(self, entry: Entry) -> None:
         entry.execution_time = entry.started = entry.started_mono = entry.progress = None
         if entry.tokens is not None:
             entry.tokens.restart()
@@ -309,7 +367,7 @@ class Scheduler:
         if entry.stop_reason is not None:  # cancelled during the write
             await self._end(entry, TaskState.CANCELLED, failures.cancelled(Stage.QUEUE))
         else:
-            lane.add(entry)
+            self._lanes.queue_of(entry).add(entry)
 
     def _measure(self, lane: Lane, entry: Entry, outcome: Outcome) -> None:
         measurements = outcome.measurements
@@ -408,7 +466,13 @@ class DeviceDiscovery:
     """Opens the device lanes once a worker has reported its devices, and passes the GPUs to `set_gpus`."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, lanes: Lanes, scheduler: Scheduler, set_gpus: Callable[[Sequence[Gpu]], None]
+        self,
+        settings: Settings,
+        engine: Engine,
+        machine: Machine,
+        lanes: Lanes,
+        scheduler: Scheduler,
+        set_gpus: Callable[[Sequence[Gpu]], None],
     ) -> None:
         self.problem: EngineError | None = None
         """Why no device was found."""
@@ -416,6 +480,7 @@ class DeviceDiscovery:
         """Running discovery, to be cancelled at the stop."""
         self._settings = settings
         self._engine = engine
+        self._machine = machine
         self._lanes = lanes
         self._scheduler = scheduler
         self._set_gpus = set_gpus
@@ -431,7 +496,7 @@ class DeviceDiscovery:
 
         After a failure the next call tries again: the missing package may be installed by now.
         """
-        if self._lanes.devices:
+        if self._lanes.known:
             return
         if self.tasks[0].done():
             self.begin()
@@ -451,23 +516,23 @@ class DeviceDiscovery:
             self.problem = problem
             log.warning("%s", problem)
             raise
-        if self._lanes.devices:
+        if self._lanes.known:
             return
         lanes = [self._lane(number, report) for number, report in enumerate(found)]
-        self._lanes.add(lanes)
         for lane in lanes:
-            self._scheduler.open(lane)
+            self._scheduler.join(lane)
         gpus = [(lane.id, lane.device) for lane in lanes if lane.device.type == "gpu"]
         self._set_gpus([Gpu(lane_id, device.index, device.name, device.capabilities) for lane_id, device in gpus])
         self.problem = None
 
     def _lane(self, number: int, report: DeviceReport) -> Lane:
         slots = self._settings.gpu_slots if report.type == "gpu" else self._settings.cpu_slot_count
-        return Lane(f"device_{number}", report, slots, self._settings.aging_seconds, self._engine)
+        durations = self._lanes.durations(report.type, report.name)
+        return Lane(f"device_{number}", report, slots, self._settings.aging_seconds, self._engine, self._machine, durations)
 
 
 FORGET_AT = 200
-"""Number of records above which those of dead workers are dropped."""
+"""Number of records from which those of dead workers are dropped, and then when there are twice as many as were left."""
 
 
 @dataclass(slots=True)
@@ -486,6 +551,7 @@ class WorkerStats:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._records: dict[str, _Record] = {}
+        self._forget_at = FORGET_AT
 
     def add_run(self, worker: str, seconds: float, measurements: Measurements, gpu_utilization: float | None) -> None:
         """Add an ended task that used the worker for `seconds`, with the GPU's mean utilization in percent."""
@@ -526,9 +592,10 @@ class WorkerStats:
         ]
 
     def _forget(self) -> None:
-        if len(self._records) >= FORGET_AT:
+        if len(self._records) >= self._forget_at:
             living = {each.name for each in self._engine.workers()}
             self._records = {name: record for name, record in self._records.items() if name in living}
+            self._forget_at = max(FORGET_AT, 2 * len(self._records))
 
 
 def _larger(one: int | None, other: int | None) -> int | None:

@@ -75,12 +75,15 @@ def encode_parameters(parameters: dict[str, Any]) -> str:
         return _encode(parameters)
 
 
-def decode_parameters(encoded: bytes) -> Any:
+def decode_parameters(encoded: bytes) -> dict[str, Any]:
     """Return parameters of `encode_parameters`; raise `ValueError`, `TypeError` or `RecursionError`."""
     try:
-        return from_json(encoded)
+        parameters = from_json(encoded)
     except ValueError:
-        return json.loads(encoded)
+        parameters = json.loads(encoded)
+    if not isinstance(parameters, dict):
+        raise TypeError("the parameters are not an object")
+    return parameters
 
 
 def now_micros() -> int:
@@ -342,6 +345,8 @@ def _without_unknown_fields(row: Row) -> tuple[Task, str | None]:
     try:
         content = json.loads(row[5])
     except (ValueError, TypeError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
         return _from_columns(row, DAMAGED), DAMAGED
     try:
         return Task.model_validate(content), None

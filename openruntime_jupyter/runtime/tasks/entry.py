@@ -17,6 +17,7 @@ from openruntime_jupyter.operations.parameter_summary import contains
 from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
 from openruntime_jupyter.schemas.arrays import ArrayReference
 from openruntime_jupyter.schemas.base import construct_unchecked, iso, timestamp
+from openruntime_jupyter.schemas.events import TaskNews
 from openruntime_jupyter.schemas.tasks import (
     LIVE_WIDGET,
     Failure,
@@ -436,22 +437,7 @@ class QueueKey(NamedTuple):
         return cls(submitted - priority * aging_seconds, sequence)
 
 
-EVENT_FIELDS = frozenset(
-    {
-        "task_id",
-        "status",
-        "execution_time",
-        "operation",
-        "name",
-        "owner",
-        "priority",
-        "attempt",
-        "device_used",
-        "error",
-        "cancel_stage",
-        "timestamp",
-    }
-)
+EVENT_FIELDS = frozenset(TaskNews.model_fields)
 """Fields of a record that an event has."""
 
 
@@ -467,8 +453,8 @@ class Entry:
     operation: str
     parameters: bytes
     given: dict[str, Any]
-    lane: str
-    """Id of the lane."""
+    queue: str
+    """Name of the queue in which it waits."""
     key: QueueKey
     priority: int
     owner: str | None
@@ -517,6 +503,12 @@ class Entry:
     """Time of the last progress report."""
     waiting_for: str | None = None
     blocked_since: float | None = None
+    drained_by: str | None = None
+    """Lane that starts no other task until this one fits."""
+    avoids: tuple[str, ...] = ()
+    """Lanes where its worker died or did not start."""
+    avoids_until: float = 0.0
+    """Monotonic time until which another lane is preferred to those."""
     stop_reason: StopReason | None = None
     cancel_stage: str | None = None
     device_used: str | None = None

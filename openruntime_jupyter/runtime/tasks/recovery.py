@@ -60,7 +60,7 @@ class Recovery:
         return True
 
     async def _queue(self, task_id: str) -> bool:
-        """Queue the task in its lane, or fail it; return False while devices are unknown."""
+        """Queue the task, or fail it; return False while devices are unknown."""
         task = self._left.get(task_id)
         if task is None:  # cancelled in the meantime
             return True
@@ -69,10 +69,10 @@ class Recovery:
             checked = self._submission.check(_request(task), Caller(task.owner))
             if not checked.operation.inline and not await self._lanes(checked.interpreter):
                 return False
-            lane = await self._submission.place(checked, task.device_preference)
+            queue = await self._submission.place(checked, task.device_preference)
             task = self._left.get(task_id)
             if task is not None:
-                self._submission.inherit(task, _request(task), checked, lane)
+                self._submission.inherit(task, _request(task), checked, queue)
                 del self._left[task_id]
         except (InvalidRequest, Unavailable, ValueError) as problem:  # written by another release
             await self._end(task_id, TaskState.FAILED, failures.not_resumed(str(problem)))

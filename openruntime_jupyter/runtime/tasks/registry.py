@@ -16,7 +16,7 @@ from openruntime_jupyter.engines.protocol import Completed
 from openruntime_jupyter.errors import StorageUnavailable, TaskConflict, TaskNotFound
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.metrics.counters import Counters
-from openruntime_jupyter.runtime.queue.lane import Lanes
+from openruntime_jupyter.runtime.queue.lanes import Lanes
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
 from openruntime_jupyter.runtime.tasks.entry import EVENT_FIELDS, Entry, TokenPiece, read_stored
@@ -262,10 +262,9 @@ class TaskRegistry:
         """Return the current record of a task, with its place in the queue, or its running time and memory so far."""
         task = entry.record(parameters)
         if entry.state is TaskState.PENDING:
-            lane = self._lanes[entry.lane]
-            task.position = lane.position(entry)
-            task.estimated_start = iso(lane.estimate(entry))
-            task.waiting_for = entry.waiting_for or lane.waiting_for
+            task.position = self._lanes.position(entry)
+            task.estimated_start = iso(self._lanes.estimate(entry))
+            task.waiting_for = entry.waiting_for or self._lanes.queue_of(entry).waiting_for
         elif not entry.state.terminal:
             task.execution_time = entry.elapsed()
             task.resident_bytes = self._resident(entry.task_id)

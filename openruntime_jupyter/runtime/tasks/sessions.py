@@ -51,6 +51,8 @@ class SessionEntry:
     listed: bool = False
     """True once a task was accepted for it."""
     task_id: str | None = None
+    device: str | None = None
+    """Device of the last task, where its variables are."""
     ended: str | None = None
     """Why its worker has ended; None while it can be used."""
     ended_at: float | None = None
@@ -191,7 +193,7 @@ class Sessions:
         entry = self._find(session_id)
         self._stop_timer(entry)
         entry.number += 1
-        entry.ended, entry.ended_at, entry.tasks, entry.used = None, None, 0, time.time()
+        entry.ended, entry.ended_at, entry.tasks, entry.used, entry.device = None, None, 0, time.time(), None
         self._engine().end_session(entry.id, "its session was restarted")
         return self._view(entry)
 

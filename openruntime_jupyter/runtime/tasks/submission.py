@@ -21,7 +21,9 @@ from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.large import in_thread
-from openruntime_jupyter.runtime.queue.lane import Admission, Lane, Lanes
+from openruntime_jupyter.runtime.queue.admission import Admission
+from openruntime_jupyter.runtime.queue.lane import Queue
+from openruntime_jupyter.runtime.queue.lanes import Lanes
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
@@ -201,10 +203,10 @@ class TaskSubmission:
             read = await in_thread(_read, kind, request.parameters)
         await self.read_models(request, caller)
         checked = self.check(request, caller, read)
-        lane = await self.place(checked, request.device_preference)
-        self._admission.check(checked.needs, lane)
+        queue = await self.place(checked, request.device_preference)
+        self._admission.check(checked.needs, queue)
         self._require_open()
-        return self._entry(request, checked, caller.owner, lane, task_id)
+        return self._entry(request, checked, caller.owner, queue, task_id)
 
     async def read_models(self, request: TaskRequest, caller: Caller) -> None:
         """Read the files of new models in a thread, if the request needs a model: `check` runs on the event loop."""
@@ -257,10 +259,10 @@ class TaskSubmission:
         needs, found = kind.bytes_needed(parameters), list(inputs.values())
         return Checked(kind, encoded, timeout, needs, interpreter, environment, world, burst, arrays, found, model)
 
-    async def place(self, checked: Checked, preference: str) -> Lane:
-        """Return the lane of the task; raise `UnknownDevice` or `Unavailable`."""
+    async def place(self, checked: Checked, preference: str) -> Queue:
+        """Return the queue of the task; raise `UnknownDevice` or `Unavailable`."""
         if not checked.operation.inline:
-            if not self._lanes.devices:
+            if not self._lanes.known:
                 await self.need_lanes(checked.interpreter)
             return self._lanes.place(preference)
         if self._lanes.remote is None:
@@ -273,10 +275,10 @@ class TaskSubmission:
 
     def _require_room(self, entry: Entry) -> None:
         """Raise `QueueFull` if the queue has no room for the task."""
-        waiting, lane = self._lanes.pending + self._reserved, self._lanes[entry.lane]
+        waiting = self._lanes.pending + self._reserved
         if waiting < self._settings.max_pending:
             return
-        if self._settings.max_pending == 0 and len(lane.running) + self._reserved < lane.slots:
+        if self._settings.max_pending == 0 and self._reserved < self._lanes.queue_of(entry).free_slots:
             return
         raise QueueFull(
             f"{waiting:,} tasks are pending, and max_pending is {self._settings.max_pending:,}: try again later", retry_after=5.0
@@ -345,7 +347,7 @@ class TaskSubmission:
             self.unreserve(entry)
         return earlier
 
-    def _entry(self, request: TaskRequest, checked: Checked, owner: str | None, lane: Lane, task_id: str | None = None) -> Entry:
+    def _entry(self, request: TaskRequest, checked: Checked, owner: str | None, queue: Queue, task_id: str | None = None) -> Entry:
         self._sequence += 1
         now = time.monotonic()
         prompt = checked.operation.answers_prompts
@@ -355,7 +357,7 @@ class TaskSubmission:
             operation=request.operation,
             parameters=checked.parameters,
             given=request.parameters,
-            lane=lane.id,
+            queue=queue.name,
             key=QueueKey.of(now, request.priority, self._settings.aging_seconds, self._sequence),
             priority=request.priority,
             owner=owner,
@@ -384,12 +386,12 @@ class TaskSubmission:
             tokens=TokenLog() if prompt else None,
         )
 
-    def inherit(self, task: Task, request: TaskRequest, checked: Checked, lane: Lane) -> None:
+    def inherit(self, task: Task, request: TaskRequest, checked: Checked, queue: Queue) -> None:
         """Queue a task of a dead runtime, with its age and its attempts.
 
         Raises `ArrayNotFound`, and `SessionEnded` for a task of a session, which has ended with that runtime.
         """
-        entry = self._entry(request, checked, task.owner, lane, task.task_id)
+        entry = self._entry(request, checked, task.owner, queue, task.task_id)
         self._arrays.lease(checked.arrays, task.task_id)
         entry.submitted = epoch(task.submitted_at) or entry.submitted
         entry.submitted_mono -= max(0.0, time.time() - entry.submitted)

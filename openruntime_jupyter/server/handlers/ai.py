@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.errors import InvalidRequest, TaskNotFound
 from openruntime_jupyter.schemas import endpoints as api
-from openruntime_jupyter.schemas.ai import AiRequest, ConversationList, Unloaded
+from openruntime_jupyter.schemas.ai import AiRequest, ConversationList, TokenEvent, Unloaded
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.schemas.queries import ConversationsQuery, TokensQuery
 from openruntime_jupyter.server.http.base import Handler, WaitingMixin, serves
@@ -74,7 +74,7 @@ class TokenStream(Handler):
             if chunk is None:
                 await self.write_chunk(HEARTBEAT)
             else:
-                token = {"text": chunk.text, "index": chunk.index}
+                token = TokenEvent(text=chunk.text, index=chunk.index)
                 await self.write_chunk(event("token", token, chunk.index + len(chunk.text)))
         self.write(event("task", await service.get(task_id, None)))
         self.finish(set_content_type=api.EVENT_STREAM)

@@ -97,7 +97,7 @@ class RuntimeCollector(Collector):
 DEVICE_GAUGES: tuple[tuple[str, str, Callable[[Device], float | None]], ...] = (
     ("slots", "Maximum number of concurrent tasks on the device.", lambda device: device.slots),
     ("tasks_running", "Number of running tasks on the device.", lambda device: device.running),
-    ("tasks_pending", "Number of pending tasks for the device.", lambda device: device.pending),
+    ("tasks_pending", "Number of pending tasks that the device may run.", lambda device: device.pending),
     ("memory_total_bytes", "Total memory of the device, or of the machine if it is shared.", lambda device: device.memory_total),
     ("memory_available_bytes", "Memory of the device available for tasks.", lambda device: device.memory_available),
     (

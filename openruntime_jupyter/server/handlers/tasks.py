@@ -11,8 +11,8 @@ from jupyter_server.utils import url_path_join
 
 from openruntime_jupyter.operations.parameter_summary import summarized
 from openruntime_jupyter.schemas.endpoints import (
+    CANCEL_TASK,
     CHANGE_TASK,
-    DELETE_TASK,
     GET_OUTPUT,
     GET_PAYLOAD,
     GET_TASK,
@@ -115,7 +115,7 @@ class TaskHandler(Handler):
         runtime = await self.runtime()
         await self.reply_changed(await runtime.reprioritise(task_id, change.priority))
 
-    @serves(DELETE_TASK)
+    @serves(CANCEL_TASK)
     async def delete(self, task_id: str) -> None:
         """Cancel the task, or delete it with `purge=true`, and return it."""
         query = self.query(DeleteQuery)

@@ -18,7 +18,8 @@ from openruntime_jupyter.memory import Machine, Memory
 from openruntime_jupyter.runtime.metrics import sampler as sampler_module
 from openruntime_jupyter.runtime.metrics.gpu import Gpu, GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Sample, Sampler
-from openruntime_jupyter.runtime.queue.lane import Admission, Lane
+from openruntime_jupyter.runtime.queue.admission import Admission
+from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.runtime import Runtime, view_device
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Task
@@ -194,8 +195,8 @@ async def test_available_memory_of_unified_gpu_is_machines(tmp_path: Path, monke
     monkeypatch.setattr(Machine, "memory", lambda self: Memory(36 * GIB, 7 * GIB))
     report = DeviceReport("gpu", 0, "Apple M3 Pro", 24 * GIB, ("metal", "mlx", "unified_memory"), "0.32")
     engine = LocalEngine(LocalOptions(tmp_path, tmp_path))
-    lane = Lane("device_0", report, 1, 30.0, engine)
-    admission = Admission(Machine(list), engine)
+    lane = Lane("device_0", report, 1, 30.0, engine, Machine(list))
+    admission = Admission(engine)
     sample = Sample(gpus={"device_0": GpuReadings(utilization=16.0, memory_total=36 * GIB, memory_used=GIB)})
     device = view_device(lane, admission, sample)
     assert (device.memory_total, device.memory_available) == (24 * GIB, 7 * GIB)

@@ -32,6 +32,7 @@ export interface ITask {
   started_at: string | null;
   execution_time: number | null;
   error: string | null;
+  result?: { output: Record<string, any> } | null;
 }
 
 export interface ITaskPage {
@@ -102,17 +103,12 @@ export function percent(progress: IProgress | null | undefined): number | null {
   return progress?.total ? Math.min(100, Math.floor((100 * progress.n) / progress.total)) : null;
 }
 
-const ENDED: ReadonlySet<string> = new Set([
-  'completed',
-  'failed',
-  'cancelled',
-  'timed_out',
-  'interrupted'
-]);
+/** The final states, which never change. */
+export const FINAL_STATES = ['completed', 'failed', 'cancelled', 'timed_out', 'interrupted'];
 
-/** True for final states, which never change. */
+/** True for a final state. */
 export function ended(state: string): boolean {
-  return ENDED.has(state);
+  return FINAL_STATES.includes(state);
 }
 
 /** The name of a task, or else its operation. */

@@ -6,7 +6,9 @@ import { Listeners } from './listeners';
 
 /** Shortest and longest delay between two attempts to connect, in milliseconds. */
 const SHORTEST_DELAY = 1_000;
-const LONGEST_DELAY = 30_000;
+const LONGEST_DELAY = 12_000;
+/** Delay in a hidden page, which connects when it is shown, and without a login. */
+const RARE_DELAY = 30_000;
 
 /** Milliseconds after a change of a task until the metrics are requested, so that many changes cause one request. */
 const METRICS_DELAY = 250;
@@ -53,7 +55,7 @@ export class Connection {
 
   constructor(private readonly address: IServerAddress) {
     document.addEventListener('visibilitychange', () => {
-      if (this.retry && !document.hidden) {
+      if (this.#retry && !document.hidden) {
         void this.open();
       }
     });
@@ -61,10 +63,10 @@ export class Connection {
 
   /** Connect, and reconnect whenever the connection is lost. The first request is HTTP, since a failed handshake gives no reason. */
   async open(): Promise<void> {
-    clearTimeout(this.retry);
-    this.retry = 0;
+    clearTimeout(this.#retry);
+    this.#retry = 0;
     if (this.address.reachable?.() === false) {
-      return this.lost('Jupyter is not connected to its server.');
+      return this.#lost('Jupyter is not connected to its server.');
     }
     try {
       const health = await this.request<IHealth>('GET', 'health');
@@ -72,12 +74,12 @@ export class Connection {
     } catch (error) {
       const status = error instanceof ResponseError ? error.status : 0;
       if (status === 404) {
-        return this.change('absent', 'This server does not run OpenRuntime.');
+        return this.#change('absent', 'This server does not run OpenRuntime.');
       }
       // `request` has already handled a missing login.
-      return this.state === 'no access' ? undefined : this.lost(messageOf(error));
+      return this.state === 'no access' ? undefined : this.#lost(messageOf(error));
     }
-    this.connect();
+    this.#connect();
   }
 
   /** Send a request to the API, for example `request('GET', 'tasks')`. Throws a `ResponseError` with a readable message. */
@@ -86,7 +88,7 @@ export class Connection {
     try {
       response = await fetch(this.address.baseUrl + path, {
         method,
-        headers: this.headers(),
+        headers: this.#headers(),
         body: body === undefined ? undefined : JSON.stringify(body)
       });
     } catch {
@@ -97,7 +99,7 @@ export class Connection {
     }
     const problem = await response.json().catch(() => ({}));
     if (response.status === 401 || (response.status === 403 && method === 'GET')) {
-      this.refuse();
+      this.#refuse();
     }
     throw new ResponseError(
       problem.error ?? problem.message ?? `the server responded with status ${response.status}`,
@@ -108,17 +110,17 @@ export class Connection {
 
   /** Subscribe to topics of events until the returned function is called. */
   subscribe(...topics: string[]): () => void {
-    topics.forEach(topic => this.count(topic, 1));
+    topics.forEach(topic => this.#count(topic, 1));
     let subscribed = true;
     return () => {
       if (subscribed) {
         subscribed = false;
-        topics.forEach(topic => this.count(topic, -1));
+        topics.forEach(topic => this.#count(topic, -1));
       }
     };
   }
 
-  private headers(): Record<string, string> {
+  #headers(): Record<string, string> {
     // JupyterHub accepts a cookie only with this header, also for GET.
     const cookie = document.cookie.match(/(?:^|;\s*)_xsrf=([^;]+)/);
     return {
@@ -128,37 +130,37 @@ export class Connection {
     };
   }
 
-  private connect(): void {
+  #connect(): void {
     const { webSocketUrl, token } = this.address;
     const socket = new WebSocket(webSocketUrl + (token ? `?token=${encodeURIComponent(token)}` : ''));
-    this.socket = socket;
-    socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
+    this.#socket = socket;
+    socket.onmessage = ({ data }) => this.#receive(JSON.parse(data));
     socket.onclose = ({ reason }) => {
-      this.socket = null;
-      this.lost(reason || 'The connection was closed.');
+      this.#socket = null;
+      this.#lost(reason || 'The connection was closed.');
     };
   }
 
-  private receive(event: IEvent): void {
+  #receive(event: IEvent): void {
     if (event.type === 'connected') {
-      this.delay = SHORTEST_DELAY;
-      const topics = [...this.topics.keys()];
+      this.#delay = SHORTEST_DELAY;
+      const topics = [...this.#topics.keys()];
       if (topics.length) {
-        this.send('subscribe', topics);
+        this.#send('subscribe', topics);
       }
-      this.change('live', '');
+      this.#change('live', '');
     }
     if (event.metrics) {
       this.metrics = event.metrics;
       this.changed.emit();
-    } else if (event.type === 'task_update' && !this.refresh) {
-      this.refresh = window.setTimeout(() => void this.refreshMetrics(), METRICS_DELAY);
+    } else if (event.type === 'task_update' && !this.#refresh) {
+      this.#refresh = window.setTimeout(() => void this.#refreshMetrics(), METRICS_DELAY);
     }
     this.events.emit(event);
   }
 
   /** Request the metrics after a change of a task. The heartbeat brings them only every five seconds. */
-  private async refreshMetrics(): Promise<void> {
+  async #refreshMetrics(): Promise<void> {
     try {
       if (!document.hidden) {
         this.metrics = await this.request<IMetrics>('GET', 'metrics');
@@ -167,62 +169,62 @@ export class Connection {
     } catch {
       // `state` tells that the connection is lost.
     } finally {
-      this.refresh = 0;
+      this.#refresh = 0;
     }
   }
 
-  private count(topic: string, change: number): void {
-    const before = this.topics.get(topic) ?? 0;
+  #count(topic: string, change: number): void {
+    const before = this.#topics.get(topic) ?? 0;
     const after = before + change;
     if (after > 0) {
-      this.topics.set(topic, after);
+      this.#topics.set(topic, after);
     } else {
-      this.topics.delete(topic);
+      this.#topics.delete(topic);
     }
     if (before === 0 || after === 0) {
-      this.send(after > 0 ? 'subscribe' : 'unsubscribe', [topic]);
+      this.#send(after > 0 ? 'subscribe' : 'unsubscribe', [topic]);
     }
   }
 
-  private send(type: string, topics: string[]): void {
-    if (this.socket?.readyState === WebSocket.OPEN) {
-      this.socket.send(JSON.stringify({ type, topics }));
+  #send(type: string, topics: string[]): void {
+    if (this.#socket?.readyState === WebSocket.OPEN) {
+      this.#socket.send(JSON.stringify({ type, topics }));
     }
   }
 
-  private change(state: ConnectionState, reason: string): void {
+  #change(state: ConnectionState, reason: string): void {
     this.state = state;
     this.reason = reason;
     this.changed.emit();
   }
 
-  private lost(reason: string): void {
-    this.change('no answer', reason);
-    this.retryIn(this.delay);
-    this.delay = Math.min(LONGEST_DELAY, 2 * this.delay);
+  #lost(reason: string): void {
+    this.#change('no answer', reason);
+    this.#retryIn(document.hidden ? RARE_DELAY : this.#delay);
+    this.#delay = Math.min(LONGEST_DELAY, 2 * this.#delay);
   }
 
   /** Close the WebSocket, which would outlive the login. */
-  private refuse(): void {
-    if (this.socket) {
-      this.socket.onclose = null;
-      this.socket.close();
-      this.socket = null;
+  #refuse(): void {
+    if (this.#socket) {
+      this.#socket.onclose = null;
+      this.#socket.close();
+      this.#socket = null;
     }
-    this.change('no access', 'You are not logged in, or you do not have the permission to read openruntime on this server.');
-    this.retryIn(LONGEST_DELAY);
+    this.#change('no access', 'You are not logged in, or you do not have the permission to read openruntime on this server.');
+    this.#retryIn(RARE_DELAY);
   }
 
-  private retryIn(delay: number): void {
-    clearTimeout(this.retry);
-    this.retry = window.setTimeout(() => void this.open(), delay);
+  #retryIn(delay: number): void {
+    clearTimeout(this.#retry);
+    this.#retry = window.setTimeout(() => void this.open(), delay);
   }
 
-  private socket: WebSocket | null = null;
-  private readonly topics = new Map<string, number>();
-  private delay = SHORTEST_DELAY;
-  private retry = 0;
-  private refresh = 0;
+  #socket: WebSocket | null = null;
+  readonly #topics = new Map<string, number>();
+  #delay = SHORTEST_DELAY;
+  #retry = 0;
+  #refresh = 0;
 }
 
 /** The message of an error, for people. */

@@ -2,7 +2,6 @@
 
 import { ILabShell, ILayoutRestorer, JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ICommandPalette, MainAreaWidget, WidgetTracker } from '@jupyterlab/apputils';
-import { PageConfig, URLExt } from '@jupyterlab/coreutils';
 import { ILauncher } from '@jupyterlab/launcher';
 import { Widget } from '@lumino/widgets';
 
@@ -14,6 +13,9 @@ import { CommandIDs, IOpenRuntime, NAME } from './runtime';
 
 const CATEGORY = 'OpenRuntime';
 
+/** URL of the folder of the bundle, which the builder sets. */
+declare const __webpack_public_path__: string;
+
 interface IDashboardModule {
   default: { render(options: { model: DashboardModel; el: HTMLElement }): () => void };
   /** Submit a task again. `request` sends a request to the API. */
@@ -22,8 +24,7 @@ interface IDashboardModule {
 
 /** Load the module of the dashboard, which the widget of notebooks also uses. It is loaded when a dashboard is first shown. */
 function loadModule(): Promise<IDashboardModule> {
-  const url = URLExt.join(PageConfig.getOption('fullLabextensionsUrl'), NAME, 'static', 'dashboard.js');
-  return import(/* webpackIgnore: true */ url);
+  return import(/* webpackIgnore: true */ `${__webpack_public_path__}dashboard.js`);
 }
 
 /** Submit a task again, and return the new one. */
@@ -34,61 +35,66 @@ export async function runAgain(connection: Connection, taskId: string): Promise<
 
 /** The dashboard as a widget of Lumino. While it is hidden it requests nothing. */
 class Dashboard extends Widget {
-  constructor(feed: Feed) {
+  constructor(feed: Feed, where: string) {
     super();
     this.addClass('jp-OpenRuntime-dashboard');
     this.title.icon = queueIcon;
     this.title.caption = 'OpenRuntime: tasks of all notebooks on this machine';
-    this.model = new DashboardModel(feed, PageConfig.getBaseUrl());
+    this.#model = new DashboardModel(feed, where);
+  }
+
+  /** Show a task with its details, as soon as the dashboard is shown. */
+  select(taskId: string): void {
+    this.#model.set('selected', taskId);
   }
 
   protected override onAfterShow(): void {
-    void this.mount();
+    void this.#mount();
   }
 
   protected override onAfterAttach(): void {
     if (this.isVisible) {
-      void this.mount();
+      void this.#mount();
     }
   }
 
   protected override onBeforeHide(): void {
-    this.unmount();
+    this.#unmount();
   }
 
   protected override onBeforeDetach(): void {
-    this.unmount();
+    this.#unmount();
   }
 
-  private async mount(): Promise<void> {
-    if (this.mounted) {
+  async #mount(): Promise<void> {
+    if (this.#mounted) {
       return;
     }
-    this.mounted = true;
+    this.#mounted = true;
     let loaded: IDashboardModule;
     try {
       loaded = await loadModule();
     } catch (error) {
-      this.mounted = false;
+      this.#mounted = false;
       this.node.textContent = `The dashboard cannot be loaded: ${error}. Reload the page.`;
       return;
     }
-    if (this.mounted && !this.remove) {
+    if (this.#mounted && !this.#remove) {
       this.node.replaceChildren();
-      this.remove = loaded.default.render({ model: this.model, el: this.node });
+      this.#remove = loaded.default.render({ model: this.#model, el: this.node });
     }
   }
 
-  private unmount(): void {
-    this.mounted = false;
-    this.remove?.();
-    this.remove = null;
+  #unmount(): void {
+    this.#mounted = false;
+    this.#remove?.();
+    this.#remove = null;
     this.node.replaceChildren();
   }
 
-  private readonly model: DashboardModel;
-  private mounted = false;
-  private remove: (() => void) | null = null;
+  readonly #model: DashboardModel;
+  #mounted = false;
+  #remove: (() => void) | null = null;
 }
 
 export const dashboardPlugin: JupyterFrontEndPlugin<void> = {
@@ -108,7 +114,9 @@ export const dashboardPlugin: JupyterFrontEndPlugin<void> = {
     const { commands, shell } = app;
     const present = () => connection.state !== 'absent';
 
-    const panel = new Dashboard(feed);
+    const create = () => new Dashboard(feed, app.serviceManager.serverSettings.baseUrl);
+
+    const panel = create();
     panel.id = 'openruntime-panel';
     shell.add(panel, 'right', { rank: 650, type: 'OpenRuntime' });
     restorer?.add(panel, panel.id);
@@ -127,8 +135,11 @@ export const dashboardPlugin: JupyterFrontEndPlugin<void> = {
       isToggled: () => panel.isVisible,
       isEnabled: present,
       isVisible: present,
-      execute: ({ show }) => {
-        if (panel.isVisible && !show) {
+      execute: ({ task }) => {
+        if (typeof task === 'string') {
+          panel.select(task);
+        }
+        if (panel.isVisible && !task) {
           // Both shells have this method, and no common interface with it.
           (shell as unknown as { collapseRight?(): void }).collapseRight?.();
         } else {
@@ -151,7 +162,7 @@ export const dashboardPlugin: JupyterFrontEndPlugin<void> = {
       execute: () => {
         let tab = tracker.currentWidget;
         if (!tab || tab.isDisposed) {
-          tab = new MainAreaWidget({ content: new Dashboard(feed) });
+          tab = new MainAreaWidget({ content: create() });
           tab.id = 'openruntime-dashboard';
           tab.title.label = 'OpenRuntime';
           tab.title.icon = queueIcon;

@@ -1,12 +1,11 @@
 // Data source of the dashboards of a page. It does for a page what `dashboard/feed.py` does for a kernel: the same queries at the same
 // intervals, and a part is sent only if it has changed. It imports nothing of Jupyter.
 
-import { ended, IEvent, IHealth, ITask, ITaskPage, TaskChange } from './api';
+import { ended, FINAL_STATES, IEvent, IHealth, ITask, ITaskPage, TaskChange } from './api';
 import { Connection, messageOf } from './connection';
 
 const RUNNING = 50;
 const ROWS = 20;
-const ENDED = 'completed,failed,cancelled,timed_out,interrupted';
 /** Update interval of the charts for each timeframe, in seconds. */
 const EVERY: Record<string, number> = { '5m': 1, '15m': 5, '1h': 15, '6h': 60, '24h': 60, '7d': 300 };
 const POINTS = 300;
@@ -27,23 +26,21 @@ type Listener = (...args: any[]) => void;
 export class DashboardModel {
   constructor(
     private readonly feed: Feed,
-    where: string,
-    notebook: string | null = null
+    where: string
   ) {
-    this.parts.where = where;
-    this.parts.notebook = notebook;
+    this.#parts.where = where;
   }
 
   /** Time of the last request for charts, in milliseconds. */
   charted = 0;
 
   get(name: string): any {
-    return this.parts[name];
+    return this.#parts[name];
   }
 
   set(name: string, value: unknown): void {
-    this.parts[name] = value;
-    this.emit(`change:${name}`);
+    this.#parts[name] = value;
+    this.#emit(`change:${name}`);
     if (name === 'timeframe') {
       this.charted = 0;
       this.feed.requestCharts();
@@ -56,13 +53,13 @@ export class DashboardModel {
   }
 
   on(name: string, listener: Listener): void {
-    this.listeners.set(name, [...(this.listeners.get(name) ?? []), listener]);
+    this.#listeners.set(name, [...(this.#listeners.get(name) ?? []), listener]);
   }
 
   off(name: string, listener: Listener): void {
-    this.listeners.set(
+    this.#listeners.set(
       name,
-      (this.listeners.get(name) ?? []).filter(each => each !== listener)
+      (this.#listeners.get(name) ?? []).filter(each => each !== listener)
     );
   }
 
@@ -86,8 +83,8 @@ export class DashboardModel {
   update(parts: Parts): void {
     for (const [name, part] of Object.entries(parts)) {
       const text = JSON.stringify(part);
-      if (this.sent.get(name) !== text) {
-        this.sent.set(name, text);
+      if (this.#sent.get(name) !== text) {
+        this.#sent.set(name, text);
         this.set(name, part);
       }
     }
@@ -95,17 +92,17 @@ export class DashboardModel {
 
   /** Report a lost connection, each time anew. */
   lost(reason: string): void {
-    this.sent.delete('connection');
+    this.#sent.delete('connection');
     this.set('connection', { live: false, reason });
   }
 
-  private emit(name: string): void {
-    for (const listener of this.listeners.get(name) ?? []) {
+  #emit(name: string): void {
+    for (const listener of this.#listeners.get(name) ?? []) {
       listener();
     }
   }
 
-  private readonly parts: Parts = {
+  readonly #parts: Parts = {
     timeframe: '5m',
     connection: {},
     health: {},
@@ -117,10 +114,12 @@ export class DashboardModel {
     operations: [],
     chart: {},
     changes: [],
-    closed: false
+    closed: false,
+    /** Id of the task to show with its details. */
+    selected: null
   };
-  private readonly listeners = new Map<string, Listener[]>();
-  private readonly sent = new Map<string, string>();
+  readonly #listeners = new Map<string, Listener[]>();
+  readonly #sent = new Map<string, string>();
 }
 
 /** The data of all dashboards of a page. Without a visible dashboard it requests nothing. */
@@ -129,145 +128,145 @@ export class Feed {
 
   /** Start sending data to a dashboard. */
   open(model: DashboardModel): void {
-    if (this.models.has(model)) {
+    if (this.#models.has(model)) {
       return;
     }
-    this.models.add(model);
-    if (this.models.size > 1) {
-      model.update(this.latest);
+    this.#models.add(model);
+    if (this.#models.size > 1) {
+      model.update(this.#latest);
       this.requestCharts();
       return;
     }
     const { connection } = this;
     const unsubscribe = connection.subscribe('metrics', 'task_progress');
-    const removals = [unsubscribe, connection.events.add(event => this.receive(event)), connection.changed.add(() => this.onState())];
-    this.stop = () => removals.forEach(remove => remove());
-    this.state = null;
-    this.onState();
+    const removals = [unsubscribe, connection.events.add(event => this.#receive(event)), connection.changed.add(() => this.#onState())];
+    this.#stop = () => removals.forEach(remove => remove());
+    this.#state = null;
+    this.#onState();
   }
 
   /** Stop sending data to a dashboard. */
   close(model: DashboardModel): void {
-    if (this.models.delete(model) && this.models.size === 0) {
-      this.stop();
-      clearInterval(this.repeat);
-      clearTimeout(this.flush);
-      this.flush = 0;
+    if (this.#models.delete(model) && this.#models.size === 0) {
+      this.#stop();
+      clearInterval(this.#repeat);
+      clearTimeout(this.#flush);
+      this.#flush = 0;
     }
   }
 
   /** Request the charts that are due. */
   requestCharts(): void {
     if (this.connection.state === 'live') {
-      void this.guarded(() => this.charts());
+      void this.#guarded(() => this.#charts());
     }
   }
 
-  private onState(): void {
+  #onState(): void {
     const { state, reason } = this.connection;
-    if (state === this.state) {
+    if (state === this.#state) {
       return;
     }
-    this.state = state;
-    clearInterval(this.repeat);
+    this.#state = state;
+    clearInterval(this.#repeat);
     if (state === 'live') {
-      this.stale = true;
-      this.servedAt = 0;
-      void this.guarded(() => this.refresh());
+      this.#stale = true;
+      this.#servedAt = 0;
+      void this.#guarded(() => this.#refresh());
     } else if (state !== 'connecting') {
-      const report = () => this.models.forEach(model => model.lost(reason));
+      const report = () => this.#models.forEach(model => model.lost(reason));
       report();
-      this.repeat = window.setInterval(report, LOST_EVERY);
+      this.#repeat = window.setInterval(report, LOST_EVERY);
     }
   }
 
-  private receive(event: IEvent): void {
+  #receive(event: IEvent): void {
     if (event.type === 'metrics') {
-      void this.guarded(() => this.refresh());
+      void this.#guarded(() => this.#refresh());
     } else if (event.data && (event.type === 'task_update' || event.type === 'task_progress')) {
-      this.onTask(event.data);
+      this.#onTask(event.data);
     }
   }
 
-  private onTask(data: TaskChange): void {
-    this.stale = true;
-    if (!this.ids.has(data.task_id)) {
-      if (Date.now() - this.listedAt >= TASKS_EVERY) {
-        void this.guarded(() => this.tasks());
+  #onTask(data: TaskChange): void {
+    this.#stale = true;
+    if (!this.#ids.has(data.task_id)) {
+      if (Date.now() - this.#listedAt >= TASKS_EVERY) {
+        void this.#guarded(() => this.#tasks());
       }
       return;
     }
-    this.changes.set(data.task_id, { ...this.changes.get(data.task_id), ...data });
-    this.flush ||= window.setTimeout(() => {
-      this.flush = 0;
-      const changes = [...this.changes.values()];
-      this.changes.clear();
-      this.models.forEach(model => model.set('changes', changes));
+    this.#changes.set(data.task_id, { ...this.#changes.get(data.task_id), ...data });
+    this.#flush ||= window.setTimeout(() => {
+      this.#flush = 0;
+      const changes = [...this.#changes.values()];
+      this.#changes.clear();
+      this.#models.forEach(model => model.set('changes', changes));
     }, CHANGES_EVERY);
   }
 
   /** Run requests one at a time, and report a failure. */
-  private async guarded(fetch: () => Promise<void>): Promise<void> {
-    if (this.busy || this.connection.state !== 'live' || this.models.size === 0) {
+  async #guarded(fetch: () => Promise<void>): Promise<void> {
+    if (this.#busy || this.connection.state !== 'live' || this.#models.size === 0) {
       return;
     }
-    this.busy = true;
+    this.#busy = true;
     try {
       await fetch();
     } catch (error) {
       if (this.connection.state === 'live') {
-        this.models.forEach(model => model.lost(messageOf(error)));
+        this.#models.forEach(model => model.lost(messageOf(error)));
       }
     } finally {
-      this.busy = false;
+      this.#busy = false;
     }
   }
 
-  private async refresh(): Promise<void> {
+  async #refresh(): Promise<void> {
     const { connection } = this;
-    if (Date.now() - this.servedAt >= SERVER_EVERY) {
-      this.servedAt = Date.now();
-      this.operations ??= (await connection.request<{ operations: unknown[] }>('GET', 'operations')).operations;
+    if (Date.now() - this.#servedAt >= SERVER_EVERY) {
+      this.#servedAt = Date.now();
+      this.#operations ??= (await connection.request<{ operations: unknown[] }>('GET', 'operations')).operations;
       const [health, devices, sessions, models] = await Promise.all([
         connection.request<IHealth>('GET', 'health'),
         connection.request<{ devices: unknown[] }>('GET', 'devices'),
         connection.request<{ sessions: unknown[] }>('GET', 'sessions'),
         connection.request<{ models: { resident?: unknown[] }[] }>('GET', 'models')
       ]);
-      this.update({
+      this.#update({
         connection: { live: true, reason: null },
         health,
         devices: devices.devices,
         sessions: sessions.sessions,
         models: models.models.filter(model => model.resident?.length),
-        operations: this.operations
+        operations: this.#operations
       });
     }
-    if (this.stale || Date.now() - this.listedAt >= TASKS_MAX_AGE) {
-      await this.tasks();
+    if (this.#stale || Date.now() - this.#listedAt >= TASKS_MAX_AGE) {
+      await this.#tasks();
     }
-    await this.charts();
+    await this.#charts();
   }
 
-  private async tasks(): Promise<void> {
-    this.listedAt = Date.now();
+  async #tasks(): Promise<void> {
+    this.#listedAt = Date.now();
     const list = (query: string) => this.connection.request<ITaskPage>('GET', `tasks?${query}`);
     // Finished tasks are fetched first, so that a task that changes state in between is listed once, in its newer state.
-    const finished = await list(`limit=${ROWS}&state=${ENDED}`);
+    const finished = await list(`limit=${ROWS}&state=${FINAL_STATES}`);
     const waiting = await list(`limit=${ROWS}&order=next`);
     const running = await list(`limit=${RUNNING}&state=running`);
     const start = (task: ITask) => task.started_at ?? task.submitted_at;
     running.tasks.sort((a, b) => (start(a) < start(b) ? -1 : 1));
     const rows = new Map([...running.tasks, ...waiting.tasks, ...finished.tasks].map(task => [task.task_id, task]));
-    this.ids = new Set(rows.keys());
-    this.stale = [...rows.values()].some(task => !ended(task.status));
+    this.#ids = new Set(rows.keys());
+    this.#stale = [...rows.values()].some(task => !ended(task.status));
     const counts = { running: running.total_count, waiting: waiting.total_count, ended: finished.total_count };
-    this.update({ tasks: [...rows.values()], counts });
+    this.#update({ tasks: [...rows.values()], counts });
   }
 
-  private async charts(): Promise<void> {
+  async #charts(): Promise<void> {
     const now = Date.now();
-    const due = [...this.models].filter(model => now - model.charted >= 900 * EVERY[model.get('timeframe')]);
+    const due = [...this.#models].filter(model => now - model.charted >= 900 * EVERY[model.get('timeframe')]);
     for (const timeframe of new Set(due.map(model => model.get('timeframe') as string))) {
       const history = await this.connection.request<object>('GET', `metrics/history?timeframe=${timeframe}&points=${POINTS}`);
       for (const model of due) {
@@ -279,22 +278,22 @@ export class Feed {
     }
   }
 
-  private update(parts: Parts): void {
-    this.latest = { ...this.latest, ...parts };
-    this.models.forEach(model => model.update(parts));
+  #update(parts: Parts): void {
+    this.#latest = { ...this.#latest, ...parts };
+    this.#models.forEach(model => model.update(parts));
   }
 
-  private readonly models = new Set<DashboardModel>();
-  private latest: Parts = {};
-  private stop: () => void = () => undefined;
-  private state: string | null = null;
-  private operations: unknown[] | undefined;
-  private ids = new Set<string>();
-  private readonly changes = new Map<string, object>();
-  private stale = true;
-  private busy = false;
-  private listedAt = 0;
-  private servedAt = 0;
-  private flush = 0;
-  private repeat = 0;
+  readonly #models = new Set<DashboardModel>();
+  #latest: Parts = {};
+  #stop: () => void = () => undefined;
+  #state: string | null = null;
+  #operations: unknown[] | undefined;
+  #ids = new Set<string>();
+  readonly #changes = new Map<string, object>();
+  #stale = true;
+  #busy = false;
+  #listedAt = 0;
+  #servedAt = 0;
+  #flush = 0;
+  #repeat = 0;
 }

@@ -1,8 +1,6 @@
 // OpenRuntime in JupyterLab and Notebook 7: the plugins of the extension.
 
 import { JupyterFrontEnd, JupyterFrontEndPlugin, JupyterLab } from '@jupyterlab/application';
-import { ServerConnection } from '@jupyterlab/services';
-import { URLExt } from '@jupyterlab/coreutils';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 
 import { cellsPlugin } from './cells';
@@ -26,10 +24,10 @@ const plugin: JupyterFrontEndPlugin<IOpenRuntime> = {
   optional: [ISettingRegistry, JupyterLab.IInfo],
   activate: (app: JupyterFrontEnd, registry: ISettingRegistry | null, info: JupyterLab.IInfo | null) => {
     addStyle();
-    const { baseUrl, wsUrl, token } = ServerConnection.makeSettings();
+    const { baseUrl, wsUrl, token } = app.serviceManager.serverSettings;
     const connection = new Connection({
-      baseUrl: URLExt.join(baseUrl, 'openruntime/'),
-      webSocketUrl: URLExt.join(wsUrl, 'openruntime/ws'),
+      baseUrl: baseUrl.replace(/\/?$/, '/openruntime/'),
+      webSocketUrl: wsUrl.replace(/\/?$/, '/openruntime/ws'),
       token,
       reachable: () => info?.isConnected !== false
     });

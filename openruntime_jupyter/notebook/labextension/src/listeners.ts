@@ -3,18 +3,18 @@
 export class Listeners<T> {
   /** Add a callback. Returns the function that removes it. */
   add(callback: (value: T) => void): () => void {
-    this.callbacks.add(callback);
+    this.#callbacks.add(callback);
     return () => {
-      this.callbacks.delete(callback);
+      this.#callbacks.delete(callback);
     };
   }
 
   /** Call all callbacks. */
   emit(value: T): void {
-    for (const callback of [...this.callbacks]) {
+    for (const callback of [...this.#callbacks]) {
       callback(value);
     }
   }
 
-  private readonly callbacks = new Set<(value: T) => void>();
+  readonly #callbacks = new Set<(value: T) => void>();
 }

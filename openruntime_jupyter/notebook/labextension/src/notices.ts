@@ -37,17 +37,17 @@ class Notices {
   constructor(private readonly show: (task: TaskChange) => void) {}
 
   add(task: TaskChange): void {
-    this.tasks.push(task);
-    this.due ||= window.setTimeout(() => this.emit(), TOGETHER);
+    this.#tasks.push(task);
+    this.#due ||= window.setTimeout(() => this.#emit(), TOGETHER);
   }
 
-  private emit(): void {
-    const { tasks } = this;
-    this.tasks = [];
-    this.due = 0;
+  #emit(): void {
+    const tasks = this.#tasks;
+    this.#tasks = [];
+    this.#due = 0;
     const kinds = tasks.map(kindOf);
     const kind = kinds.includes('error') ? 'error' : kinds.includes('warning') ? 'warning' : 'success';
-    const actions: Notification.IAction[] = [{ label: 'Show', callback: () => this.show(tasks[tasks.length - 1]) }];
+    const actions: Notification.IAction[] = [{ label: 'Show', callback: () => this.show(tasks[Math.max(0, kinds.indexOf('error'))]) }];
     const supported = 'Notification' in window;
     if (supported && window.Notification.permission === 'default') {
       // Browsers ask for the permission only on a click, and so do we.
@@ -61,8 +61,8 @@ class Notices {
     }
   }
 
-  private tasks: TaskChange[] = [];
-  private due = 0;
+  #tasks: TaskChange[] = [];
+  #due = 0;
 }
 
 export const noticesPlugin: JupyterFrontEndPlugin<void> = {
@@ -71,7 +71,7 @@ export const noticesPlugin: JupyterFrontEndPlugin<void> = {
   autoStart: true,
   requires: [IOpenRuntime],
   activate: (app: JupyterFrontEnd, { connection, settings }: IOpenRuntime) => {
-    const notices = new Notices(() => void app.commands.execute(CommandIDs.togglePanel, { show: true }));
+    const notices = new Notices(({ task_id }) => void app.commands.execute(CommandIDs.togglePanel, { task: task_id }));
     connection.events.add(({ type, data }: IEvent) => {
       const long = settings.notifyAfter > 0 && (data?.execution_time ?? 0) >= settings.notifyAfter;
       if (type === 'task_update' && data && ended(data.status ?? '') && long) {

@@ -6,6 +6,7 @@ import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
 import { IRenderMime } from '@jupyterlab/rendermime-interfaces';
 import { Panel, Widget } from '@lumino/widgets';
 
+import { Answer } from './answer';
 import { changed, duration, ended, IOutputItem, IProgress, ITask, ITaskOutput, percent, TaskState, titleOf } from './api';
 import { messageOf, ResponseError } from './connection';
 import { runAgain } from './dashboard';
@@ -55,7 +56,11 @@ function describe(task: ITask): string {
   const state = status === 'pending' ? 'waiting' : status.replace('_', ' ');
   if (ended(status)) {
     const ran = task.execution_time;
-    return ran == null ? state : `${state} ${status === 'completed' ? 'in' : 'after'} ${duration(ran)}`;
+    const tokens = task.result?.output.completion_tokens;
+    return (
+      (ran == null ? state : `${state} ${status === 'completed' ? 'in' : 'after'} ${duration(ran)}`) +
+      (tokens ? ` · ${tokens.toLocaleString('en')} tokens` : '')
+    );
   }
   const share = percent(progress);
   return [
@@ -88,250 +93,260 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
     this.addClass('jp-OpenRuntime-task');
     const line = new Widget();
     line.addClass('or-line');
-    this.sign.setAttribute('aria-hidden', 'true');
-    this.text.setAttribute('role', 'status');
-    line.node.append(this.sign, this.name, this.text, this.bar, this.buttons, this.more);
+    this.#sign.setAttribute('aria-hidden', 'true');
+    this.#text.setAttribute('role', 'status');
+    line.node.append(this.#sign, this.#name, this.#text, this.#bar, this.#buttons, this.#more);
     this.addWidget(line);
   }
 
   async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
     const saved = model.data[MIME_TYPE] as unknown as ISavedTask;
-    if (saved.task_id !== this.saved?.task_id) {
-      this.reset();
-    } else if (saved.shown > this.saved.shown) {
-      this.clearOutput(); // the kernel shows it in the cell
+    if (saved.task_id !== this.#saved?.task_id) {
+      this.#reset();
+    } else if (saved.shown > this.#saved.shown) {
+      this.#clearOutput(); // the kernel shows it in the cell
     }
-    this.saved = saved;
-    this.silentAt = 1000 * saved.seen_at + KERNEL_SILENT;
-    this.draw();
-    await this.renderAnswer(model);
-    this.follow();
+    this.#saved = saved;
+    this.#silentAt = 1000 * saved.seen_at + KERNEL_SILENT;
+    if (saved.answer) {
+      if (!this.#answer) {
+        this.#answer = new Answer(this.rendermime);
+        this.addWidget(this.#answer.renderer);
+      }
+      await this.#answer.show(model);
+    }
+    this.#draw();
+    this.#follow();
   }
 
   protected override onAfterAttach(): void {
-    this.follow();
+    this.#follow();
   }
 
   protected override onBeforeDetach(): void {
-    this.reset();
+    this.#reset();
   }
 
   /** True while the kernel updates the output: it runs the cell, or has updated the output lately. */
-  private get kernelLive(): boolean {
-    const prompt = this.saved?.card ? null : this.node.closest('.jp-CodeCell')?.querySelector('.jp-InputPrompt');
-    return Date.now() < this.silentAt || Boolean(prompt?.textContent?.includes('*'));
+  get #kernelLive(): boolean {
+    const prompt = this.#saved?.card ? null : this.node.closest('.jp-CodeCell')?.querySelector('.jp-InputPrompt');
+    return Date.now() < this.#silentAt || Boolean(prompt?.textContent?.includes('*'));
   }
 
   /** Follow the task until its end is shown. */
-  private follow(): void {
-    if (this.removals || !this.isAttached || !this.saved || ended(this.saved.status)) {
+  #follow(): void {
+    if (this.#removals || !this.isAttached || !this.#saved || ended(this.#saved.status)) {
       return;
     }
     const { connection } = this.openruntime;
     const removals = [
       connection.subscribe('task_progress'),
-      connection.changed.add(() => this.draw()),
+      connection.changed.add(() => this.#draw()),
       connection.events.add(({ data }) => {
-        if (this.task && data?.task_id === this.task.task_id && !ended(this.task.status)) {
-          this.task = changed(this.task, data);
+        if (this.#task && data?.task_id === this.#task.task_id && !ended(this.#task.status)) {
+          this.#task = changed(this.#task, data);
         }
       })
     ];
-    const timer = window.setInterval(() => void this.tick(), OUTPUT_EVERY);
-    this.removals = [...removals, () => clearInterval(timer)];
-    void this.tick();
+    const timer = window.setInterval(() => void this.#tick(), OUTPUT_EVERY);
+    this.#removals = [...removals, () => clearInterval(timer)];
+    void this.#tick();
   }
 
-  private stop(): void {
-    this.removals?.forEach(remove => remove());
-    this.removals = null;
+  #stop(): void {
+    this.#removals?.forEach(remove => remove());
+    this.#removals = null;
   }
 
-  private reset(): void {
-    this.stop();
-    this.task = null;
-    this.problem = '';
-    this.clearOutput();
+  #reset(): void {
+    this.#stop();
+    this.#task = null;
+    this.#problem = '';
+    this.#unknown = false;
+    this.#clearOutput();
   }
 
-  private clearOutput(): void {
-    this.since = 0;
-    this.area?.dispose();
-    this.area = null;
-    this.displays.clear();
+  #clearOutput(): void {
+    this.#since = 0;
+    this.#answer?.set(null);
+    this.#area?.dispose();
+    this.#area = null;
+    this.#displays.clear();
   }
 
   /** Ask the server for the state and the output that the cell does not have. */
-  private async tick(): Promise<void> {
-    const { saved } = this;
+  async #tick(): Promise<void> {
+    const saved = this.#saved;
     if (!saved || ended(saved.status)) {
-      this.stop(); // the kernel has shown the end
+      this.#stop(); // the kernel has shown the end
     } else if (this.openruntime.connection.state !== 'live') {
-      this.task = null;
-    } else if (!this.kernelLive && !this.busy && !document.hidden) {
-      this.busy = true;
+      this.#task = null;
+    } else if (!this.#kernelLive && !this.#busy && !document.hidden) {
+      this.#busy = true;
       try {
-        await this.refresh(saved.task_id);
-        this.problem = '';
+        await this.#refresh(saved.task_id);
+        this.#problem = '';
       } catch (error) {
-        this.problem = messageOf(error);
+        this.#problem = messageOf(error);
         if (error instanceof ResponseError && error.status === 404) {
-          this.stop(); // deleted, or of a runtime inside the kernel
-          this.problem = '';
+          this.#stop(); // deleted, or of a runtime inside the kernel
+          this.#problem = '';
+          this.#unknown = true;
         }
       }
-      this.busy = false;
+      this.#busy = false;
     }
-    this.draw();
+    this.#draw();
   }
 
-  private async refresh(id: string): Promise<void> {
+  async #refresh(id: string): Promise<void> {
     const { connection } = this.openruntime;
-    this.task ??= await connection.request<ITask>('GET', `tasks/${id}?parameters=false`);
-    const final = ended(this.task.status);
-    const since = Math.max(this.since, this.saved?.shown ?? 0);
+    this.#task ??= await connection.request<ITask>('GET', `tasks/${id}?parameters=false`);
+    const final = ended(this.#task.status);
+    const since = Math.max(this.#since, this.#saved?.shown ?? 0);
     const output = await connection.request<ITaskOutput>('GET', `tasks/${id}/output?since=${since}`);
-    if (this.kernelLive || id !== this.saved?.task_id) {
+    if (this.#kernelLive || id !== this.#saved?.task_id) {
       return;
     }
-    this.since = output.next;
-    output.items.forEach(item => this.append(item));
+    this.#since = output.next;
+    output.items.forEach(item => this.#append(item));
     if (final && output.finished) {
-      this.task = await connection.request<ITask>('GET', `tasks/${id}?parameters=false`);
-      this.stop();
+      this.#task = await connection.request<ITask>('GET', `tasks/${id}?parameters=false`);
+      const answer = this.#task.result?.output.text;
+      if (answer) {
+        this.#answer?.set(answer);
+      }
+      this.#stop();
+    }
+    if (output.items.length || final) {
+      await this.#answer?.render();
     }
   }
 
   /** Add an output that the cell does not have. */
-  private append(item: IOutputItem): void {
-    if (!this.area) {
-      this.area = new SimplifiedOutputArea({ model: new OutputAreaModel(), rendermime: this.rendermime });
-      this.area.addClass('jp-OpenRuntime-task-output');
+  #append(item: IOutputItem): void {
+    if (this.#answer && (item.name === 'stdout' || item.output_type === 'clear_output')) {
+      this.#answer.add(item);
+      return;
+    }
+    if (!this.#area) {
+      this.#area = new SimplifiedOutputArea({ model: new OutputAreaModel(), rendermime: this.rendermime });
+      this.#area.addClass('jp-OpenRuntime-task-output');
       const cell = this.node.closest('.jp-OutputArea');
-      if (cell instanceof HTMLElement && !this.saved?.card) {
-        Widget.attach(this.area, cell); // below the output that the cell has
+      if (cell instanceof HTMLElement && !this.#saved?.card) {
+        Widget.attach(this.#area, cell); // below the output that the cell has
       } else {
-        this.addWidget(this.area);
+        this.addWidget(this.#area);
       }
     }
-    const { model } = this.area;
+    const { model } = this.#area;
     const { output_type, display_id, text, name, wait } = item;
-    const at = this.displays.get(display_id ?? '');
+    const at = this.#displays.get(display_id ?? '');
     if (output_type === 'clear_output') {
       model.clear(wait);
-      this.displays.clear();
+      this.#displays.clear();
     } else if (output_type === 'stream') {
       model.add({ output_type, name: name ?? 'stdout', text: text ?? '' });
     } else if (output_type !== 'update_display_data') {
       model.add({ ...item, metadata: item.metadata ?? {} } as any);
       if (display_id) {
-        this.displays.set(display_id, model.length - 1);
+        this.#displays.set(display_id, model.length - 1);
       }
     } else if (at !== undefined) {
       model.set(at, { ...item, output_type: 'display_data', metadata: item.metadata ?? {} } as any);
     }
   }
 
-  /** Render the answer to a prompt. The saved Markdown begins with the line that this view shows itself. */
-  private async renderAnswer(model: IRenderMime.IMimeModel): Promise<void> {
-    if (!this.saved?.answer) {
-      return;
-    }
-    if (!this.answer) {
-      this.answer = this.rendermime.createRenderer('text/markdown');
-      this.addWidget(this.answer);
-    }
-    const markdown = String(model.data['text/markdown'] ?? '');
-    const data = { 'text/markdown': markdown.slice(markdown.indexOf('\n\n') + 2) };
-    await this.answer.renderModel({ trusted: model.trusted, metadata: model.metadata, data, setData: () => undefined });
-  }
-
-  private draw(): void {
-    const { saved } = this;
+  #draw(): void {
+    const saved = this.#saved;
     if (!saved) {
       return;
     }
-    const task = this.kernelLive || ended(saved.status) ? null : this.task;
+    const task = this.#kernelLive || ended(saved.status) ? null : this.#task;
     const { status, progress } = task ?? saved;
     const { state } = this.openruntime.connection;
     this.node.dataset.state = status;
-    write(this.sign, SIGNS[status]);
-    write(this.name, titleOf(saved));
-    this.name.title = saved.task_id;
-    const current = task || this.kernelLive || ended(status);
+    write(this.#sign, SIGNS[status]);
+    write(this.#name, titleOf(saved));
+    this.#name.title = saved.task_id;
+    const current = task || this.#kernelLive || ended(status);
     const words = task ? describe(task) : [saved.phrase, ...saved.facts].join(' · ');
     const time = current ? '' : `as of ${new Date(1000 * saved.seen_at).toLocaleString()}`;
     const away = current || state === 'live' || state === 'connecting' || state === 'absent' ? '' : state;
-    write(this.text, [words, time, away, this.problem].filter(Boolean).join(' · '));
+    write(this.#text, [words, time, away, this.#problem].filter(Boolean).join(' · '));
     const share = percent(progress);
-    this.bar.hidden = ended(status) || share === null;
-    this.bar.style.setProperty('--share', `${share ?? 0}%`);
-    // Below the cell of another task stands the error itself.
-    const result = status === 'completed' ? `%openruntime result ${saved.task_id}` : '';
-    write(this.more, saved.card ? (task ?? saved).error || result : '');
-    this.drawButtons(state !== 'live' || saved.answer ? [] : ended(status) ? ['Retry', 'Open'] : ['Cancel', 'Open']);
+    this.#bar.hidden = ended(status) || share === null;
+    this.#bar.style.setProperty('--share', `${share ?? 0}%`);
+    // The kernel shows errors and results of other outputs below this line.
+    const result = saved.card && status === 'completed' && `%openruntime result ${saved.task_id}`;
+    write(this.#more, (task ?? (saved.card ? saved : null))?.error || result || '');
+    this.#drawButtons(state !== 'live' || this.#unknown ? [] : [ended(status) ? 'Retry' : 'Cancel', 'Open']);
   }
 
-  private drawButtons(labels: string[]): void {
-    if (labels.join() !== [...this.buttons.children].map(button => button.textContent).join()) {
-      this.buttons.replaceChildren(...labels.map(label => this.button(label)));
+  #drawButtons(labels: string[]): void {
+    if (labels.join() !== [...this.#buttons.children].map(button => button.textContent).join()) {
+      this.#buttons.replaceChildren(...labels.map(label => this.#button(label)));
     }
   }
 
-  private button(label: string): HTMLButtonElement {
+  #button(label: string): HTMLButtonElement {
     const button = document.createElement('button');
     button.textContent = label;
     button.className = 'jp-mod-styled';
-    button.setAttribute('aria-label', `${label} ${titleOf(this.saved!)}`);
+    button.setAttribute('aria-label', `${label} ${titleOf(this.#saved!)}`);
     button.onclick = async () => {
       button.disabled = true;
       try {
-        await this.act(label, (this.task ?? this.saved!).task_id);
-        this.problem = '';
+        await this.#act(label, (this.#task ?? this.#saved!).task_id);
+        this.#problem = '';
       } catch (error) {
-        this.problem = messageOf(error);
+        this.#problem = messageOf(error);
       }
       button.disabled = false;
-      this.draw();
+      this.#draw();
     };
     return button;
   }
 
-  private async act(label: string, id: string): Promise<void> {
+  async #act(label: string, id: string): Promise<void> {
     const { connection } = this.openruntime;
     if (label === 'Cancel') {
       await connection.request('DELETE', `tasks/${id}`);
     } else if (label === 'Open') {
-      await this.app.commands.execute(CommandIDs.togglePanel, { show: true, task: id });
+      await this.app.commands.execute(CommandIDs.togglePanel, { task: id });
     } else {
       // The output follows the new task.
       const again = await runAgain(connection, id);
-      this.reset();
-      this.task = again;
-      this.saved = { ...this.saved!, task_id: again.task_id, status: again.status, seen_at: 0, shown: 0, progress: undefined };
-      this.silentAt = 0;
-      this.follow();
+      this.#reset();
+      this.#answer?.restart();
+      await this.#answer?.render();
+      this.#task = again;
+      this.#saved = { ...this.#saved!, task_id: again.task_id, status: again.status, seen_at: 0, shown: 0, progress: undefined };
+      this.#silentAt = 0;
+      this.#follow();
     }
   }
 
-  private readonly sign = element('or-sign');
-  private readonly name = element('or-name');
-  private readonly text = element('or-text');
-  private readonly bar = element('or-bar');
-  private readonly buttons = element('or-buttons');
-  private readonly more = element('or-more');
+  readonly #sign = element('or-sign');
+  readonly #name = element('or-name');
+  readonly #text = element('or-text');
+  readonly #bar = element('or-bar');
+  readonly #buttons = element('or-buttons');
+  readonly #more = element('or-more');
   /** Positions of displays in the output area by their id. */
-  private readonly displays = new Map<string, number>();
-  private area: SimplifiedOutputArea | null = null;
-  private answer: IRenderMime.IRenderer | null = null;
-  private saved: ISavedTask | null = null;
+  readonly #displays = new Map<string, number>();
+  #area: SimplifiedOutputArea | null = null;
+  #answer: Answer | null = null;
+  #saved: ISavedTask | null = null;
   /** The task as the server knows it; null until it was asked. */
-  private task: ITask | null = null;
-  private problem = '';
-  private busy = false;
-  private since = 0;
-  private silentAt = 0;
-  private removals: (() => void)[] | null = null;
+  #task: ITask | null = null;
+  #problem = '';
+  /** True if the server does not have the task. */
+  #unknown = false;
+  #busy = false;
+  #since = 0;
+  #silentAt = 0;
+  #removals: (() => void)[] | null = null;
 }
 
 /** Set the text of an element if it has changed. */

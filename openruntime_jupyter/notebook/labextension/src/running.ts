@@ -23,25 +23,29 @@ export const runningPlugin: JupyterFrontEndPlugin<void> = {
       return;
     }
     let tasks: ITask[] = [];
+    /** False if tasks have changed since the request for the list. */
+    let current = false;
     let due = 0;
     const runningChanged = new Signal<object, void>({});
 
+    const isShown = () => !document.hidden && [...document.querySelectorAll('.jp-RunningSessions')].some(panel => panel.checkVisibility());
     const refresh = async () => {
       due = 0;
-      if (connection.state === 'live') {
-        try {
-          tasks = (await connection.request<ITaskPage>('GET', `tasks?state=running,pending&limit=${LIMIT}`)).tasks;
-        } catch {
-          return; // the connection reports its state
-        }
-      } else {
-        tasks = [];
+      if (!isShown()) {
+        return;
       }
-      runningChanged.emit();
+      current = connection.state === 'live';
+      try {
+        tasks = current ? (await connection.request<ITaskPage>('GET', `tasks?state=running,pending&limit=${LIMIT}`)).tasks : [];
+        runningChanged.emit();
+      } catch {
+        // The connection reports its state.
+      }
     };
     const schedule = () => (due ||= window.setTimeout(() => void refresh(), DELAY));
     connection.events.add(({ type }) => {
-      if ((type === 'task_update' || type === 'connected') && !document.hidden) {
+      if (type === 'task_update' || type === 'connected') {
+        current = false;
         schedule();
       }
     });
@@ -55,12 +59,18 @@ export const runningPlugin: JupyterFrontEndPlugin<void> = {
       label: () => titleOf(task),
       labelTitle: () => [task.notebook, task.task_id].filter(Boolean).join('\n'),
       detail: () => (task.status === 'pending' && task.position ? `waiting, position ${task.position}` : task.status),
-      open: () => void app.commands.execute(CommandIDs.togglePanel, { show: true }),
+      open: () => void app.commands.execute(CommandIDs.togglePanel, { task: task.task_id }),
       shutdown: () => cancel(task)
     });
     managers.add({
       name: 'OpenRuntime Tasks',
-      running: () => tasks.map(item),
+      // Jupyter calls it when the panel is shown.
+      running: () => {
+        if (!current) {
+          schedule();
+        }
+        return tasks.map(item);
+      },
       shutdownAll: () => tasks.forEach(cancel),
       refreshRunning: schedule,
       runningChanged,

@@ -20,16 +20,16 @@ class StatusLine extends Widget {
     super({ node: document.createElement('button') });
     this.addClass('jp-OpenRuntime-status');
     this.node.onclick = onClick;
-    this.removeListeners = [openruntime.connection.changed.add(() => this.draw()), openruntime.settings.changed.add(() => this.draw())];
-    this.draw();
+    this.#removeListeners = [openruntime.connection.changed.add(() => this.#draw()), openruntime.settings.changed.add(() => this.#draw())];
+    this.#draw();
   }
 
   override dispose(): void {
-    this.removeListeners.forEach(remove => remove());
+    this.#removeListeners.forEach(remove => remove());
     super.dispose();
   }
 
-  private draw(): void {
+  #draw(): void {
     const { connection, settings } = this.openruntime;
     const { state, reason, metrics } = connection;
     const text = state === 'live' && metrics ? describe(metrics) : state === 'connecting' ? '' : `OpenRuntime: ${state}`;
@@ -40,7 +40,7 @@ class StatusLine extends Widget {
     this.setHidden(state === 'absent' || text === '' || !settings.showStatus);
   }
 
-  private readonly removeListeners: (() => void)[];
+  readonly #removeListeners: (() => void)[];
 }
 
 function describe(metrics: IMetrics): string {

@@ -114,7 +114,7 @@ class Page {
       this.draw();
     };
     this.watchers = { chart: () => this.chart(), timeframe: () => this.chosen(), changes: () => model.get("changes").forEach((each) => this.tasks.change(each)) };
-    for (const name of ["where", "connection", "health", "devices", "tasks", "counts", "sessions", "models", "operations", "closed"]) this.watchers[name] = draw;
+    for (const name of ["where", "connection", "health", "devices", "tasks", "counts", "sessions", "models", "operations", "closed", "selected"]) this.watchers[name] = draw;
     for (const [name, call] of Object.entries(this.watchers)) model.on(`change:${name}`, call);
     this.timer = setInterval(() => this.second(), 1000);
     // Jupyter sets themes on the body. Charts must be redrawn when they change.
@@ -158,6 +158,15 @@ class Page {
     this.sessions.update(get("sessions"));
     this.models.update(get("models"));
     this.form.update(get("operations"), get("devices"), [...this.tasks.tasks, ...get("tasks")]);
+    this.select();
+  }
+
+  /** Show the task that the surrounding page has selected, once the others are listed. */
+  select() {
+    const id = this.model.get("selected");
+    if (!id || this.model.get("counts").ended === undefined) return;
+    this.model.set("selected", null);
+    this.tasks.select(id);
   }
 
   chosen() {

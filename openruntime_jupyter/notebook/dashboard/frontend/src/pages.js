@@ -1,5 +1,6 @@
 // Tasks beyond those that the kernel sends: fetched when the user requests them, and updated when other tasks change.
 import { make, show, write } from "./dom.js";
+import { live } from "./words.js";
 
 /** Number of tasks added per click. */
 const PAGE = 50;
@@ -24,19 +25,28 @@ export class Pages {
     this.say = say;
     this.changed = changed;
     this.wanted = { waiting: 0, ended: 0 };
-    this.rows = { waiting: [], ended: [] };
+    this.rows = { waiting: [], ended: [], selected: [] };
+    /** Id of a task that is shown wherever it is in the order. */
+    this.selected = null;
     this.sent = { waiting: 0, ended: 0 };
     this.looked = 0;
   }
 
   get open() {
-    return this.wanted.waiting + this.wanted.ended > 0;
+    return this.selected !== null || this.wanted.waiting + this.wanted.ended > 0;
   }
 
   /** Show no additional tasks. */
   reset() {
     this.wanted = { waiting: 0, ended: 0 };
-    this.rows = { waiting: [], ended: [] };
+    this.rows = { waiting: [], ended: [], selected: [] };
+    this.selected = null;
+  }
+
+  /** Show a task too, wherever it is in the order. */
+  select(id) {
+    this.selected = id;
+    return this.look();
   }
 
   /** Set the number of additional tasks of a kind. */
@@ -68,12 +78,27 @@ export class Pages {
           const found = query ? (await this.runtime.act("tasks", { ...query, offset: this.sent[kind], limit })).tasks : [];
           this.rows[kind] = found.slice(0, this.wanted[kind]);
         }
+        await this.lookSelected();
         this.changed();
       } while (this.again);
     } catch (problem) {
       this.say(`Cannot list more tasks: ${problem.message}`);
     } finally {
       this.looking = false;
+    }
+  }
+
+  /** Fetch the selected task; a finished one only once. */
+  async lookSelected() {
+    const id = this.selected;
+    const [known] = this.rows.selected;
+    if (!id || (known?.task_id === id && !live(known))) return;
+    try {
+      const task = await this.runtime.act("task", { id });
+      if (this.selected === id) this.rows.selected = [task];
+    } catch (problem) {
+      this.say(`Cannot show the task ${id}: ${problem.message}`);
+      if (this.selected === id) this.selected = null;
     }
   }
 }

@@ -21,6 +21,10 @@ const COLUMNS = [
 /** Milliseconds for which rows do not move while the pointer is over a button, to prevent clicks on the wrong task. */
 const AIM = 1500;
 
+function kindOf(task) {
+  return task.status === "pending" ? "waiting" : live(task) ? "running" : "ended";
+}
+
 export class Tasks {
   constructor(runtime, say, announce) {
     this.runtime = runtime;
@@ -40,6 +44,8 @@ export class Tasks {
     this.set = null;
     this.stopped = null;
     this.aimed = 0;
+    /** Id of a task whose row is to be opened. */
+    this.wished = null;
     this.states = new Map();
     const heads = COLUMNS.map(([kind, label]) => make("th", { scope: "col", role: "columnheader", class: `or-${kind}` }, label.cloneNode ? label.cloneNode(true) : label));
     this.caption = make("caption", {}, "Tasks");
@@ -116,9 +122,13 @@ export class Tasks {
       this.pages.sent[kind] = kinds[kind].length;
       kinds[kind].push(...more(kind));
     }
+    for (const task of more("selected")) {
+      const others = kinds[kindOf(task)];
+      if (!others.some((each) => each.task_id === task.task_id)) others.push(task);
+    }
     const ordered = Object.values(kinds).flat();
     this.tasks = Date.now() < this.aimed ? this.still(ordered) : ordered;
-    const last = new Map(this.tasks.map((task) => [task.status === "pending" ? "waiting" : live(task) ? "running" : "ended", task]));
+    const last = new Map(this.tasks.map((task) => [kindOf(task), task]));
     this.children.update(this.tasks.flatMap((task) => [task, ...["waiting", "ended"].filter((kind) => last.get(kind) === task).flatMap((kind) => this.more(kind))]));
     const all = Object.values(this.counts).reduce((sum, count) => sum + count, 0);
     write(this.caption, all > this.tasks.length ? `Tasks · ${this.tasks.length.toLocaleString("en")} of ${all.toLocaleString("en")}` : "Tasks");
@@ -126,6 +136,24 @@ export class Tasks {
     show(this.empty, !this.tasks.length);
     show(this.table, this.tasks.length > 0);
     show(this.search.element, this.tasks.length > 0 || this.search.active);
+    this.reveal();
+  }
+
+  /** Show a task with its details, also if it is not among the listed ones. */
+  select(id) {
+    this.wished = id;
+    this.aimed = 0;
+    if (!this.tasks.some((task) => task.task_id === id)) this.pages.select(id);
+    this.draw();
+  }
+
+  /** Open the row of the selected task, as soon as there is one. */
+  reveal() {
+    const row = this.children.known.get(this.wished);
+    if (!row) return;
+    this.wished = null;
+    row.open(true);
+    row.element.scrollIntoView({ block: "nearest" });
   }
 
   /** Return the text in place of an empty table. */

@@ -1,4 +1,4 @@
-"""Loading of local models."""
+"""Loading of MLX folders with mlx-lm."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from openruntime_jupyter.errors import EngineError, InvalidRequest, MemoryRefused, OpenRuntimeError
-from openruntime_jupyter.local_models.conversions import Conversions
-from openruntime_jupyter.local_models.folder import NotAModel, read_config, shape_of, weight_files
-from openruntime_jupyter.local_models.language_model import LanguageModel, weights_of
+from openruntime_jupyter.errors import EngineError, InvalidRequest, MemoryRefused
+from openruntime_jupyter.local_models.folder import NotAModel, read_config, shape_of
+from openruntime_jupyter.local_models.language_model import INSTALL, loading
+from openruntime_jupyter.local_models.mlx_model import MlxModel, weights_of
 from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions, ModelSource
 
@@ -35,28 +35,18 @@ PIECE = 256 << 20
 """Bytes of weights that are read in one step; interrupts are handled between steps."""
 
 
-def load(source: ModelSource, context: TaskContext) -> LanguageModel:
-    """Load a model and warm it up.
+def load_mlx(source: ModelSource, context: TaskContext) -> MlxModel:
+    """Load the model of a folder or of the hub, and warm it up.
 
     On a CPU with a fast BLAS the model computes in float32 if that fits into memory, otherwise in the precision of its files. Raises
-    `InvalidRequest` if it can't be loaded, `MemoryRefused` if it does not fit, and `EngineError` without mlx-lm.
+    `NotAModel` and any exception of mlx-lm if it can't be loaded, `MemoryRefused` if it does not fit, and `EngineError` without mlx-lm.
     """
-    context.progress(0, None, f"loading {source.name}")
-    context.flush_progress()
     import_mlx_lm(offline=source.kind != "hub")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            source = _with_local_files(source)
-            wide = _choose(source, context)
-            model, tokenizer = _load(source, wide)
-            _read_weights(model, source.name, context)
-    except OpenRuntimeError:
-        raise
-    except NotAModel as problem:
-        raise InvalidRequest.of("parameters.model", str(problem)) from None
-    except Exception as problem:  # damaged files and unknown types cause many exceptions; each needs a message for the user
-        raise InvalidRequest.of("parameters.model", f"{source.name} can't be loaded: {type(problem).__name__}: {problem}") from problem
-    loaded = LanguageModel(source.name, model, tokenizer, source.context_length, source.cache_numbers)
+    with contextlib.redirect_stdout(sys.stderr):
+        source = _with_local_files(source)
+        model, tokenizer = _load(source, _choose(source, context))
+        _read_weights(model, source.name, context)
+    loaded = MlxModel(source.name, model, tokenizer, source.context_length, source.cache_numbers)
     _warm(loaded, context)
     return loaded
 
@@ -69,7 +59,7 @@ def _with_local_files(source: ModelSource) -> ModelSource:
         folder = Path(snapshot_download(source.path, allow_patterns=["*.json", "model*.safetensors", "*.jinja", "*.txt", "*.model"]))
         return replace(source, path=str(folder), kind="mlx", **asdict(shape_of(folder)))
     if not Path(source.path).exists():
-        raise InvalidRequest.of("parameters.model", f"{source.path} no longer exists")
+        raise NotAModel(f"{source.path} no longer exists")
     return source
 
 
@@ -86,19 +76,15 @@ def _choose(source: ModelSource, context: TaskContext) -> bool:
 
 
 def _load(source: ModelSource, wide: bool) -> tuple[Any, Any]:
-    path, kept = Path(source.path), Path(source.converted) if source.converted is not None else None
-    if source.kind == "gguf":
-        from openruntime_jupyter.local_models.gguf_model import load_gguf
-
-        return load_gguf(path, "float32" if wide else "stored", kept)
     from mlx_lm import utils
 
+    path = Path(source.path)
     if "model_file" in read_config(path):  # mlx-lm before 0.32 runs it; later versions reject it too
         raise NotAModel(f"{source.name} can't be loaded: it needs a custom module, and the code of a model is never run")
     model, config = utils.load_model(path, lazy=True)
     tokenizer = utils.load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
     if wide:
-        convert(model, weight_files(path)[0], Conversions(kept) if kept is not None else None)
+        convert(model)
     return model, tokenizer
 
 
@@ -115,10 +101,10 @@ def _read_weights(model: Any, name: str, context: TaskContext) -> None:
             mx.eval(pending)
             done, waiting = done + waiting, 0
             pending.clear()
-            context.progress(done, total, f"loading {name}")
+            context.progress(done, total, loading(name))
 
 
-def _warm(loaded: LanguageModel, context: TaskContext) -> None:
+def _warm(loaded: MlxModel, context: TaskContext) -> None:
     """Generate two tokens: MLX compiles some functions on first use, which takes seconds and can't be interrupted."""
     started = time.perf_counter()
     silent = context.silent()
@@ -137,8 +123,8 @@ def import_mlx_lm(offline: bool) -> ModuleType:
         with _limits_kept():
             import mlx_lm
     except ImportError as problem:
-        command = f"{sys.executable} -m pip install 'openruntime-jupyter[local]'"
-        raise EngineError(f"Local models need mlx-lm, which can't be imported ({problem}). Install it with: {command}") from problem
+        message = f"MLX models need mlx-lm, which can't be imported ({problem}). Install it with: {sys.executable} {INSTALL}"
+        raise EngineError(message) from problem
     package: ModuleType = mlx_lm
     return package
 
@@ -157,11 +143,8 @@ def _limits_kept() -> Iterator[None]:
         resource.setrlimit = real
 
 
-def convert(model: Any, source: Path, conversions: Conversions | None = None) -> None:
-    """Convert the lazily loaded `model` to float32 without evaluating it.
-
-    Converting a quantised model takes seconds, so `conversions` caches the result for the weight file `source`.
-    """
+def convert(model: Any) -> None:
+    """Convert the lazily loaded `model` to float32 without evaluating it."""
     packed = [module for _, module in model.named_modules() if "scales" in module]
     for module in packed:
         for name in ("scales", "biases"):
@@ -172,14 +155,6 @@ def convert(model: Any, source: Path, conversions: Conversions | None = None) ->
 
         dequantize_model(model)
     model.update(tree_map(_wide, model.parameters()))
-    if not packed or conversions is None:
-        return
-    weights = weights_of(model)
-    kept = conversions.find(source, {name: weight.shape for name, weight in weights.items()})
-    if kept is not None:
-        model.load_weights(list(kept.items()), strict=True)
-    else:
-        conversions.keep(source, weights)
 
 
 def _wide(weight: Any) -> Any:

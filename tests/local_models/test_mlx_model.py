@@ -5,7 +5,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as some
 
-from openruntime_jupyter.local_models.language_model import LARGEST, SMALLEST, STEP_SECONDS, AdaptiveChunking, StopFilter
+from openruntime_jupyter.local_models.mlx_model import LARGEST, SMALLEST, STEP_SECONDS, AdaptiveChunking, StopFilter
 
 LAYERS = 30
 

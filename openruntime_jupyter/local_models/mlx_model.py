@@ -1,0 +1,284 @@
+"""Model of an MLX folder in memory, run by mlx-lm."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
+from openruntime_jupyter.local_models.language_model import Timing
+from openruntime_jupyter.memory import MemoryReader
+from openruntime_jupyter.schemas.values import GenerationOptions
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.operations.context import TaskContext
+
+CACHE_KEPT = 256 << 20
+"""Maximum bytes of freed buffers that MLX keeps while a prompt is processed."""
+PENALISED = 20
+"""Number of previous tokens for a repetition penalty, as in mlx-lm."""
+
+
+class MlxModel:
+    """One model and its tokenizer.
+
+    `context_length` is in tokens, and `cache_numbers` is the growth of the key-value cache per token; None if unknown.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, context_length: int | None, cache_numbers: int | None) -> None:
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self._context_length = context_length
+        self._token_bytes = cache_numbers and cache_numbers * _item_size(model)
+        self._heads = int(getattr(getattr(model, "args", None), "num_attention_heads", 0) or 0)
+        self._memory = MemoryReader()
+        self._chunking = AdaptiveChunking()
+
+    # The prompt
+
+    def tokens_of(self, prompt: str | None, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Tokenize a plain prompt, or messages with the chat template; raise `InvalidRequest`."""
+        if prompt is not None:
+            bos = self.tokenizer.bos_token
+            tokens = self.tokenizer.encode(prompt, add_special_tokens=bos is None or not prompt.startswith(bos))
+        else:
+            tokens = self._templated(list(messages))
+        if not tokens:
+            raise InvalidRequest.of("parameters.prompt", "has no tokens: give a prompt that is not empty")
+        return list(tokens)
+
+    def _templated(self, messages: list[dict[str, str]]) -> Any:
+        if not self.tokenizer.has_chat_template:
+            raise InvalidRequest.of(
+                "parameters.messages", f"{self.name} has no chat template and does not accept messages: give a plain prompt"
+            )
+        try:
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        except Exception as problem:  # a template is a program and may raise anything
+            raise InvalidRequest.of("parameters.messages", f"rejected by the chat template of {self.name}: {problem}") from problem
+
+    def require_room(self, prompt: int, max_tokens: int, context: TaskContext) -> int:
+        """Return the maximum number of tokens to generate after `prompt` tokens, at most `max_tokens`.
+
+        Raises `InvalidRequest` for a prompt that fills the context of the model, and `MemoryRefused` for one whose key-value cache does
+        not fit into the free memory: a failed allocation in MLX is a segmentation fault.
+        """
+        room = max_tokens if self._context_length is None else min(max_tokens, self._context_length - prompt)
+        if room < 1:
+            problem = f"has {prompt:,} tokens, but {self.name} has a context of {self._context_length:,} including the response: shorten it"
+            raise InvalidRequest.of("parameters.prompt", problem)
+        if self._token_bytes:
+            total = prompt + room
+            needed = total * self._token_bytes
+            if context.device_type == "cpu":  # the CPU computes attention per piece, for all heads at once
+                needed += 4 * total * self._heads * min(LARGEST, prompt)
+            free = self._free(context)
+            if needed > free:
+                raise MemoryRefused.because(
+                    needed, free, f"A prompt of {prompt:,} tokens with up to {room:,} tokens to generate (max_tokens)"
+                )
+        return room
+
+    def _free(self, context: TaskContext) -> int:
+        if context.device_type == "gpu" and not mx.metal.is_available() and context.memory_total is not None:
+            return max(0, context.memory_total - mx.get_active_memory())
+        return self._memory.read().available
+
+    # The answer
+
+    def answer(
+        self, prompt: str | None, messages: Sequence[dict[str, str]], options: GenerationOptions, context: TaskContext
+    ) -> dict[str, Any]:
+        """Generate the response; see `LanguageModel.answer`."""
+        return self.write(self.tokens_of(prompt, messages), options, context)
+
+    def write(self, tokens: list[int], options: GenerationOptions, context: TaskContext) -> dict[str, Any]:
+        """Generate the response and return the fields of `Answer`. Each piece of text is passed to `context.token` once it is final."""
+        timing = Timing(time.perf_counter())
+        room = self.require_room(len(tokens), options.max_tokens, context)
+        mx.random.seed(secrets.randbits(63) if options.seed is None else options.seed)
+        stops = StopFilter(options.stop)
+        text: list[str] = []
+
+        def pass_on(piece: str) -> None:
+            if piece:
+                text.append(piece)
+                context.token(piece)
+
+        reason = None
+        # The stdout of a task is only the generated text.
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            contextlib.closing(self._responses(tokens, room, options, timing, context)) as responses,
+        ):
+            for response in responses:
+                timing.token(response.generation_tokens)
+                pass_on(stops.feed(response.text))
+                context.progress(timing.written, None, "writing")
+                reason = "stop" if stops.found else response.finish_reason
+                if reason is not None:
+                    break
+        pass_on(stops.flush())
+        return {"text": "".join(text), "finish_reason": reason, **timing.statistics(len(tokens))}
+
+    def _responses(
+        self, tokens: list[int], room: int, options: GenerationOptions, timing: Timing, context: TaskContext
+    ) -> Generator[Any, None, None]:
+        """Yield one mlx-lm response per token. Closing the generator stops the computation and frees the buffers."""
+        from mlx_lm.generate import generation_stream, stream_generate
+        from mlx_lm.models.cache import make_prompt_cache
+
+        timing.read = time.perf_counter()
+        cache = make_prompt_cache(self.model)
+        try:
+            with mx.stream(generation_stream):
+                self._read(tokens, cache, context)
+            yield from stream_generate(
+                self.model, self.tokenizer, mx.array(tokens[-1:]), max_tokens=room, prompt_cache=cache, **self._sampling(tokens, options)
+            )
+        finally:
+            mx.synchronize(generation_stream)
+            del cache
+            mx.clear_cache()
+
+    def _read(self, tokens: list[int], cache: list[Any], context: TaskContext) -> None:
+        """Process all tokens except the last one, in short steps between which interrupts are handled."""
+        done, total = 0, len(tokens)
+        context.progress(done, total, "reading the prompt")
+        while done < total - 1:
+            piece = tokens[done : min(done + self._chunking.tokens, total - 1)]
+            self.model(mx.array(piece)[None], cache=cache)  # lazy
+            layer = 0
+            while layer < len(cache):
+                layer = self._step(len(piece), cache, layer)
+                context.progress(done + len(piece) * layer // len(cache), total, "reading the prompt")
+            done += len(piece)
+            if mx.get_cache_memory() > CACHE_KEPT:
+                mx.clear_cache()
+
+    def _step(self, tokens: int, cache: list[Any], first: int) -> int:
+        """Compute a piece of the prompt from layer `first` for one step; return the next layer."""
+        started = time.perf_counter()
+        step = cache[first : first + self._chunking.layers(tokens)]
+        mx.eval([layer.state for layer in step])
+        self._chunking.record(tokens, len(step), time.perf_counter() - started)
+        return first + len(step)
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        # Before mlx-lm 0.32 tokenizers have no length. Building the dictionary takes 30 ms.
+        return len(self.tokenizer.get_vocab())
+
+    def _sampling(self, tokens: list[int], options: GenerationOptions) -> dict[str, Any]:
+        from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+        sampling = dict(options.sampling)
+        if "top_k" in sampling and sampling["top_k"] >= self._vocabulary:  # no restriction; mlx-lm rejects it
+            del sampling["top_k"]
+        chosen: dict[str, Any] = {"sampler": make_sampler(**sampling)} if sampling else {}
+        if options.repetition_penalty is not None:
+            processors = make_logits_processors(repetition_penalty=options.repetition_penalty, repetition_context_size=PENALISED)
+            chosen["logits_processors"] = [_remembering(processor, tokens[:-1]) for processor in processors]
+        return chosen
+
+
+def _remembering(processor: Callable[[Any, Any], Any], before: list[int]) -> Callable[[Any, Any], Any]:
+    """Return `processor` with the tokens `before` added: mlx-lm passes it only the tokens that mlx-lm has processed."""
+    earlier = mx.array(before[-PENALISED:], dtype=mx.int32)
+
+    def process(tokens: Any, logits: Any) -> Any:
+        return processor(mx.concatenate([earlier, tokens.astype(mx.int32)]), logits)
+
+    return process
+
+
+def weights_of(model: Any) -> dict[str, Any]:
+    """Return the arrays of a model by name."""
+    weights: Any = tree_flatten(model.parameters(), destination={})
+    return dict(weights)
+
+
+def _item_size(model: Any) -> int:
+    """Return the size in bytes of the model's activations: that of its widest weights or scales."""
+    return max((weight.dtype.size for weight in weights_of(model).values() if mx.issubdtype(weight.dtype, mx.floating)), default=4)
+
+
+STEP_SECONDS = 0.2
+"""Target duration of a step. Interrupts are handled between steps, and a cancel escalates to its second stage after 0.5 s."""
+SMALLEST = 32
+"""Tokens. All weights are read once for each piece, so smaller pieces are hardly faster."""
+LARGEST = 512
+"""Tokens. Larger pieces gain little and need more memory for attention."""
+
+
+class AdaptiveChunking:
+    """Estimate of the numbers of tokens and layers that take about `STEP_SECONDS` for this model and device.
+
+    A piece of the prompt that passes all layers in one step would have to be short, and every piece reads all weights again. So a piece
+    has as many tokens as one layer can process in a step, and a step covers as many layers as fit into its time.
+    """
+
+    def __init__(self) -> None:
+        self._work = 4.0 * SMALLEST
+        """Work of one step, in tokens times layers."""
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of tokens of the next piece."""
+        return int(min(max(self._work, SMALLEST), LARGEST))
+
+    def layers(self, tokens: int) -> int:
+        """Return the number of layers of a step for a piece of `tokens`."""
+        return max(1, int(self._work / max(tokens, SMALLEST)))
+
+    def record(self, tokens: int, layers: int, seconds: float) -> None:
+        """Record the duration of a step. One measurement changes the work of a step by at most a factor of four."""
+        wanted = max(tokens, SMALLEST) * layers * STEP_SECONDS / max(seconds, 1e-6)
+        self._work = max(1.0, min(max(wanted, self._work / 4), self._work * 4))
+
+
+class StopFilter:
+    """Filter for streamed text that holds back a possible beginning of a stop string and drops everything from the first one on."""
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._stops = tuple(stops)
+        self._longest = max(map(len, self._stops), default=0)
+        self._held = ""
+        self.found = False
+        """True once a stop string was found."""
+
+    def feed(self, text: str) -> str:
+        """Add a piece of text; return the text that is final."""
+        if self.found:
+            return ""
+        self._held += text
+        found = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        if found:  # the first complete one counts, so that the result does not depend on the cuts
+            self.found = True
+            return self._release(min(found)[1])
+        return self._release(len(self._held) - self._beginning())
+
+    def flush(self) -> str:
+        """Return the held text at the end of the stream."""
+        return "" if self.found else self._release(len(self._held))
+
+    def _release(self, count: int) -> str:
+        text, self._held = self._held[:count], self._held[count:]
+        return text
+
+    def _beginning(self) -> int:
+        """Return the length of the longest suffix of the held text that begins a stop string."""
+        for length in range(min(self._longest - 1, len(self._held)), 0, -1):
+            end = self._held[-length:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0
