@@ -41,6 +41,7 @@ def _named_values() -> dict[tuple[Any, ...], str]:
         "MemoryKernel": memory_bandwidth.KernelName,
         "MetricType": insights.MetricType,
         "MetricUnit": system.MetricUnit,
+        "ModelEngine": values.Engine,
         "ModelKind": ai.ModelKind,
         "Origin": tasks.Origin,
         "OutputType": tasks.OutputType,
