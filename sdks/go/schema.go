@@ -1324,6 +1324,14 @@ const (
 	MLXFunctionFastScaledDotProductAttention MLXFunction = "fast.scaled_dot_product_attention"
 )
 
+// ModelEngine of the API.
+type ModelEngine string
+
+const (
+	ModelEngineLlamaCpp ModelEngine = "llama.cpp"
+	ModelEngineMLXLm    ModelEngine = "mlx-lm"
+)
+
 // Local model, and the workers that keep it in memory.
 type ModelInfo struct {
 	// Value of `parameters.model` that selects this model.
@@ -1333,7 +1341,7 @@ type ModelInfo struct {
 	Kind *ModelKind `json:"kind"`
 
 	// Library that runs the model; null if its files are no longer available.
-	Engine string `json:"engine"`
+	Engine *ModelEngine `json:"engine"`
 
 	// Path of the files; only for callers who have the permission to execute code.
 	Path string `json:"path"`
