@@ -183,15 +183,14 @@ class ModelCatalog:
         )
 
     def _shape(self, path: Path, kind: Literal["mlx", "gguf"]) -> Shape:
-        """Return the shape of a model, cached while its file or folder is unchanged."""
+        """Return the shape of a model, cached while its file or folder is unchanged. A model whose parts are in several files is not."""
         try:
             status = path.stat()
-            changed = max(status.st_mtime_ns, path.parent.stat().st_mtime_ns if PART.fullmatch(path.name) else 0)
         except OSError as problem:
             raise NotAModel(f"{path} can't be read: {problem.strerror}") from None
-        stamp = (changed, status.st_size)
+        stamp = (status.st_mtime_ns, status.st_size)
         cached_stamp, shape = self._shapes.get(path, (None, None))
-        if cached_stamp != stamp or shape is None:
+        if cached_stamp != stamp or shape is None or PART.fullmatch(path.name):
             try:
                 shape = shape_of(path) if kind == "mlx" else shape_of_gguf(path)
             except NotAModel as problem:

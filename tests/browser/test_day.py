@@ -106,7 +106,7 @@ class Day:
         self.notebook = notebook
 
     def output(self, name: str) -> Locator:
-        return self.notebook.page.locator(".jp-CodeCell").nth(NAMES.index(name)).locator(".jp-OutputArea")
+        return self.notebook.page.locator(".jp-CodeCell").nth(NAMES.index(name)).locator(".jp-OutputArea").first
 
     async def start(self, name: str, code: str | None = None) -> Locator:
         """Start a cell, after replacing its code if given. Return its output."""
