@@ -102,7 +102,7 @@ def test_failed_runtime_start_is_reported_and_jupyter_runs(tmp_path: Path) -> No
     with running_server(tmp_path, JUPYTER, config=config, ready=503) as server:
         response = server.request("GET", "/health")
         assert str(tmp_path / "file") in error_of(response, 503)["error"]
-        assert int(response.headers["Retry-After"]) >= 1
+        assert "Retry-After" not in response.headers, "waiting never helps"
         assert server.get("/")["status"] == "running"
         assert server.client.get(f"{server.root}/api/status", headers=server.headers).status_code == 200
 
