@@ -13,7 +13,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-from openruntime_jupyter.client import execution_environment
+from openruntime_jupyter.client.code import execution_environment
 from tests import loopback
 from tests.reaper import watched
 from tests.support import alive, wait_until

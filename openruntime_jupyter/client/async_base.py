@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from openruntime_jupyter.client.array_data import Arrays
 from openruntime_jupyter.client.base import BaseClient
-from openruntime_jupyter.client.futures import Completions
+from openruntime_jupyter.client.code.futures import Completions
 from openruntime_jupyter.client.handles import Output, PromptHandle, TaskHandle, after_cancel
 from openruntime_jupyter.client.interruption import awaited, kernel_stops_soon_async, pulse, shown_as_line
 from openruntime_jupyter.client.transport.retry import UNLIMITED, Limit, current_limit

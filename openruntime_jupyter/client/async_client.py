@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from openruntime_jupyter.client.async_base import AsyncTaskHandle, BaseAsyncClient
+from openruntime_jupyter.client.code.futures import Completions
+from openruntime_jupyter.client.code.map import MapStopped, run_map
 from openruntime_jupyter.client.code_client import CodeClient
-from openruntime_jupyter.client.futures import Completions
 from openruntime_jupyter.client.interruption import pulse, shown_as_line
-from openruntime_jupyter.client.map import MapStopped, run_map
 from openruntime_jupyter.errors import OpenRuntimeError
 
 

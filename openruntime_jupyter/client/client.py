@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.async_client import AsyncClient
 from openruntime_jupyter.client.base import NOT_SUBMITTED
+from openruntime_jupyter.client.code.executor import TaskExecutor
+from openruntime_jupyter.client.code.map import run_map
 from openruntime_jupyter.client.code_client import CodeClient
-from openruntime_jupyter.client.executor import TaskExecutor
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.interruption import interruptible
-from openruntime_jupyter.client.map import run_map
 from openruntime_jupyter.errors import SessionNotFound
 from openruntime_jupyter.schemas.system import Session
 

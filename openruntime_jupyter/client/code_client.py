@@ -9,11 +9,11 @@ from typing import Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads, PythonArrays
 from openruntime_jupyter.client.base import NOT_SUBMITTED, UNCERTAIN, BaseClient
-from openruntime_jupyter.client.execution_environment import world
+from openruntime_jupyter.client.code.execution_environment import world
+from openruntime_jupyter.client.code.results import python_result
+from openruntime_jupyter.client.code.serialization import named, pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.handles import TaskHandle, handle_of
 from openruntime_jupyter.client.interruption import interruptible
-from openruntime_jupyter.client.results import python_result
-from openruntime_jupyter.client.serialization import named, pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.unseen import leave
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput
 

@@ -14,7 +14,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
 from openruntime_jupyter import environment  # noqa: F401 - records the environment before the user's next statement
-from openruntime_jupyter.client.map_progress import Observer, set_default_observer
+from openruntime_jupyter.client.code.map_progress import Observer, set_default_observer
 from openruntime_jupyter.client.unseen import UnseenTasks
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.imports import load

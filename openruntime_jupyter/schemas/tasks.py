@@ -258,6 +258,8 @@ LIVE_WIDGET = "application/vnd.openruntime.widget+json"
 """MIME type of a task's widget: JSON text with the state of its models, from which a kernel makes another widget."""
 MARK = {"openruntime": "live widget"}
 """Metadata of a display whose widget has an end. Jupyter Server saves it without the widget."""
+DASHBOARD = "application/vnd.openruntime.dashboard+json"
+"""MIME type of a dashboard: JSON with the id of its `runtime`. Jupyter Server saves it without the widget."""
 
 
 OutputType = Literal["stream", "display_data", "execute_result", "update_display_data", "clear_output"]

@@ -1,7 +1,8 @@
 """Static forms of widgets in saved notebooks.
 
 While a cell follows a task, its page may show widgets of the task live (`notebook/run/live_widgets.py`). Their models end with the task,
-and a notebook that names them would show "model not found" when it is opened later.
+and a notebook that names them would show "model not found" when it is opened later. So would a dashboard, whose model ends with the kernel:
+from its saved form, pages with the extension show their own dashboard.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ def save_static_forms(server: ServerApp) -> bool:
 
 
 def without_live_widgets(model: dict[str, Any], **_: Any) -> None:
-    """Remove live widgets from a notebook that is about to be saved. Their displays keep the static form."""
-    from openruntime_jupyter.schemas.tasks import MARK, WIDGET  # not earlier, because pydantic would delay the start of Jupyter
+    """Remove live widgets and dashboards from a notebook that is about to be saved. Their displays keep the other forms."""
+    from openruntime_jupyter.schemas.tasks import DASHBOARD, MARK, WIDGET  # not earlier, because pydantic would delay the start of Jupyter
 
     if model.get("type") != "notebook" or not model.get("content"):
         return
     for cell in model["content"].get("cells", ()):
         for output in cell.get("outputs", ()):
-            if WIDGET in output.get("data", ()) and MARK.items() <= output.get("metadata", {}).items():
-                del output["data"][WIDGET]
-                for name in MARK:
-                    del output["metadata"][name]
+            data, metadata = output.get("data", {}), output.get("metadata", {})
+            marked = MARK.items() <= metadata.items()
+            if WIDGET in data and (marked or DASHBOARD in data):
+                del data[WIDGET]
+                for name in MARK if marked else ():
+                    del metadata[name]

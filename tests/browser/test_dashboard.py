@@ -103,17 +103,12 @@ async def test_dashboard_is_live_while_a_cell_blocks(server: Server, app: App) -
         await notebook.done()
 
 
-async def test_dashboard_survives_reload_and_reports_lost_server_or_kernel(server: Server) -> None:
+async def test_dashboard_reports_lost_server_and_kernel_and_survives_reload(server: Server) -> None:
     new_notebook(server, "reload.ipynb", SHOW, "print('ready')")
     async with opened(server, "reload.ipynb", "notebook7") as notebook:
         page = notebook.page
         await notebook.run_all()
         await live(page)
-        async with page.expect_response(lambda answer: answer.request.method == "PUT" and "/api/contents/" in answer.url):
-            await page.keyboard.press("Control+s")
-        await page.reload()
-        await live(page)
-        await changes(queue(page), "it is live again")
         os.kill(server.pid, signal.SIGSTOP)
         try:
             await expect(page.locator(".or-header")).to_contain_text("no answer")
@@ -128,6 +123,36 @@ async def test_dashboard_survives_reload_and_reports_lost_server_or_kernel(serve
         await expect(alert(page)).to_contain_text("run this cell again")
         as_of = await page.locator(".or-header").inner_text()
         assert re.search(r"running · \d+ waiting · as of \d+ \w+ \d\d:\d\d", as_of)
+        await save(page)
+        await page.reload()
+        await live(page)
+        await changes(queue(page), "the page's own dashboard is live without the kernel")
+
+
+@pytest.mark.parametrize("app", APPS)
+async def test_saved_dashboard_of_another_runtime_shows_its_figures(server: Server, app: App) -> None:
+    name = f"other-{app}.ipynb"
+    new_notebook(server, name, SHOW)
+    async with opened(server, name, app) as notebook:
+        page = notebook.page
+        await notebook.run_all()
+        await live(page)
+        await save(page)
+        path = server.home.path / name
+        runtime = server.get("/health")["runtime"]
+        saved = path.read_text()
+        assert runtime in saved
+        path.write_text(saved.replace(runtime, "rt_of_a_kernel_that_has_ended"))
+        await page.reload()
+        output = page.locator(".jp-OutputArea-output")
+        await expect(output.filter(has_text="healthy")).to_contain_text("as of")
+        await expect(output.filter(has_text="model not found")).to_have_count(0)
+
+
+async def save(page: Page) -> None:
+    """Save the notebook."""
+    async with page.expect_response(lambda answer: answer.request.method == "PUT" and "/api/contents/" in answer.url):
+        await page.keyboard.press("Control+s")
 
 
 async def test_dashboard_fits_wide_and_narrow_pages(server: Server) -> None:

@@ -39,7 +39,7 @@ WAYS = {
 SET_UP = """
 from openruntime_jupyter import connect
 from openruntime_jupyter.client.transport.protocol import new_key
-from openruntime_jupyter.client.execution_environment import world
+from openruntime_jupyter.client.code.execution_environment import world
 from openruntime_jupyter.schemas.endpoints import SUBMIT_TASK
 client = connect()
 def run(code):

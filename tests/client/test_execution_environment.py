@@ -12,13 +12,13 @@ import psutil
 import pytest
 
 from openruntime_jupyter import start_environment
-from openruntime_jupyter.client import execution_environment as module
-from openruntime_jupyter.client.execution_environment import changed_variables, world
+from openruntime_jupyter.client.code import execution_environment as module
+from openruntime_jupyter.client.code.execution_environment import changed_variables, world
 from openruntime_jupyter.environment import SECRETS
 from openruntime_jupyter.operations.base import World
 from openruntime_jupyter.start_environment import at_start
 
-TELL = "import json; from openruntime_jupyter.client.execution_environment import world; print(json.dumps(world()))"
+TELL = "import json; from openruntime_jupyter.client.code.execution_environment import world; print(json.dumps(world()))"
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_new_kernel_has_changed_nothing(tmp_path: Path) -> None:
     def keep(message: dict[str, Any]) -> None:
         told.append(message["content"].get("text", ""))
 
-    code = "import os; from openruntime_jupyter.client.execution_environment import changed_variables; print(changed_variables())"
+    code = "import os; from openruntime_jupyter.client.code.execution_environment import changed_variables; print(changed_variables())"
     with run_kernel(cwd=os.fspath(tmp_path)) as client:
         kernel: Any = client
         kernel.execute_interactive(code, output_hook=keep, timeout=60)
@@ -153,6 +153,6 @@ def test_one_process_has_one_kernel_id() -> None:
 
 
 def test_forked_child_has_another_kernel_id() -> None:
-    fork = "import os; from openruntime_jupyter.client.execution_environment import world; mine = world()['kernel']\n"
+    fork = "import os; from openruntime_jupyter.client.code.execution_environment import world; mine = world()['kernel']\n"
     fork += "child = os.fork()\nif child == 0: os._exit(world()['kernel'] == mine)\n"
     assert told_by(fork + "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))") == 0

@@ -16,7 +16,7 @@ import pytest
 from dask.delayed import delayed
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.futures import TaskFuture
+from openruntime_jupyter.client.code.futures import TaskFuture
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.errors import NotConnected, TaskFailed, TaskNotFound, UnknownDevice
 from openruntime_jupyter.schemas.endpoints import COLLECT_RESULTS, GET_TASK, SUBMIT_BATCH

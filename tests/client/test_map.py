@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openruntime_jupyter.client import map as mapping
 from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.client.code import map as mapping
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, TaskFailed, TaskNotFound, UnknownOperation, WorkerDied
 from openruntime_jupyter.schemas.endpoints import ALLOCATE_ARRAY, COLLECT_RESULTS, GET_PAYLOAD, GET_TASK, SUBMIT_BATCH

@@ -9,7 +9,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from openruntime_jupyter.client.serialization import pack_call, pack_variables, unpack
+from openruntime_jupyter.client.code.serialization import pack_call, pack_variables, unpack
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 
 LOCK = threading.Lock()

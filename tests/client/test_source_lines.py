@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.serialization import LONGEST_SOURCE, pack_call, sources_of
+from openruntime_jupyter.client.code.serialization import LONGEST_SOURCE, pack_call, sources_of
 from openruntime_jupyter.errors import MapFailed, TaskFailed
 from tests.client.conftest import over_http
 

@@ -18,7 +18,7 @@ from IPython.display import display
 
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.client import Client
-from openruntime_jupyter.client.futures import Completions, TaskFuture
+from openruntime_jupyter.client.code.futures import Completions, TaskFuture
 from openruntime_jupyter.errors import OpenRuntimeError, QueueFull, RateLimited, TaskError
 from openruntime_jupyter.notebook.ai.context import NAME, fill, is_frame
 from openruntime_jupyter.notebook.ai.options import AiArguments

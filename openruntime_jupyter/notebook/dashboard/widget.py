@@ -27,7 +27,7 @@ from openruntime_jupyter.notebook.display.tasks import TaskTable
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.insights import Insights
 from openruntime_jupyter.schemas.system import TIMEFRAMES, Timeframe
-from openruntime_jupyter.schemas.tasks import Task
+from openruntime_jupyter.schemas.tasks import DASHBOARD, Task
 
 STATIC = Path(__file__).parent / "static"
 SILENT_SECONDS = 90.0
@@ -163,20 +163,22 @@ class Dashboard(anywidget.AnyWidget):
         super().close()
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        """Return the widget with a static fallback: the current status and tasks."""
+        """Return the widget with the forms for saved notebooks: the id of the runtime, and its current status and tasks."""
         made = super()._repr_mimebundle_(**options)
         bundle, metadata = made if isinstance(made, tuple) else (made, {})
         return {**(bundle or {}), **self._fallback()}, metadata
 
-    def _fallback(self) -> dict[str, str]:
+    def _fallback(self) -> dict[str, Any]:
         try:
             client = self._client
             devices = client.devices()
+            health = client.health()
             tasks = TaskTable(client.tasks(limit=20), {device.id: device.name for device in devices})
-            views = (Status(client.where, client.health(), devices), tasks)
         except OpenRuntimeError as problem:
             return {"text/plain": f"OpenRuntime: {problem}"}
-        return {"text/html": "".join(str(view.html()) for view in views), "text/plain": "\n".join(view.text() for view in views)}
+        views = (Status(client.where, health, devices), tasks)
+        text = {"text/html": "".join(str(view.html()) for view in views), "text/plain": "\n".join(view.text() for view in views)}
+        return {DASHBOARD: {"runtime": health.runtime}, **text}
 
     def __repr__(self) -> str:
         return f"<Dashboard of {self._client.where}>"

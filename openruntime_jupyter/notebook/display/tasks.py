@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from openruntime_jupyter.client.map_progress import MapProgress, MapState
+from openruntime_jupyter.client.code.map_progress import MapProgress, MapState
 from openruntime_jupyter.notebook.display.format import (
     as_of,
     clock,

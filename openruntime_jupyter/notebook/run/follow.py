@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from IPython.display import DisplayHandle, clear_output
 
+from openruntime_jupyter.client.code.map_progress import MapProgress
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.interruption import DECIDE_POLL, DECIDE_SECONDS, in_kernel, kernel_stops
-from openruntime_jupyter.client.map_progress import MapProgress
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, Unavailable
 from openruntime_jupyter.notebook.display.html import View
 from openruntime_jupyter.notebook.display.tasks import MapLine, TaskLine

@@ -52,6 +52,10 @@ export class Connection {
   /** Why the connection is not live; empty if it is. */
   reason = '';
   metrics: IMetrics | null = null;
+  /** Id of the runtime; empty until it has answered. */
+  runtime = '';
+  /** Resolved once the state is known. */
+  readonly answered = new Promise<void>(resolve => this.changed.add(() => this.state === 'connecting' || resolve()));
 
   constructor(private readonly address: IServerAddress) {
     document.addEventListener('visibilitychange', () => {
@@ -71,6 +75,7 @@ export class Connection {
     try {
       const health = await this.request<IHealth>('GET', 'health');
       this.metrics = health.metrics;
+      this.runtime = health.runtime;
     } catch (error) {
       const status = error instanceof ResponseError ? error.status : 0;
       if (status === 404) {

@@ -3,7 +3,9 @@
 import { ILabShell, ILayoutRestorer, JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ICommandPalette, MainAreaWidget, WidgetTracker } from '@jupyterlab/apputils';
 import { ILauncher } from '@jupyterlab/launcher';
-import { Widget } from '@lumino/widgets';
+import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
+import { IRenderMime } from '@jupyterlab/rendermime-interfaces';
+import { Panel, Widget } from '@lumino/widgets';
 
 import { ITask } from './api';
 import { Connection } from './connection';
@@ -11,6 +13,7 @@ import { DashboardModel, Feed } from './feed';
 import { queueIcon } from './icon';
 import { CommandIDs, IOpenRuntime, NAME } from './runtime';
 
+const DASHBOARD_MIME_TYPE = 'application/vnd.openruntime.dashboard+json';
 const CATEGORY = 'OpenRuntime';
 
 /** URL of the folder of the bundle, which the builder sets. */
@@ -97,15 +100,43 @@ class Dashboard extends Widget {
   #remove: (() => void) | null = null;
 }
 
+/** A dashboard in a saved notebook: the one of this page if it has the same runtime, and the saved figures otherwise. */
+class SavedDashboard extends Panel implements IRenderMime.IRenderer {
+  constructor(connection: Connection, rendermime: IRenderMimeRegistry, create: () => Dashboard) {
+    super();
+    this.#connection = connection;
+    this.#rendermime = rendermime;
+    this.#create = create;
+  }
+
+  async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
+    await this.#connection.answered;
+    this.widgets.forEach(widget => widget.dispose());
+    const { runtime } = model.data[DASHBOARD_MIME_TYPE] as { runtime: string };
+    if (runtime === this.#connection.runtime) {
+      this.addWidget(this.#create());
+    } else {
+      const saved = this.#rendermime.createRenderer('text/html');
+      this.addWidget(saved);
+      await saved.renderModel(model);
+    }
+  }
+
+  readonly #connection: Connection;
+  readonly #rendermime: IRenderMimeRegistry;
+  readonly #create: () => Dashboard;
+}
+
 export const dashboardPlugin: JupyterFrontEndPlugin<void> = {
   id: `${NAME}:dashboard`,
   description: 'Adds the dashboard as a side panel and as a tab.',
   autoStart: true,
-  requires: [IOpenRuntime],
+  requires: [IOpenRuntime, IRenderMimeRegistry],
   optional: [ILabShell, ILayoutRestorer, ICommandPalette, ILauncher],
   activate: (
     app: JupyterFrontEnd,
     { connection, feed }: IOpenRuntime,
+    rendermime: IRenderMimeRegistry,
     labShell: ILabShell | null,
     restorer: ILayoutRestorer | null,
     palette: ICommandPalette | null,
@@ -115,6 +146,9 @@ export const dashboardPlugin: JupyterFrontEndPlugin<void> = {
     const present = () => connection.state !== 'absent';
 
     const create = () => new Dashboard(feed, app.serviceManager.serverSettings.baseUrl);
+
+    const createRenderer = () => new SavedDashboard(connection, rendermime, create);
+    rendermime.addFactory({ safe: true, mimeTypes: [DASHBOARD_MIME_TYPE], createRenderer }, 40); // before text/html
 
     const panel = create();
     panel.id = 'openruntime-panel';

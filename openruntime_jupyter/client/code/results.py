@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from openruntime_jupyter.client.arrays import receive, receive_all
-from openruntime_jupyter.client.serialization import unpack
+from openruntime_jupyter.client.code.serialization import unpack
 from openruntime_jupyter.client.transport.protocol import Backend
 from openruntime_jupyter.schemas.endpoints import GET_PAYLOAD
 from openruntime_jupyter.schemas.tasks import Task, TaskResult

@@ -11,12 +11,12 @@ from types import CodeType
 from typing import Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads
+from openruntime_jupyter.client.code.map_progress import MapReporter, MapState
+from openruntime_jupyter.client.code.results import python_result
+from openruntime_jupyter.client.code.serialization import pack_call, sources_of
 from openruntime_jupyter.client.code_client import CodeClient, name_of
 from openruntime_jupyter.client.handles import TaskHandle, lane_of, refuse_deadlock
 from openruntime_jupyter.client.interruption import kernel_stops, kernel_stops_soon, shown_as_line
-from openruntime_jupyter.client.map_progress import MapReporter, MapState
-from openruntime_jupyter.client.results import python_result
-from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, MOST_BYTES, Backend, new_key, size_of_call
 from openruntime_jupyter.client.unseen import leave
 from openruntime_jupyter.errors import InvalidRequest, MapFailed, OpenRuntimeError, TaskError, TaskFailed

@@ -15,11 +15,11 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads
+from openruntime_jupyter.client.code.futures import Completions, TaskFuture
+from openruntime_jupyter.client.code.results import python_result
+from openruntime_jupyter.client.code.serialization import pack_call, sources_of
 from openruntime_jupyter.client.code_client import CodeClient
-from openruntime_jupyter.client.futures import Completions, TaskFuture
 from openruntime_jupyter.client.handles import TaskHandle, refuse_deadlock
-from openruntime_jupyter.client.results import python_result
-from openruntime_jupyter.client.serialization import pack_call, sources_of
 from openruntime_jupyter.client.transport.forks import reset_in_child
 from openruntime_jupyter.client.transport.protocol import MOST_BYTES, MOST_IN_BATCH, Backend, new_key, size_of_call
 from openruntime_jupyter.errors import OpenRuntimeError

@@ -1,0 +1,1 @@
+"""Calls of Python functions as tasks: pickles, maps, executors and futures."""
