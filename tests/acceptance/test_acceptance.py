@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.local_models.pull import KNOWN
+from tests.acceptance.reference import BASH, JAVASCRIPT, PYTHON, at
 from tests.default_model import models_dir
-from tests.support import STANDALONE, Server, running_server
+from tests.support import STANDALONE, Server, running_server, wait_until
 from tests.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.timeout(600)
@@ -51,10 +52,47 @@ def test_default_model_answers(server: Server) -> None:
     assert "Berlin" in task["result"], task
 
 
-def test_reference_examples_run_against_real_server(server: Server) -> None:
+def environment() -> dict[str, str]:
+    """Return the environment of programs that use this Python and Node.js."""
     path = os.pathsep.join((str(Path(sys.executable).parent), node_folder(), os.environ["PATH"]))
-    environment = {**os.environ, "PATH": path, "BASE_URL": server.url, "NO_PROXY": "*", "no_proxy": "*"}
-    played = subprocess.run([HERE / "run"], env=environment, capture_output=True, text=True, timeout=500, check=False)
+    return {**os.environ, "PATH": path, "NO_PROXY": "*", "no_proxy": "*"}
+
+
+def output_of(command: list[str]) -> list[str]:
+    """Return the lines of a program that succeeds."""
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_python_example_runs_unchanged(server: Server) -> None:
+    health, task, *answer = output_of([sys.executable, "-c", at(server.url, PYTHON)])
+    assert "'status': 'healthy'" in health
+    assert re.fullmatch(r"Task completed in [\d.e-]+s", task)
+    assert answer
+
+
+def test_curl_example_runs_unchanged(server: Server) -> None:
+    shown = "\n".join(output_of(["bash", "-c", at(server.url, BASH)]))
+    for part in ('"status": "healthy"', '"status": "completed"', '"role": "DEVELOPER"', '"insights": "'):
+        assert part.replace(" ", "") in shown.replace(" ", "")
+
+
+def test_javascript_example_runs_unchanged(server: Server, tmp_path: Path) -> None:
+    """The example opens a WebSocket, so that the program doesn't end."""
+    log = tmp_path / "log"
+    command = ["node", "-e", f"{at(server.url, JAVASCRIPT)}\nsubmitTask();"]
+    parts = ("type: 'connected'", "Task completed in ", "type: 'task_update'")
+    with log.open("w") as sink, subprocess.Popen(command, env=environment(), stdout=sink, stderr=sink) as program:
+        try:
+            wait_until(lambda: all(part in log.read_text() for part in parts), 60, log.read_text)
+        finally:
+            program.kill()
+
+
+def test_reference_examples_run_against_real_server(server: Server) -> None:
+    environ = {**environment(), "BASE_URL": server.url}
+    played = subprocess.run([HERE / "run"], env=environ, capture_output=True, text=True, timeout=500, check=False)
     output = played.stdout + played.stderr
     counted = re.search(r"(\d+) passed, (\d+) failed", output)
     assert counted is not None, output

@@ -29,10 +29,10 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> str:
+def run(command: list[str], folder: Path, environment: dict[str, str] | None = None, seconds: float = BUILD_SECONDS) -> str:
     """Return the output of a command, which must succeed."""
     done = subprocess.run(
-        command, cwd=folder, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS
+        command, cwd=folder, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False, timeout=seconds
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
     return done.stdout
@@ -53,15 +53,21 @@ def npm() -> list[str]:
     return [node(), str(modules / "npm" / "bin" / "npm-cli.js")]
 
 
-@functools.cache
-def javascript_package(folder: Path) -> Path:
-    """Compile and pack the JavaScript SDK, install the package below `folder`, and return the folder of the program that uses it."""
+def pack_javascript(folder: Path) -> Path:
+    """Compile and pack the JavaScript SDK into `folder`, and return the package."""
     with locked(JAVASCRIPT):
         if not (JAVASCRIPT / "node_modules" / "typescript").is_dir():
             run([*npm(), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], JAVASCRIPT)
         run([node(), "node_modules/typescript/bin/tsc"], JAVASCRIPT)
         run([*npm(), "pack", "--pack-destination", str(folder), "--loglevel=error"], JAVASCRIPT)
     (archive,) = folder.glob("openruntime-sdk-*.tgz")
+    return archive
+
+
+@functools.cache
+def javascript_package(folder: Path) -> Path:
+    """Install the packed JavaScript SDK below `folder`, and return the folder of the program that uses it."""
+    archive = pack_javascript(folder)
     modules = folder / "node_modules" / "@openruntime"
     modules.mkdir(parents=True)
     with tarfile.open(archive) as packed:
