@@ -26,7 +26,7 @@ STARTED = r"() => /[*\d]/.test(document.querySelector('.jp-CodeCell .jp-InputPro
 ERRORS = """() => ['stderr', 'error'].flatMap(kind =>
     [...document.querySelectorAll(`.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.${kind}"]`)]
 ).map(node => node.innerText.trim())"""
-MILLISECONDS = 40_000
+MILLISECONDS = 90_000
 """Timeout of any step on a slow machine."""
 expect.set_options(timeout=MILLISECONDS)
 OURS = re.compile("openruntime|or-dashboard|blob:", re.IGNORECASE)

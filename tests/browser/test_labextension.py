@@ -310,7 +310,7 @@ def test_page_reports_lost_server_and_is_live_again(tmp_path_factory: pytest.Tem
             await expect(status_line(page)).to_have_text("OpenRuntime: no answer")
             with running_server(home, LAB, port=port) as second:
                 second.submit("python", {"code": COUNT}, name="counted", wait=False)
-                await expect(status_line(page)).to_contain_text("1 running", timeout=15_000)
+                await expect(status_line(page)).to_contain_text("1 running")
 
     run(story())
 
