@@ -1,4 +1,4 @@
-"""Names of secrets, the data folder of the user, and addresses of this machine."""
+"""Names of secrets, the data folder of the user, and loopback addresses."""
 
 from __future__ import annotations
 
