@@ -135,8 +135,10 @@ class Runtime:
         self.history.on_replaced = self._write_again
         self.batches = BatchSubmission(self.submission, self.history, self.tasks)
         self.results = BatchResults(self.history, self.tasks)
+        self.problems: list[str] = []
+        """Problems of other parts that last until a restart, for `/health`."""
         self.notices: list[str] = []
-        """Problems of other parts, for `/health`."""
+        """Events of other parts that `/health` reports without a degraded status."""
         self._started = False
         self._stopping = False
         self._background: set[asyncio.Task[Any]] = set()
@@ -424,7 +426,8 @@ class Runtime:
         """Return the health status and the problems."""
         # A notice reports a past event: it does not degrade the status.
         left = "No device is available: tasks wait until one is" if self.lanes.known and not self.lanes.devices else None
-        wrong = [problem for problem in (self.history.problem, self._devices.problem, self.arrays.problem, left) if problem]
+        found = (self.history.problem, self._devices.problem, self.arrays.problem, left, *self.problems)
+        wrong = [problem for problem in found if problem]
         problems = [str(problem) for problem in (*wrong, self.history.notice, *left_out(), *self.notices) if problem]
         status = "stopping" if self._stopping else "degraded" if wrong else "healthy" if self.lanes.known else "starting"
         return Health(
