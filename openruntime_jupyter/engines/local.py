@@ -24,6 +24,7 @@ from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
     Died,
+    HostDevices,
     Job,
     Measurements,
     NeedsMemory,
@@ -41,6 +42,7 @@ from openruntime_jupyter.engines.worker_process import Watchdog, WorkerProcess, 
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, InterpreterError, NoBackend, StorageUnavailable
 from openruntime_jupyter.local_models.language_model import loading
 from openruntime_jupyter.schemas.base import dumps
+from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, Kind
@@ -405,6 +407,13 @@ class LocalEngine:
         else:
             self._pool("device_0", interpreter).adopt(worker)
         return reports
+
+    def watch(self, joined: Callable[[HostDevices], None], left: Callable[[str], None], pending: Callable[[], int]) -> None:
+        """There are no other hosts."""
+
+    def hosts(self) -> list[Host]:
+        """Return no hosts."""
+        return []
 
     # Running
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from sortedcontainers import SortedDict
 
 from openruntime_jupyter.engines.protocol import DeviceReport, JobRunner
-from openruntime_jupyter.memory import Machine
+from openruntime_jupyter.memory import Capacity
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 
 LOOK_PAST = 100
@@ -177,14 +177,17 @@ class Lane:
         slots: int,
         aging_seconds: float,
         engine: JobRunner,
-        machine: Machine,
+        machine: Capacity,
         durations: Durations | None = None,
+        host: str | None = None,
     ) -> None:
         self.id = lane_id
         self.device = device
         self.engine = engine
         self.machine = machine
         """Machine of the device, with its memory and cores."""
+        self.host = host
+        """Name of the machine; None for this one."""
         self.slots = slots
         self.durations = durations or Durations()
         """Durations of tasks on such devices."""
