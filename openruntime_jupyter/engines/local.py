@@ -304,6 +304,9 @@ class LocalOptions:
 class LocalEngine:
     """Engine with a pool of worker processes per lane and interpreter."""
 
+    problem = None
+    """Why hosts are missing: it has none."""
+
     def __init__(self, options: LocalOptions) -> None:
         self._options = options
         self._loop = asyncio.get_running_loop()
@@ -410,10 +413,6 @@ class LocalEngine:
 
     def watch(self, joined: Callable[[HostDevices], None], left: Callable[[str], None], pending: Callable[[], int]) -> None:
         """There are no other hosts."""
-
-    def hosts(self) -> list[Host]:
-        """Return no hosts."""
-        return []
 
     # Running
 
@@ -638,6 +637,10 @@ class LocalEngine:
             for worker in self._workers
             if not worker.dead.done()
         ]
+
+    def hosts(self) -> list[Host]:
+        """Return the other machines: none."""
+        return []
 
     def _pool(self, lane: str, interpreter: str) -> Pool:
         key = (lane, interpreter)

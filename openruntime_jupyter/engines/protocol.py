@@ -314,6 +314,10 @@ class Engine(JobRunner, Protocol):
     def models(self) -> LoadedModels:
         """Models that workers keep."""
 
+    @property
+    def problem(self) -> str | None:
+        """Why hosts are missing, for `/health`; None without a problem."""
+
     async def start(self) -> None:
         """Start the first workers without waiting for them."""
 
@@ -336,9 +340,6 @@ class Engine(JobRunner, Protocol):
         pending : returns the number of pending tasks, for clusters that start hosts
         """
 
-    def hosts(self) -> list[Host]:
-        """Return the other hosts, by name."""
-
     def allocated(self, task_id: str) -> int:
         """Return the bytes by which the worker of this task has grown since the task began; 0 if unknown."""
 
@@ -347,6 +348,9 @@ class Engine(JobRunner, Protocol):
 
     def workers(self) -> list[WorkerReport]:
         """Return the running workers."""
+
+    def hosts(self) -> list[Host]:
+        """Return the other machines, by name, without what the lanes know: devices, slots and running tasks."""
 
     def session_worker(self, session_id: str) -> tuple[str | None, int | None]:
         """Return the name of the session's worker and its resident bytes; None for unknown values."""

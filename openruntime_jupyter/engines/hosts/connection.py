@@ -181,11 +181,6 @@ class Connection:
         """Devices of the host; their lanes there are `device_0`, `device_1` and so on."""
         return list(self.welcome.devices)
 
-    @property
-    def running(self) -> int:
-        """Number of running jobs."""
-        return len(self._runs)
-
     def _local(self, lane: str) -> str:
         return lane.removeprefix(f"{self.name}.")
 

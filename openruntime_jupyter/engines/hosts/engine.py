@@ -51,6 +51,11 @@ class HostsEngine:
         self._tasks: set[asyncio.Task[None]] = set()
         self.models: LoadedModels = _Models(local, self._connections)
 
+    @property
+    def problem(self) -> str | None:
+        """Why hosts are missing, for `/health`; None without a problem."""
+        return self._finder.problem
+
     def _connections(self) -> list[Connection]:
         return [host.connection for host in self._hosts.values() if host.connection is not None]
 
@@ -121,7 +126,7 @@ class HostsEngine:
         self._left(connection.name)
 
     def hosts(self) -> list[hosts.Host]:
-        """Return the hosts by name."""
+        """Return the hosts by name, without what the lanes know: devices, slots and running tasks."""
         return [self._hosts[name].view() for name in sorted(self._hosts)]
 
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:

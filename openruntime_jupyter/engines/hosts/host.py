@@ -138,8 +138,6 @@ class Host:
         connection = self.connection
         if connection is not None:
             welcome, memory = connection.welcome, connection.machine.memory()
-            view.devices = [f"{self.name}.device_{number}" for number in range(len(connection.devices))]
-            view.running = connection.running
             view.memory_total, view.memory_available = memory.total, memory.available
             view.cores, view.cpu_utilization = connection.machine.cores, connection.machine.cpu_percent()
             view.python, view.version, view.platform = welcome.python, welcome.version, welcome.platform

@@ -30,7 +30,7 @@ class DeviceLock:
 
     def shared(self, lane: Lane) -> bool:
         """Return whether the lane's device is shared with other runtimes of this machine. The agents of other hosts take their locks."""
-        if lane.host is not None:
+        if lane.host:
             return False
         if self._settings.device_lock == "all":
             return lane.device.type in ("gpu", "cpu")

@@ -179,15 +179,14 @@ class Lane:
         engine: JobRunner,
         machine: Capacity,
         durations: Durations | None = None,
-        host: str | None = None,
     ) -> None:
         self.id = lane_id
+        self.host = lane_id.rpartition(".")[0]
+        """Name of the host of the device; empty for this machine."""
         self.device = device
         self.engine = engine
         self.machine = machine
         """Machine of the device, with its memory and cores."""
-        self.host = host
-        """Name of the machine; None for this one."""
         self.slots = slots
         self.durations = durations or Durations()
         """Durations of tasks on such devices."""

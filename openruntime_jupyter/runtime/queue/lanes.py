@@ -88,7 +88,7 @@ class Lanes:
             names.add("auto")
         if not self._had_gpu:
             names.add("gpu")
-        if lane.host is not None and (on_gpu or not self._has_gpu(lane.host)):
+        if lane.host and (on_gpu or not self._has_gpu(lane.host)):
             names.add(lane.host)
         for queue in [queue for name, queue in lane.queues.items() if name not in names]:
             lane.stop_serving(queue)

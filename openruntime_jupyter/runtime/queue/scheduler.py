@@ -577,7 +577,7 @@ class DeviceDiscovery:
             slots = settings.gpu_slots if report.type == "gpu" else settings.cpu_slot_count
             return Lane(f"device_{number}", report, slots, settings.aging_seconds, self._engine, self._machine, durations)
         slots = settings.gpu_slots if report.type == "gpu" else settings.cpu_slots_of(host.machine.cores)
-        return Lane(f"{host.name}.device_{number}", report, slots, settings.aging_seconds, host, host.machine, durations, host.name)
+        return Lane(f"{host.name}.device_{number}", report, slots, settings.aging_seconds, host, host.machine, durations)
 
     def _join(self, host: HostDevices) -> None:
         """Open the lanes of another host."""

@@ -135,7 +135,7 @@ async def test_session_keeps_its_variables_on_the_host(runtime: Runtime) -> None
 
 
 async def test_host_is_described(runtime: Runtime) -> None:
-    (host,) = runtime.engine.hosts()
+    (host,) = runtime.hosts()
     assert (host.name, host.state, host.devices, host.problem) == ("far", "ready", ["far.device_0"], None)
     assert host.memory_total == psutil.virtual_memory().total
     assert host.version == runtime.version
