@@ -2070,7 +2070,7 @@ type Task struct {
 	// pending tasks.
 	EstimatedStart time.Time `json:"estimated_start"`
 
-	// Reason why a pending task cannot start, other than its position in the queue.
+	// Reason why a pending task cannot start, other than its position in the queue, or what a running one waits for.
 	WaitingFor string `json:"waiting_for"`
 
 	// Last progress report.

@@ -1225,7 +1225,7 @@ export interface Task {
    * same operation and name; null if one of them is unknown, and after the first 100 pending tasks.
    */
   estimated_start: string | null;
-  /** Reason why a pending task cannot start, other than its position in the queue. */
+  /** Reason why a pending task cannot start, other than its position in the queue, or what a running one waits for. */
   waiting_for: string | null;
   /** Last progress report. */
   progress: Progress | null;
