@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from openruntime_jupyter.ai import conversations, system_data
+from openruntime_jupyter.ai import chat_completions, conversations, system_data
 from openruntime_jupyter.ai.agents import Agent, Agents
 from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.ai.conversations import Conversations
 from openruntime_jupyter.ai.insights.rewriting import Choose, ModelKind, Rewriter
-from openruntime_jupyter.ai.model_selection import Choice, Chooser
+from openruntime_jupyter.ai.model_selection import DEFAULT, Choice, Chooser
 from openruntime_jupyter.ai.number_check import unverified_numbers_of
 from openruntime_jupyter.ai.profiles import profiles_from
 from openruntime_jupyter.ai.providers.remote import RemoteProvider
@@ -27,7 +27,8 @@ from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.runtime.large import LARGE
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.schemas.ai import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ResidentInfo
+from openruntime_jupyter.schemas.ai import LOCAL, About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ResidentInfo
+from openruntime_jupyter.schemas.chat_completions import ChatCompletionRequest, CompletionHeaders
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,25 @@ class AiService:
             raise
         self._keep(self._release(turn, task_id))
         return task_id
+
+    async def complete(
+        self, request: ChatCompletionRequest, options: CompletionHeaders, caller: Caller, *, large: bool = False
+    ) -> tuple[str, str]:
+        """Submit a chat completion and return the id of its task and that of its model; see `submit` for the errors.
+
+        A `large` request is validated on a thread.
+        """
+        await self.runtime.catalog.refresh(request.model, caller)
+        choice = self._chooser.named(request.model, caller)
+        task = chat_completions.task_of(request, options, choice)
+        name = self._chooser.name_of(choice, caller)
+        return await self.runtime.submission.submit(task, caller, large=large), name
+
+    async def model_names(self, caller: Caller) -> dict[str, str]:
+        """Return the models for chat completions: the providers by the id of the model."""
+        await self.runtime.catalog.refresh()
+        names = self._chooser.names(caller)
+        return {DEFAULT: LOCAL if self._chooser.default is None else self._chooser.default, **names} if names else {}
 
     async def get(self, task_id: str, wait: float | None = 0.0) -> AiTask:
         """Return an AI task at its end (`wait` None), or after `wait` seconds. Raises `TaskNotFound`."""

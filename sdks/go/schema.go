@@ -433,6 +433,246 @@ type BatchRequest struct {
 	Durable *bool `json:"durable,omitempty"`
 }
 
+// Function of a tool call.
+type CalledFunctionInput struct {
+	// Name of the function.
+	Name string `json:"name"`
+
+	// Arguments as JSON.
+	Arguments string `json:"arguments"`
+}
+
+// Function of a tool call.
+type CalledFunctionOutput struct {
+	// Name of the function.
+	Name string `json:"name"`
+
+	// Arguments as JSON.
+	Arguments string `json:"arguments"`
+}
+
+// Response of `POST /v1/chat/completions`.
+type ChatCompletion struct {
+	// Id of the task.
+	ID string `json:"id"`
+
+	// Always `chat.completion`.
+	Object string `json:"object"`
+
+	// Time of the response in seconds since 1970.
+	Created int64 `json:"created"`
+
+	// Id of the model as in `GET /v1/models`.
+	Model string `json:"model"`
+
+	// One response.
+	Choices []CompletionChoice `json:"choices"`
+
+	// Numbers of tokens.
+	Usage CompletionUsage `json:"usage"`
+}
+
+// Server-sent event of a streamed response. `data: [DONE]` follows the last one.
+type ChatCompletionChunk struct {
+	// Id of the task.
+	ID string `json:"id"`
+
+	// Always `chat.completion.chunk`.
+	Object string `json:"object"`
+
+	// Time of the first chunk in seconds since 1970.
+	Created int64 `json:"created"`
+
+	// Id of the model as in `GET /v1/models`.
+	Model string `json:"model"`
+
+	// One part; empty in the chunk with `usage`.
+	Choices []ChunkChoice `json:"choices"`
+
+	// Numbers of tokens, in an additional last chunk, if requested.
+	Usage *CompletionUsage `json:"usage"`
+}
+
+// Messages and options: the body of `POST /v1/chat/completions`. Options that are null or missing are not passed
+// to the model.
+type ChatCompletionRequest struct {
+	// Id of a model as in `GET /v1/models`; `default`, empty or null for the default model.
+	Model *string `json:"model,omitempty"`
+
+	// Messages in order.
+	Messages []ChatMessage `json:"messages"`
+
+	// true: send server-sent events while the model generates the response.
+	Stream *bool `json:"stream,omitempty"`
+
+	// Options of a streamed response.
+	StreamOptions *StreamOptions `json:"stream_options,omitempty"`
+
+	// Maximum tokens of the response.
+	MaxTokens *int64 `json:"max_tokens,omitempty"`
+
+	// Same as `max_tokens`.
+	MaxCompletionTokens *int64 `json:"max_completion_tokens,omitempty"`
+
+	// 0, and the default of local models: the most likely token is chosen.
+	Temperature *float64 `json:"temperature,omitempty"`
+
+	// Choose from the most likely tokens with this total probability.
+	TopP *float64 `json:"top_p,omitempty"`
+
+	// Choose from this number of most likely tokens.
+	TopK *int64 `json:"top_k,omitempty"`
+
+	// Choose from tokens with at least this fraction of the highest probability.
+	MinP *float64 `json:"min_p,omitempty"`
+
+	// Seed of the random choices.
+	Seed *int64 `json:"seed,omitempty"`
+
+	// Text, or up to 16 texts, before which the response ends.
+	Stop any `json:"stop,omitempty"`
+
+	// Number of responses: 1.
+	N *int64 `json:"n,omitempty"`
+
+	// Above 0: makes tokens less likely the more often they occurred.
+	FrequencyPenalty *float64 `json:"frequency_penalty,omitempty"`
+
+	// Above 0: makes tokens that occurred less likely.
+	PresencePenalty *float64 `json:"presence_penalty,omitempty"`
+
+	// Above 1: makes recent tokens less likely.
+	RepetitionPenalty *float64 `json:"repetition_penalty,omitempty"`
+
+	// Change of the probability of tokens by their id, for remote models.
+	LogitBias map[string]float64 `json:"logit_bias,omitempty"`
+
+	// `text`, `json_object`, or `json_schema` with a JSON schema.
+	ResponseFormat any `json:"response_format,omitempty"`
+
+	// Functions that the model can call.
+	Tools []any `json:"tools,omitempty"`
+
+	// `none`, `auto`, `required`, or the function that the model must call.
+	ToolChoice any `json:"tool_choice,omitempty"`
+
+	// false: the response has at most one tool call.
+	ParallelToolCalls *bool `json:"parallel_tool_calls,omitempty"`
+
+	// true: return the log probabilities of the tokens.
+	Logprobs *bool `json:"logprobs,omitempty"`
+
+	// Number of most likely tokens at each position.
+	TopLogprobs *int64 `json:"top_logprobs,omitempty"`
+
+	// Effort of a reasoning model, for example `low`.
+	ReasoningEffort *string `json:"reasoning_effort,omitempty"`
+
+	// Passed to remote models.
+	User *string `json:"user,omitempty"`
+
+	// Passed to remote models.
+	SafetyIdentifier *string `json:"safety_identifier,omitempty"`
+
+	// Passed to remote models.
+	PromptCacheKey *string `json:"prompt_cache_key,omitempty"`
+
+	// Passed to remote models.
+	Metadata any `json:"metadata,omitempty"`
+
+	// Passed to remote models. Every task is in the history.
+	Store *bool `json:"store,omitempty"`
+
+	// Passed to remote models.
+	ServiceTier *string `json:"service_tier,omitempty"`
+
+	// Only `text`.
+	Modalities []string `json:"modalities,omitempty"`
+}
+
+// Message of a conversation. A message that a response contained can be sent as it is.
+type ChatMessage struct {
+	// Author of the message.
+	Role ChatRole `json:"role"`
+
+	// Text of the message, or parts of it.
+	Content any `json:"content,omitempty"`
+
+	// Name of the author or tool. It is not sent to the model.
+	Name *string `json:"name,omitempty"`
+
+	// Tool calls of an assistant's message.
+	ToolCalls []ToolCallInput `json:"tool_calls,omitempty"`
+
+	// Id of the call whose result this message of the role `tool` contains.
+	ToolCallID *string `json:"tool_call_id,omitempty"`
+
+	// Reasoning of an assistant's message. It is not sent to the model.
+	ReasoningContent *string `json:"reasoning_content,omitempty"`
+
+	// Refusal of an assistant's message. It is not sent to the model.
+	Refusal *string `json:"refusal,omitempty"`
+
+	// Annotations of an assistant's message. They are not sent to the model.
+	Annotations []any `json:"annotations,omitempty"`
+
+	// Always null.
+	Audio any `json:"audio,omitempty"`
+
+	// Always null: use `tool_calls`.
+	FunctionCall any `json:"function_call,omitempty"`
+}
+
+// ChatRole of the API.
+type ChatRole string
+
+const (
+	ChatRoleSystem    ChatRole = "system"
+	ChatRoleDeveloper ChatRole = "developer"
+	ChatRoleUser      ChatRole = "user"
+	ChatRoleAssistant ChatRole = "assistant"
+	ChatRoleTool      ChatRole = "tool"
+)
+
+// Probabilities of the tokens of a response.
+type ChoiceLogprobs struct {
+	// Tokens of the text in order.
+	Content []ChosenLogprob `json:"content"`
+
+	// Always null.
+	Refusal json.RawMessage `json:"refusal"`
+}
+
+// Probability of a token of the response, and of the most likely tokens in its place.
+type ChosenLogprob struct {
+	// Text of the token.
+	Token string `json:"token"`
+
+	// Natural logarithm of its probability.
+	Logprob float64 `json:"logprob"`
+
+	// UTF-8 bytes of the token; null if unknown.
+	Bytes []int64 `json:"bytes"`
+
+	// Most likely tokens, most likely first; empty without `top_logprobs`.
+	TopLogprobs []TopLogprob `json:"top_logprobs"`
+}
+
+// Part of the response of a model.
+type ChunkChoice struct {
+	// Always 0.
+	Index int64 `json:"index"`
+
+	// Part of the message.
+	Delta Delta `json:"delta"`
+
+	// Reason for the end of the response, in its last chunk.
+	FinishReason *CompletionEnd `json:"finish_reason"`
+
+	// Probabilities of all tokens of the text, in its last chunk.
+	Logprobs *ChoiceLogprobs `json:"logprobs"`
+}
+
 // Message from a client: a change of its subscription.
 type ClientMessage struct {
 	// `subscribe` adds the topics, `unsubscribe` removes them.
@@ -440,6 +680,64 @@ type ClientMessage struct {
 
 	// Topics to add or remove.
 	Topics []Topic `json:"topics"`
+}
+
+// Response of a model.
+type CompletionChoice struct {
+	// Always 0.
+	Index int64 `json:"index"`
+
+	// Message of the response.
+	Message CompletionMessage `json:"message"`
+
+	// Reason for the end of the response.
+	FinishReason CompletionEnd `json:"finish_reason"`
+
+	// Probabilities of the tokens, if requested.
+	Logprobs *ChoiceLogprobs `json:"logprobs"`
+}
+
+// CompletionEnd of the API.
+type CompletionEnd string
+
+const (
+	CompletionEndStop          CompletionEnd = "stop"
+	CompletionEndLength        CompletionEnd = "length"
+	CompletionEndToolCalls     CompletionEnd = "tool_calls"
+	CompletionEndContentFilter CompletionEnd = "content_filter"
+)
+
+// Message of a response.
+type CompletionMessage struct {
+	// Always `assistant`.
+	Role string `json:"role"`
+
+	// Text of the response; null if there are only tool calls.
+	Content string `json:"content"`
+
+	// Always null.
+	Refusal json.RawMessage `json:"refusal"`
+
+	// Reasoning of the model, if it has one.
+	ReasoningContent string `json:"reasoning_content"`
+
+	// Tools that the model calls, if there are any.
+	ToolCalls []ToolCallOutput `json:"tool_calls"`
+}
+
+// Numbers of tokens; 0 if the model does not report them.
+type CompletionUsage struct {
+	// Tokens of the prompt.
+	PromptTokens int64 `json:"prompt_tokens"`
+
+	// Tokens of the response.
+	CompletionTokens int64 `json:"completion_tokens"`
+
+	// Tokens of prompt and response together.
+	TotalTokens int64 `json:"total_tokens"`
+
+	// Details of the prompt.
+	PromptTokensDetails PromptTokensDetails `json:"prompt_tokens_details"`
 }
 
 // First message.
@@ -506,6 +804,21 @@ type ConversationInfo struct {
 type ConversationList struct {
 	// Conversations, most recently used first.
 	Conversations []ConversationInfo `json:"conversations"`
+}
+
+// Part of a response. Fields without a part in this chunk are omitted.
+type Delta struct {
+	// Author of the message, in the first chunk.
+	Role string `json:"role"`
+
+	// Next piece of the text.
+	Content string `json:"content"`
+
+	// Reasoning of the model.
+	ReasoningContent string `json:"reasoning_content"`
+
+	// All tool calls of the response.
+	ToolCalls []ToolCallDelta `json:"tool_calls"`
 }
 
 // Problem with one field of a request.
@@ -1332,6 +1645,30 @@ const (
 	ModelEngineMLXLm    ModelEngine = "mlx-lm"
 )
 
+// Response of `GET /v1/models`.
+type ModelEntries struct {
+	// Always `list`.
+	Object string `json:"object"`
+
+	// Models.
+	Data []ModelEntry `json:"data"`
+}
+
+// Model that can be named in a chat completion.
+type ModelEntry struct {
+	// Name of a local model, `PROFILE/MODEL` for a remote one, or `default`.
+	ID string `json:"id"`
+
+	// Always `model`.
+	Object string `json:"object"`
+
+	// Always 0.
+	Created int64 `json:"created"`
+
+	// `local`, or the name of the profile.
+	OwnedBy string `json:"owned_by"`
+}
+
 // Local model, and the workers that keep it in memory.
 type ModelInfo struct {
 	// Value of `parameters.model` that selects this model.
@@ -1387,6 +1724,27 @@ type NumericalError struct {
 
 	// Number of compared elements.
 	Sampled int64 `json:"sampled"`
+}
+
+// Response for every error of `/v1`.
+type OpenAIError struct {
+	// The error.
+	Error OpenAIProblem `json:"error"`
+}
+
+// Description of an error in the format of OpenAI's API.
+type OpenAIProblem struct {
+	// Error message with a suggested fix.
+	Message string `json:"message"`
+
+	// Kind of the error, for example `invalid_request_error`.
+	Type string `json:"type"`
+
+	// Parameter or header of the request with the problem; null for other errors.
+	Param string `json:"param"`
+
+	// Code of the error for programs.
+	Code string `json:"code"`
 }
 
 // Entry of `GET /operations`.
@@ -1541,6 +1899,12 @@ type ProgressNews struct {
 
 	// Id of the task.
 	TaskID string `json:"task_id"`
+}
+
+// Details of the tokens of a prompt.
+type PromptTokensDetails struct {
+	// Tokens that were in the key-value cache of a previous prompt; 0 if unknown.
+	CachedTokens int64 `json:"cached_tokens"`
 }
 
 // Worker that keeps a model in memory.
@@ -1737,6 +2101,15 @@ const (
 	StreamNameStdout StreamName = "stdout"
 	StreamNameStderr StreamName = "stderr"
 )
+
+// Options of a streamed response.
+type StreamOptions struct {
+	// true: the last chunk has `usage` and no choices.
+	IncludeUsage *bool `json:"include_usage,omitempty"`
+
+	// Has no effect: chunks have no padding.
+	IncludeObfuscation *bool `json:"include_obfuscation,omitempty"`
+}
 
 // Response to a changed subscription.
 type Subscribed struct {
@@ -2133,6 +2506,15 @@ type TaskUpdate struct {
 	Data TaskNews `json:"data"`
 }
 
+// Text that is part of a message.
+type TextPart struct {
+	// Always `text`: models of this server do not read images, audio or files.
+	Type string `json:"type"`
+
+	// The text.
+	Text string `json:"text"`
+}
+
 // Timeframe of the API.
 type Timeframe string
 
@@ -2165,6 +2547,57 @@ type TokenNews struct {
 
 	// Number of preceding characters (code points); 0 again if the text starts over.
 	Index int64 `json:"index"`
+}
+
+// Call of a tool, as requested by a model.
+type ToolCallInput struct {
+	// Id of the call, for the message with its result.
+	ID string `json:"id"`
+
+	// Always `function`.
+	Type *string `json:"type,omitempty"`
+
+	// Function to call.
+	Function CalledFunctionInput `json:"function"`
+}
+
+// Call of a tool, as requested by a model.
+type ToolCallOutput struct {
+	// Id of the call, for the message with its result.
+	ID string `json:"id"`
+
+	// Always `function`.
+	Type string `json:"type"`
+
+	// Function to call.
+	Function CalledFunctionOutput `json:"function"`
+}
+
+// Tool call in a chunk, complete.
+type ToolCallDelta struct {
+	// Id of the call, for the message with its result.
+	ID string `json:"id"`
+
+	// Always `function`.
+	Type string `json:"type"`
+
+	// Function to call.
+	Function CalledFunctionOutput `json:"function"`
+
+	// Position of the call.
+	Index int64 `json:"index"`
+}
+
+// Probability of a token.
+type TopLogprob struct {
+	// Text of the token.
+	Token string `json:"token"`
+
+	// Natural logarithm of its probability.
+	Logprob float64 `json:"logprob"`
+
+	// UTF-8 bytes of the token; null if unknown.
+	Bytes []int64 `json:"bytes"`
 }
 
 // Topic of the API.

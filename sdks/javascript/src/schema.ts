@@ -302,12 +302,224 @@ export interface BatchRequest {
   durable?: boolean;
 }
 
+/** Function of a tool call. */
+export interface CalledFunction-Input {
+  /** Name of the function. */
+  name: string;
+  /** Arguments as JSON. */
+  arguments: string;
+}
+
+/** Function of a tool call. */
+export interface CalledFunction-Output {
+  /** Name of the function. */
+  name: string;
+  /** Arguments as JSON. */
+  arguments: string;
+}
+
+/** Response of `POST /v1/chat/completions`. */
+export interface ChatCompletion {
+  /** Id of the task. */
+  id: string;
+  /** Always `chat.completion`. */
+  object: "chat.completion";
+  /** Time of the response in seconds since 1970. */
+  created: number;
+  /** Id of the model as in `GET /v1/models`. */
+  model: string;
+  /** One response. */
+  choices: CompletionChoice[];
+  /** Numbers of tokens. */
+  usage: CompletionUsage;
+}
+
+/** Server-sent event of a streamed response. `data: [DONE]` follows the last one. */
+export interface ChatCompletionChunk {
+  /** Id of the task. */
+  id: string;
+  /** Always `chat.completion.chunk`. */
+  object: "chat.completion.chunk";
+  /** Time of the first chunk in seconds since 1970. */
+  created: number;
+  /** Id of the model as in `GET /v1/models`. */
+  model: string;
+  /** One part; empty in the chunk with `usage`. */
+  choices: ChunkChoice[];
+  /** Numbers of tokens, in an additional last chunk, if requested. */
+  usage?: CompletionUsage;
+}
+
+/** Messages and options: the body of `POST /v1/chat/completions`. Options that are null or missing are not passed to the model. */
+export interface ChatCompletionRequest {
+  /** Id of a model as in `GET /v1/models`; `default`, empty or null for the default model. */
+  model?: string | null;
+  /** Messages in order. */
+  messages: ChatMessage[];
+  /** true: send server-sent events while the model generates the response. */
+  stream?: boolean | null;
+  /** Options of a streamed response. */
+  stream_options?: StreamOptions | null;
+  /** Maximum tokens of the response. */
+  max_tokens?: number | null;
+  /** Same as `max_tokens`. */
+  max_completion_tokens?: number | null;
+  /** 0, and the default of local models: the most likely token is chosen. */
+  temperature?: number | null;
+  /** Choose from the most likely tokens with this total probability. */
+  top_p?: number | null;
+  /** Choose from this number of most likely tokens. */
+  top_k?: number | null;
+  /** Choose from tokens with at least this fraction of the highest probability. */
+  min_p?: number | null;
+  /** Seed of the random choices. */
+  seed?: number | null;
+  /** Text, or up to 16 texts, before which the response ends. */
+  stop?: string | string[] | null;
+  /** Number of responses: 1. */
+  n?: number | null;
+  /** Above 0: makes tokens less likely the more often they occurred. */
+  frequency_penalty?: number | null;
+  /** Above 0: makes tokens that occurred less likely. */
+  presence_penalty?: number | null;
+  /** Above 1: makes recent tokens less likely. */
+  repetition_penalty?: number | null;
+  /** Change of the probability of tokens by their id, for remote models. */
+  logit_bias?: Record<string, number>;
+  /** `text`, `json_object`, or `json_schema` with a JSON schema. */
+  response_format?: Record<string, unknown>;
+  /** Functions that the model can call. */
+  tools?: Record<string, unknown>[] | null;
+  /** `none`, `auto`, `required`, or the function that the model must call. */
+  tool_choice?: string | Record<string, unknown> | null;
+  /** false: the response has at most one tool call. */
+  parallel_tool_calls?: boolean | null;
+  /** true: return the log probabilities of the tokens. */
+  logprobs?: boolean | null;
+  /** Number of most likely tokens at each position. */
+  top_logprobs?: number | null;
+  /** Effort of a reasoning model, for example `low`. */
+  reasoning_effort?: string | null;
+  /** Passed to remote models. */
+  user?: string | null;
+  /** Passed to remote models. */
+  safety_identifier?: string | null;
+  /** Passed to remote models. */
+  prompt_cache_key?: string | null;
+  /** Passed to remote models. */
+  metadata?: Record<string, unknown>;
+  /** Passed to remote models. Every task is in the history. */
+  store?: boolean | null;
+  /** Passed to remote models. */
+  service_tier?: string | null;
+  /** Only `text`. */
+  modalities?: "text"[] | null;
+}
+
+/** Message of a conversation. A message that a response contained can be sent as it is. */
+export interface ChatMessage {
+  /** Author of the message. */
+  role: ChatRole;
+  /** Text of the message, or parts of it. */
+  content?: string | TextPart[] | null;
+  /** Name of the author or tool. It is not sent to the model. */
+  name?: string | null;
+  /** Tool calls of an assistant's message. */
+  tool_calls?: ToolCall-Input[] | null;
+  /** Id of the call whose result this message of the role `tool` contains. */
+  tool_call_id?: string | null;
+  /** Reasoning of an assistant's message. It is not sent to the model. */
+  reasoning_content?: string | null;
+  /** Refusal of an assistant's message. It is not sent to the model. */
+  refusal?: string | null;
+  /** Annotations of an assistant's message. They are not sent to the model. */
+  annotations?: unknown[] | null;
+  /** Always null. */
+  audio?: null;
+  /** Always null: use `tool_calls`. */
+  function_call?: null;
+}
+
+export type ChatRole = "system" | "developer" | "user" | "assistant" | "tool";
+
+/** Probabilities of the tokens of a response. */
+export interface ChoiceLogprobs {
+  /** Tokens of the text in order. */
+  content: ChosenLogprob[] | null;
+  /** Always null. */
+  refusal: null;
+}
+
+/** Probability of a token of the response, and of the most likely tokens in its place. */
+export interface ChosenLogprob {
+  /** Text of the token. */
+  token: string;
+  /** Natural logarithm of its probability. */
+  logprob: number;
+  /** UTF-8 bytes of the token; null if unknown. */
+  bytes: number[] | null;
+  /** Most likely tokens, most likely first; empty without `top_logprobs`. */
+  top_logprobs: TopLogprob[];
+}
+
+/** Part of the response of a model. */
+export interface ChunkChoice {
+  /** Always 0. */
+  index: number;
+  /** Part of the message. */
+  delta: Delta;
+  /** Reason for the end of the response, in its last chunk. */
+  finish_reason: CompletionEnd | null;
+  /** Probabilities of all tokens of the text, in its last chunk. */
+  logprobs: ChoiceLogprobs | null;
+}
+
 /** Message from a client: a change of its subscription. */
 export interface ClientMessage {
   /** `subscribe` adds the topics, `unsubscribe` removes them. */
   type: SubscriptionChange;
   /** Topics to add or remove. */
   topics: Topic[];
+}
+
+/** Response of a model. */
+export interface CompletionChoice {
+  /** Always 0. */
+  index: number;
+  /** Message of the response. */
+  message: CompletionMessage;
+  /** Reason for the end of the response. */
+  finish_reason: CompletionEnd;
+  /** Probabilities of the tokens, if requested. */
+  logprobs: ChoiceLogprobs | null;
+}
+
+export type CompletionEnd = "stop" | "length" | "tool_calls" | "content_filter";
+
+/** Message of a response. */
+export interface CompletionMessage {
+  /** Always `assistant`. */
+  role: "assistant";
+  /** Text of the response; null if there are only tool calls. */
+  content: string | null;
+  /** Always null. */
+  refusal: null;
+  /** Reasoning of the model, if it has one. */
+  reasoning_content?: string;
+  /** Tools that the model calls, if there are any. */
+  tool_calls?: ToolCall-Output[];
+}
+
+/** Numbers of tokens; 0 if the model does not report them. */
+export interface CompletionUsage {
+  /** Tokens of the prompt. */
+  prompt_tokens: number;
+  /** Tokens of the response. */
+  completion_tokens: number;
+  /** Tokens of prompt and response together. */
+  total_tokens: number;
+  /** Details of the prompt. */
+  prompt_tokens_details: PromptTokensDetails;
 }
 
 /** First message. */
@@ -360,6 +572,18 @@ export interface ConversationInfo {
 export interface ConversationList {
   /** Conversations, most recently used first. */
   conversations: ConversationInfo[];
+}
+
+/** Part of a response. Fields without a part in this chunk are omitted. */
+export interface Delta {
+  /** Author of the message, in the first chunk. */
+  role?: "assistant";
+  /** Next piece of the text. */
+  content?: string;
+  /** Reasoning of the model. */
+  reasoning_content?: string;
+  /** All tool calls of the response. */
+  tool_calls?: ToolCallDelta[];
 }
 
 /** Problem with one field of a request. */
@@ -705,6 +929,26 @@ export type MlxFunction = "abs" | "acos" | "acosh" | "add" | "addmm" | "all" | "
 
 export type ModelEngine = "llama.cpp" | "mlx-lm";
 
+/** Response of `GET /v1/models`. */
+export interface ModelEntries {
+  /** Always `list`. */
+  object: "list";
+  /** Models. */
+  data: ModelEntry[];
+}
+
+/** Model that can be named in a chat completion. */
+export interface ModelEntry {
+  /** Name of a local model, `PROFILE/MODEL` for a remote one, or `default`. */
+  id: string;
+  /** Always `model`. */
+  object: "model";
+  /** Always 0. */
+  created: number;
+  /** `local`, or the name of the profile. */
+  owned_by: string;
+}
+
 /** Local model, and the workers that keep it in memory. */
 export interface ModelInfo {
   /** Value of `parameters.model` that selects this model. */
@@ -743,6 +987,24 @@ export interface NumericalError {
   max_relative: number | null;
   /** Number of compared elements. */
   sampled: number;
+}
+
+/** Response for every error of `/v1`. */
+export interface OpenAiError {
+  /** The error. */
+  error: OpenAiProblem;
+}
+
+/** Description of an error in the format of OpenAI's API. */
+export interface OpenAiProblem {
+  /** Error message with a suggested fix. */
+  message: string;
+  /** Kind of the error, for example `invalid_request_error`. */
+  type: string;
+  /** Parameter or header of the request with the problem; null for other errors. */
+  param: string | null;
+  /** Code of the error for programs. */
+  code: string | null;
 }
 
 /** Entry of `GET /operations`. */
@@ -857,6 +1119,12 @@ export interface ProgressNews {
   remaining: number | null;
   /** Id of the task. */
   task_id: string;
+}
+
+/** Details of the tokens of a prompt. */
+export interface PromptTokensDetails {
+  /** Tokens that were in the key-value cache of a previous prompt; 0 if unknown. */
+  cached_tokens: number;
 }
 
 /** Worker that keeps a model in memory. */
@@ -996,6 +1264,14 @@ export interface Spread {
 }
 
 export type StreamName = "stdout" | "stderr";
+
+/** Options of a streamed response. */
+export interface StreamOptions {
+  /** true: the last chunk has `usage` and no choices. */
+  include_usage?: boolean;
+  /** Has no effect: chunks have no padding. */
+  include_obfuscation?: boolean;
+}
 
 /** Response to a changed subscription. */
 export interface Subscribed {
@@ -1280,6 +1556,14 @@ export interface TaskUpdate {
   data: TaskNews;
 }
 
+/** Text that is part of a message. */
+export interface TextPart {
+  /** Always `text`: models of this server do not read images, audio or files. */
+  type: "text";
+  /** The text. */
+  text: string;
+}
+
 export type Timeframe = "5m" | "15m" | "1h" | "6h" | "24h" | "7d";
 
 /** Piece of generated text: the data of a server-sent event `token`. */
@@ -1298,6 +1582,48 @@ export interface TokenNews {
   text: string;
   /** Number of preceding characters (code points); 0 again if the text starts over. */
   index: number;
+}
+
+/** Call of a tool, as requested by a model. */
+export interface ToolCall-Input {
+  /** Id of the call, for the message with its result. */
+  id: string;
+  /** Always `function`. */
+  type?: "function";
+  /** Function to call. */
+  function: CalledFunction-Input;
+}
+
+/** Call of a tool, as requested by a model. */
+export interface ToolCall-Output {
+  /** Id of the call, for the message with its result. */
+  id: string;
+  /** Always `function`. */
+  type: "function";
+  /** Function to call. */
+  function: CalledFunction-Output;
+}
+
+/** Tool call in a chunk, complete. */
+export interface ToolCallDelta {
+  /** Id of the call, for the message with its result. */
+  id: string;
+  /** Always `function`. */
+  type: "function";
+  /** Function to call. */
+  function: CalledFunction-Output;
+  /** Position of the call. */
+  index: number;
+}
+
+/** Probability of a token. */
+export interface TopLogprob {
+  /** Text of the token. */
+  token: string;
+  /** Natural logarithm of its probability. */
+  logprob: number;
+  /** UTF-8 bytes of the token; null if unknown. */
+  bytes: number[] | null;
 }
 
 export type Topic = "task_update" | "metrics" | "task_progress" | "task_output" | "ai_token";
