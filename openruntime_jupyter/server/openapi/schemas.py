@@ -43,6 +43,7 @@ def _named_values() -> dict[tuple[Any, ...], str]:
         "MemoryKernel": memory_bandwidth.KernelName,
         "MetricType": insights.MetricType,
         "MetricUnit": system.MetricUnit,
+        "ModelAbility": values.ModelAbility,
         "ModelEngine": values.Engine,
         "ModelKind": ai.ModelKind,
         "Origin": tasks.Origin,
