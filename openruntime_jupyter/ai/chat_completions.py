@@ -13,6 +13,7 @@ from openruntime_jupyter.schemas.chat_completions import (
     ChatCompletionChunk,
     ChatCompletionRequest,
     ChatMessage,
+    ChoiceLogprobs,
     ChunkChoice,
     CompletionChoice,
     CompletionEnd,
@@ -21,6 +22,7 @@ from openruntime_jupyter.schemas.chat_completions import (
     CompletionUsage,
     Delta,
     PromptTokensDetails,
+    ToolCallDelta,
 )
 from openruntime_jupyter.schemas.tasks import TaskRequest
 
@@ -31,7 +33,7 @@ LOCAL_TOKENS = 4096
 """Maximum tokens of a local model's response without `max_tokens`. OpenAI's API has no limit, which programs rely on."""
 
 PASSED = (
-    *("temperature", "top_p", "top_k", "min_p", "seed", "frequency_penalty", "presence_penalty", "repetition_penalty"),
+    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "frequency_penalty", "presence_penalty", "repetition_penalty"),
     *("response_format", "tools", "tool_choice", "logprobs", "top_logprobs", "reasoning_effort"),
 )
 """Options that are passed on under the same name."""
@@ -42,15 +44,15 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
     "logprobs": (False,),
-    "top_logprobs": (0,),
-    "tools": ([],),
     "response_format": ({"type": "text"},),
     "stop": ("", []),
     "logit_bias": ({},),
 }
 """Values without an effect, which some programs always send. They are not passed on, because not every model supports the option."""
-ENDS: dict[str | None, CompletionEnd] = {"length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"}
-"""Ends other than `stop`."""
+NOT_SENT = {"reasoning_content", "refusal", "annotations", "audio", "function_call"}
+"""Fields of messages that are not sent to the model under this name."""
+ENDS: dict[str | None, CompletionEnd] = {"length": "length", "content_filter": "content_filter"}
+"""Ends other than `stop` and `tool_calls`."""
 
 
 def task_of(request: ChatCompletionRequest, options: CompletionHeaders, choice: Choice) -> TaskRequest:
@@ -79,22 +81,34 @@ def _given(request: ChatCompletionRequest) -> dict[str, Any]:
     """Return the options of the request that have an effect."""
     if request.n is not None and request.n > 1:
         raise InvalidRequest.of("n", "must be 1: a task has one response, so send several requests")
-    given = {name: value for name in (*PASSED, *REMOTE, "stop") if (value := getattr(request, name)) is not None}
+    given = request.model_dump(include={*PASSED, *REMOTE}, exclude_none=True)
     given = {name: value for name, value in given.items() if value not in NEUTRAL.get(name, ())}
     limit = request.max_completion_tokens or request.max_tokens
     return given if limit is None else {**given, "max_tokens": limit}
 
 
 def _message(message: ChatMessage) -> dict[str, Any]:
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": message.text or ""}
+    sent = message.model_dump(exclude=NOT_SENT)
+    return {"reasoning": message.reasoning_content, **sent} if message.reasoning_content else sent
 
 
 def completion_of(task_id: str, model: str, answer: Answer) -> ChatCompletion:
     """Return the response for a completed task. `model` is the id of the model."""
-    message = CompletionMessage(content=answer.text)
-    choice = CompletionChoice(message=message, finish_reason=ENDS.get(answer.finish_reason, "stop"))
+    message = CompletionMessage(
+        content=None if answer.tool_calls and not answer.text else answer.text,
+        reasoning_content=answer.reasoning,
+        tool_calls=answer.tool_calls or None,
+    )
+    choice = CompletionChoice(message=message, finish_reason=_end(answer), logprobs=_logprobs(answer))
     return ChatCompletion(id=task_id, created=int(time.time()), model=model, choices=[choice], usage=usage_of(answer))
+
+
+def _end(answer: Answer) -> CompletionEnd:
+    return "tool_calls" if answer.tool_calls else ENDS.get(answer.finish_reason, "stop")
+
+
+def _logprobs(answer: Answer) -> ChoiceLogprobs | None:
+    return None if answer.logprobs is None else ChoiceLogprobs(content=answer.logprobs)
 
 
 def usage_of(answer: Answer) -> CompletionUsage:
@@ -104,7 +118,7 @@ def usage_of(answer: Answer) -> CompletionUsage:
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=answer.tokens_used or prompt + completion,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=0),
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=answer.cached_tokens or 0),
     )
 
 
@@ -121,9 +135,17 @@ class Chunks:
         return self._chunk(ChunkChoice(delta=Delta(role="assistant" if first else None, content=piece)))
 
     def end(self, answer: Answer, *, first: bool, usage: bool) -> list[ChatCompletionChunk]:
-        """Return the chunks after the text: `first` if no piece was sent before, and with `usage` the one with the numbers of tokens."""
+        """Return the chunks after the text, which have what is known at the end of the response.
+
+        `first` means that no piece was sent before; `usage` adds the chunk with the numbers of tokens.
+        """
         made = [self.text("", first=True)] if first else []
-        made.append(self._chunk(ChunkChoice(delta=Delta(), finish_reason=ENDS.get(answer.finish_reason, "stop"))))
+        if answer.reasoning:
+            made.append(self._chunk(ChunkChoice(delta=Delta(reasoning_content=answer.reasoning))))
+        if answer.tool_calls:
+            calls = [ToolCallDelta.model_validate({"index": index, **dict(call)}) for index, call in enumerate(answer.tool_calls)]
+            made.append(self._chunk(ChunkChoice(delta=Delta(tool_calls=calls))))
+        made.append(self._chunk(ChunkChoice(delta=Delta(), finish_reason=_end(answer), logprobs=_logprobs(answer))))
         return [*made, self._chunk(usage=usage_of(answer))] if usage else made
 
     def _chunk(self, *choices: ChunkChoice, usage: CompletionUsage | None = None) -> ChatCompletionChunk:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 from openruntime_jupyter.schemas.values import ModelAbility
 
@@ -32,6 +32,15 @@ class NotAModel(ValueError):
     """Folder or file without a loadable model; the message says what is missing."""
 
 
+class Sizes(TypedDict):
+    """Sizes of a model; see `ModelSource`."""
+
+    bytes: int
+    context_length: int | None
+    float32_bytes: int | None
+    cache_numbers: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Sizes of a model, type of its weights and chat template; None for unknown ones. See `ModelSource`.
@@ -47,9 +56,14 @@ class Shape:
     abilities: tuple[ModelAbility, ...] = ()
 
     @property
-    def sizes(self) -> dict[str, int | None]:
-        """Return the sizes by the field of `ModelSource`."""
-        return {name: getattr(self, name) for name in ("bytes", "context_length", "float32_bytes", "cache_numbers")}
+    def sizes(self) -> Sizes:
+        """Return the fields of a `ModelSource`."""
+        return {
+            "bytes": self.bytes,
+            "context_length": self.context_length,
+            "float32_bytes": self.float32_bytes,
+            "cache_numbers": self.cache_numbers,
+        }
 
 
 def shape_of(folder: Path) -> Shape:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from openruntime_jupyter.schemas.ai import DEFAULT_AI_TIMEOUT
+from openruntime_jupyter.schemas.ai import DEFAULT_AI_TIMEOUT, Message, ResponseOptions, TokenLogprob, ToolCall
 from openruntime_jupyter.schemas.base import Wire, absent
 from openruntime_jupyter.schemas.queries import Query
 from openruntime_jupyter.schemas.tasks import NotebookName
@@ -19,7 +19,6 @@ HEADERS = {
 }
 """Headers of a request by the field of `CompletionHeaders`."""
 
-ChatRole = Literal["system", "developer", "user", "assistant", "tool"]
 CompletionEnd = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
@@ -38,46 +37,14 @@ class CompletionHeaders(Query):
     )
 
 
-class TextPart(Wire):
-    """Text that is part of a message."""
-
-    type: Literal["text"] = Field(description="Always `text`: models of this server do not read images, audio or files.")
-    text: str = Field(description="The text.")
-
-
-class CalledFunction(Wire):
-    """Function of a tool call."""
-
-    name: str = Field(description="Name of the function.")
-    arguments: str = Field(description="Arguments as JSON.")
-
-
-class ToolCall(Wire):
-    """Call of a tool, as requested by a model."""
-
-    id: str = Field(description="Id of the call, for the message with its result.")
-    type: Literal["function"] = Field("function", description="Always `function`.")
-    function: CalledFunction = Field(description="Function to call.")
-
-
-class ChatMessage(Wire):
+class ChatMessage(Message):
     """Message of a conversation. A message that a response contained can be sent as it is."""
 
-    role: ChatRole = Field(description="Author of the message.")
-    content: str | list[TextPart] | None = Field(None, description="Text of the message, or parts of it.")
-    name: str | None = Field(None, description="Name of the author or tool. It is not sent to the model.", max_length=200)
-    tool_calls: list[ToolCall] | None = Field(None, description="Tool calls of an assistant's message.")
-    tool_call_id: str | None = Field(None, description="Id of the call whose result this message of the role `tool` contains.")
-    reasoning_content: str | None = Field(None, description="Reasoning of an assistant's message. It is not sent to the model.")
-    refusal: str | None = Field(None, description="Refusal of an assistant's message. It is not sent to the model.")
-    annotations: list[Any] | None = Field(None, description="Annotations of an assistant's message. They are not sent to the model.")
-    audio: None = Field(None, description="Always null.")
-    function_call: None = Field(None, description="Always null: use `tool_calls`.")
-
-    @property
-    def text(self) -> str | None:
-        """Return the text of the message."""
-        return "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content
+    reasoning_content: str | None = absent("Same as `reasoning`.")
+    refusal: str | None = absent("Refusal of an assistant's message. It is not sent to the model.")
+    annotations: list[Any] | None = absent("Annotations of an assistant's message. They are not sent to the model.")
+    audio: None = absent("Always null.")
+    function_call: None = absent("Always null: use `tool_calls`.")
 
 
 class StreamOptions(Wire):
@@ -90,7 +57,7 @@ class StreamOptions(Wire):
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class ChatCompletionRequest(Wire):
+class ChatCompletionRequest(ResponseOptions):
     """Messages and options: the body of `POST /v1/chat/completions`. Options that are null or missing are not passed to the model."""
 
     model: str | None = Field(
@@ -116,21 +83,10 @@ class ChatCompletionRequest(Wire):
         None, description="Text, or up to 16 texts, before which the response ends."
     )
     n: int | None = Field(None, description="Number of responses: 1.", ge=1, strict=True)
-    frequency_penalty: float | None = Field(
-        None, description="Above 0: makes tokens less likely the more often they occurred.", ge=-2, le=2
-    )
-    presence_penalty: float | None = Field(None, description="Above 0: makes tokens that occurred less likely.", ge=-2, le=2)
     repetition_penalty: float | None = Field(None, description="Above 1: makes recent tokens less likely.", gt=0, le=10)
     logit_bias: dict[str, float] | None = Field(None, description="Change of the probability of tokens by their id, for remote models.")
-    response_format: dict[str, Any] | None = Field(None, description="`text`, `json_object`, or `json_schema` with a JSON schema.")
-    tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model can call.", max_length=1000)
-    tool_choice: str | dict[str, Any] | None = Field(
-        None, description="`none`, `auto`, `required`, or the function that the model must call."
-    )
     parallel_tool_calls: bool | None = Field(None, description="false: the response has at most one tool call.")
-    logprobs: bool | None = Field(None, description="true: return the log probabilities of the tokens.")
-    top_logprobs: int | None = Field(None, description="Number of most likely tokens at each position.", ge=0, le=20, strict=True)
-    reasoning_effort: str | None = Field(None, description="Effort of a reasoning model, for example `low`.", max_length=50)
+    logprobs: bool | None = Field(None, description="true: return the log-probability of each token.")  # type: ignore[assignment]
     user: str | None = Field(None, description="Passed to remote models.", max_length=1000)
     safety_identifier: str | None = Field(None, description="Passed to remote models.", max_length=1000)
     prompt_cache_key: str | None = Field(None, description="Passed to remote models.", max_length=1000)
@@ -155,24 +111,10 @@ class CompletionUsage(Wire):
     prompt_tokens_details: PromptTokensDetails = Field(description="Details of the prompt.")
 
 
-class TopLogprob(Wire):
-    """Probability of a token."""
-
-    token: str = Field(description="Text of the token.")
-    logprob: float = Field(description="Natural logarithm of its probability.")
-    bytes: list[int] | None = Field(description="UTF-8 bytes of the token; null if unknown.")
-
-
-class ChosenLogprob(TopLogprob):
-    """Probability of a token of the response, and of the most likely tokens in its place."""
-
-    top_logprobs: list[TopLogprob] = Field(description="Most likely tokens, most likely first; empty without `top_logprobs`.")
-
-
 class ChoiceLogprobs(Wire):
     """Probabilities of the tokens of a response."""
 
-    content: list[ChosenLogprob] | None = Field(description="Tokens of the text in order.")
+    content: list[TokenLogprob] | None = Field(description="Tokens of the text in order.")
     refusal: None = Field(None, description="Always null.")
 
 

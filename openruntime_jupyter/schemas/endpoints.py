@@ -24,6 +24,7 @@ from openruntime_jupyter.schemas.chat_completions import (
     OpenAiError,
 )
 from openruntime_jupyter.schemas.events import ClientMessage, ServerMessage
+from openruntime_jupyter.schemas.hosts import HostList
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.schemas.problems import ErrorEnvelope
 from openruntime_jupyter.schemas.queries import (
@@ -204,7 +205,7 @@ TASK_EXAMPLES = {
 SERVICE, TASKS, SESSIONS, ARRAYS, AI, EVENTS, ABOUT = "The service", "Tasks", "Sessions", "Arrays", "AI", "Events", "About the API"
 OPENAI = "OpenAI"
 TAGS = {
-    SERVICE: "Version, health, devices, workers, operations and metrics.",
+    SERVICE: "Version, health, hosts, devices, workers, operations and metrics.",
     TASKS: "Submit, list, inspect, reprioritise, cancel and delete tasks.",
     SESSIONS: "Workers whose variables persist between tasks.",
     ARRAYS: "Binary transfer of large arrays.",
@@ -219,6 +220,7 @@ GET_HEALTH = Endpoint("GET", "/health", Health, SERVICE, "health")
 GET_METRICS = Endpoint("GET", "/metrics", SystemMetrics, SERVICE, "metrics", answers={200: Answer(media=dict.fromkeys(VERSIONS, TEXT))})
 GET_METRICS_HISTORY = Endpoint("GET", "/metrics/history", MetricsHistory, SERVICE, "metrics_history", query=HistoryQuery)
 LIST_DEVICES = Endpoint("GET", "/devices", Part(DeviceList, lambda answer: answer.devices), SERVICE, "devices")
+LIST_HOSTS = Endpoint("GET", "/hosts", Part(HostList, lambda answer: answer.hosts), SERVICE, "hosts")
 LIST_WORKERS = Endpoint("GET", "/workers", Part(WorkerList, lambda answer: answer.workers), SERVICE, "workers")
 LIST_OPERATIONS = Endpoint("GET", "/operations", Part(OperationList, lambda answer: answer.operations), SERVICE, "operations")
 

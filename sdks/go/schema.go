@@ -174,11 +174,23 @@ type Answer struct {
 	// `local`, or the name of a profile.
 	Provider string `json:"provider"`
 
-	// For example `stop`, or `length` if the response was truncated at `max_tokens`.
+	// Reasoning of the model before the text; null without any.
+	Reasoning string `json:"reasoning"`
+
+	// Tool calls; null without any.
+	ToolCalls []ToolCall `json:"tool_calls"`
+
+	// Log-probabilities of the tokens of the response, if requested.
+	Logprobs []TokenLogprob `json:"logprobs"`
+
+	// For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`.
 	FinishReason string `json:"finish_reason"`
 
 	// Tokens of the prompt.
 	PromptTokens *int64 `json:"prompt_tokens"`
+
+	// Tokens of the prompt that were taken from the key-value cache.
+	CachedTokens *int64 `json:"cached_tokens"`
 
 	// Tokens of the response.
 	CompletionTokens *int64 `json:"completion_tokens"`
@@ -433,24 +445,6 @@ type BatchRequest struct {
 	Durable *bool `json:"durable,omitempty"`
 }
 
-// Function of a tool call.
-type CalledFunctionInput struct {
-	// Name of the function.
-	Name string `json:"name"`
-
-	// Arguments as JSON.
-	Arguments string `json:"arguments"`
-}
-
-// Function of a tool call.
-type CalledFunctionOutput struct {
-	// Name of the function.
-	Name string `json:"name"`
-
-	// Arguments as JSON.
-	Arguments string `json:"arguments"`
-}
-
 // Response of `POST /v1/chat/completions`.
 type ChatCompletion struct {
 	// Id of the task.
@@ -496,6 +490,30 @@ type ChatCompletionChunk struct {
 // Messages and options: the body of `POST /v1/chat/completions`. Options that are null or missing are not passed
 // to the model.
 type ChatCompletionRequest struct {
+	// Format of the text; null for any text.
+	ResponseFormat *ResponseFormat `json:"response_format,omitempty"`
+
+	// Functions that the model may call; the caller runs them.
+	Tools []Tool `json:"tools,omitempty"`
+
+	// `none`, `auto` (the default), `required` for at least one call, or the function that must be called.
+	ToolChoice any `json:"tool_choice,omitempty"`
+
+	// Amount of reasoning before the text; null for the default of the model.
+	ReasoningEffort *ReasoningEffort `json:"reasoning_effort,omitempty"`
+
+	// true: return the log-probability of each token.
+	Logprobs *bool `json:"logprobs,omitempty"`
+
+	// With `logprobs`: number of the most likely tokens to return at each position.
+	TopLogprobs *int64 `json:"top_logprobs,omitempty"`
+
+	// Above 0: makes tokens less likely that are already in the text.
+	PresencePenalty *float64 `json:"presence_penalty,omitempty"`
+
+	// Above 0: makes tokens less likely the more often they are in the text.
+	FrequencyPenalty *float64 `json:"frequency_penalty,omitempty"`
+
 	// Id of a model as in `GET /v1/models`; `default`, empty or null for the default model.
 	Model *string `json:"model,omitempty"`
 
@@ -535,38 +553,14 @@ type ChatCompletionRequest struct {
 	// Number of responses: 1.
 	N *int64 `json:"n,omitempty"`
 
-	// Above 0: makes tokens less likely the more often they occurred.
-	FrequencyPenalty *float64 `json:"frequency_penalty,omitempty"`
-
-	// Above 0: makes tokens that occurred less likely.
-	PresencePenalty *float64 `json:"presence_penalty,omitempty"`
-
 	// Above 1: makes recent tokens less likely.
 	RepetitionPenalty *float64 `json:"repetition_penalty,omitempty"`
 
 	// Change of the probability of tokens by their id, for remote models.
 	LogitBias map[string]float64 `json:"logit_bias,omitempty"`
 
-	// `text`, `json_object`, or `json_schema` with a JSON schema.
-	ResponseFormat any `json:"response_format,omitempty"`
-
-	// Functions that the model can call.
-	Tools []any `json:"tools,omitempty"`
-
-	// `none`, `auto`, `required`, or the function that the model must call.
-	ToolChoice any `json:"tool_choice,omitempty"`
-
 	// false: the response has at most one tool call.
 	ParallelToolCalls *bool `json:"parallel_tool_calls,omitempty"`
-
-	// true: return the log probabilities of the tokens.
-	Logprobs *bool `json:"logprobs,omitempty"`
-
-	// Number of most likely tokens at each position.
-	TopLogprobs *int64 `json:"top_logprobs,omitempty"`
-
-	// Effort of a reasoning model, for example `low`.
-	ReasoningEffort *string `json:"reasoning_effort,omitempty"`
 
 	// Passed to remote models.
 	User *string `json:"user,omitempty"`
@@ -592,22 +586,25 @@ type ChatCompletionRequest struct {
 
 // Message of a conversation. A message that a response contained can be sent as it is.
 type ChatMessage struct {
-	// Author of the message.
-	Role ChatRole `json:"role"`
+	// Author of the message. `developer` is another name of `system`.
+	Role Role `json:"role"`
 
-	// Text of the message, or parts of it.
-	Content any `json:"content,omitempty"`
+	// Text of the message. A list of text parts is joined. null only for an assistant's message with tool calls.
+	Content *string `json:"content,omitempty"`
 
-	// Name of the author or tool. It is not sent to the model.
+	// Name of the author, for example of the function whose result this is.
 	Name *string `json:"name,omitempty"`
 
-	// Tool calls of an assistant's message.
-	ToolCalls []ToolCallInput `json:"tool_calls,omitempty"`
+	// Tool calls of the assistant.
+	ToolCalls []ToolCall `json:"tool_calls,omitempty"`
 
-	// Id of the call whose result this message of the role `tool` contains.
+	// Id of the tool call whose result this is; required for the role `tool`.
 	ToolCallID *string `json:"tool_call_id,omitempty"`
 
-	// Reasoning of an assistant's message. It is not sent to the model.
+	// Reasoning of the assistant before it called tools. Some models need it to continue.
+	Reasoning *string `json:"reasoning,omitempty"`
+
+	// Same as `reasoning`.
 	ReasoningContent *string `json:"reasoning_content,omitempty"`
 
 	// Refusal of an assistant's message. It is not sent to the model.
@@ -623,39 +620,28 @@ type ChatMessage struct {
 	FunctionCall any `json:"function_call,omitempty"`
 }
 
-// ChatRole of the API.
-type ChatRole string
-
-const (
-	ChatRoleSystem    ChatRole = "system"
-	ChatRoleDeveloper ChatRole = "developer"
-	ChatRoleUser      ChatRole = "user"
-	ChatRoleAssistant ChatRole = "assistant"
-	ChatRoleTool      ChatRole = "tool"
-)
-
 // Probabilities of the tokens of a response.
 type ChoiceLogprobs struct {
 	// Tokens of the text in order.
-	Content []ChosenLogprob `json:"content"`
+	Content []TokenLogprob `json:"content"`
 
 	// Always null.
 	Refusal json.RawMessage `json:"refusal"`
 }
 
-// Probability of a token of the response, and of the most likely tokens in its place.
-type ChosenLogprob struct {
-	// Text of the token.
-	Token string `json:"token"`
+// Name of the function that a model must call.
+type ChosenFunction struct {
+	// Name of one of the tools.
+	Name string `json:"name"`
+}
 
-	// Natural logarithm of its probability.
-	Logprob float64 `json:"logprob"`
+// Tool that a model must call.
+type ChosenTool struct {
+	// Always `function`.
+	Type *string `json:"type,omitempty"`
 
-	// UTF-8 bytes of the token; null if unknown.
-	Bytes []int64 `json:"bytes"`
-
-	// Most likely tokens, most likely first; empty without `top_logprobs`.
-	TopLogprobs []TopLogprob `json:"top_logprobs"`
+	// Function that must be called.
+	Function ChosenFunction `json:"function"`
 }
 
 // Part of the response of a model.
@@ -722,7 +708,7 @@ type CompletionMessage struct {
 	ReasoningContent string `json:"reasoning_content"`
 
 	// Tools that the model calls, if there are any.
-	ToolCalls []ToolCallOutput `json:"tool_calls"`
+	ToolCalls []ToolCall `json:"tool_calls"`
 }
 
 // Numbers of tokens; 0 if the model does not report them.
@@ -1080,6 +1066,30 @@ const (
 	FloatDtypeFloat64  FloatDtype = "float64"
 )
 
+// Function that a model calls.
+type FunctionCall struct {
+	// Name of the function.
+	Name string `json:"name"`
+
+	// Arguments by name, as JSON text. A model without a constraint may write invalid JSON.
+	Arguments string `json:"arguments"`
+}
+
+// Function that a model may call.
+type FunctionDefinition struct {
+	// Name of the function: letters, digits, `_` and `-`.
+	Name string `json:"name"`
+
+	// Purpose of the function, for the model.
+	Description *string `json:"description,omitempty"`
+
+	// JSON schema of the arguments. Omit it for a function without arguments.
+	Parameters any `json:"parameters,omitempty"`
+
+	// true: the arguments must fit the schema exactly, if the provider supports it.
+	Strict *bool `json:"strict,omitempty"`
+}
+
 // Response of `GET /health`.
 type Health struct {
 	// State of the runtime; `degraded`: it works, but with `problems`.
@@ -1131,6 +1141,87 @@ type Heartbeat struct {
 	// Current metrics.
 	Metrics Metrics `json:"metrics"`
 }
+
+// Machine that runs tasks of this runtime. What it has not reported yet is null.
+type Host struct {
+	// Name of the host: the first part of the ids of its devices, such as `mac2` in `mac2.device_0`.
+	Name string `json:"name"`
+
+	// `silent`: it does not respond, and is lost if it stays so; `refused`: it can't be used before `advice` is
+	// followed.
+	State HostState `json:"state"`
+
+	// How it is reached, such as `ssh me@mac2.local`.
+	Address string `json:"address"`
+
+	// Why it is not ready.
+	Problem string `json:"problem"`
+
+	// What to do so that it becomes ready, such as a command to run on that host.
+	Advice string `json:"advice"`
+
+	// Ids of its devices.
+	Devices []string `json:"devices"`
+
+	// Maximum number of tasks that run on it at once.
+	Slots int64 `json:"slots"`
+
+	// Number of tasks that run on it.
+	Running int64 `json:"running"`
+
+	// Memory in bytes.
+	MemoryTotal *int64 `json:"memory_total"`
+
+	// Available memory in bytes.
+	MemoryAvailable *int64 `json:"memory_available"`
+
+	// Number of logical cores.
+	Cores *int64 `json:"cores"`
+
+	// CPU utilization in percent.
+	CPUUtilization *float64 `json:"cpu_utilization"`
+
+	// Names of the language models in its folders.
+	Models []string `json:"models"`
+
+	// Version of its Python.
+	Python string `json:"python"`
+
+	// Version of this package on it.
+	Version string `json:"version"`
+
+	// Version of MLX.
+	MLXVersion string `json:"mlx_version"`
+
+	// Operating system and processor, such as `macOS arm64`.
+	Platform string `json:"platform"`
+
+	// Time from the last ping to its answer in seconds.
+	RoundTripS *float64 `json:"round_trip_s"`
+
+	// true if it reads and writes arrays in a folder of this machine directly.
+	SharesFolder *bool `json:"shares_folder"`
+
+	// Time of the last change of the state.
+	Since time.Time `json:"since"`
+}
+
+// Response of `GET /hosts`.
+type HostList struct {
+	// Hosts by name; empty if all tasks run on this machine.
+	Hosts []Host `json:"hosts"`
+}
+
+// HostState of the API.
+type HostState string
+
+const (
+	HostStateConnecting HostState = "connecting"
+	HostStateReady      HostState = "ready"
+	HostStateSilent     HostState = "silent"
+	HostStateLost       HostState = "lost"
+	HostStateRefused    HostState = "refused"
+)
 
 // Response of `POST /ai/insights`.
 type Insights struct {
@@ -1272,11 +1363,23 @@ const (
 
 // Message to or from a model.
 type Message struct {
-	// Author of the message.
+	// Author of the message. `developer` is another name of `system`.
 	Role Role `json:"role"`
 
-	// Text of the message.
-	Content string `json:"content"`
+	// Text of the message. A list of text parts is joined. null only for an assistant's message with tool calls.
+	Content *string `json:"content,omitempty"`
+
+	// Name of the author, for example of the function whose result this is.
+	Name *string `json:"name,omitempty"`
+
+	// Tool calls of the assistant.
+	ToolCalls []ToolCall `json:"tool_calls,omitempty"`
+
+	// Id of the tool call whose result this is; required for the role `tool`.
+	ToolCallID *string `json:"tool_call_id,omitempty"`
+
+	// Reasoning of the assistant before it called tools. Some models need it to continue.
+	Reasoning *string `json:"reasoning,omitempty"`
 }
 
 // Response to an invalid message of the client. The connection stays open.
@@ -1637,6 +1740,17 @@ const (
 	MLXFunctionFastScaledDotProductAttention MLXFunction = "fast.scaled_dot_product_attention"
 )
 
+// ModelAbility of the API.
+type ModelAbility string
+
+const (
+	ModelAbilityChat      ModelAbility = "chat"
+	ModelAbilityTools     ModelAbility = "tools"
+	ModelAbilityReasoning ModelAbility = "reasoning"
+	ModelAbilitySchema    ModelAbility = "schema"
+	ModelAbilityLogprobs  ModelAbility = "logprobs"
+)
+
 // ModelEngine of the API.
 type ModelEngine string
 
@@ -1683,11 +1797,27 @@ type ModelInfo struct {
 	// Path of the files; only for callers who have the permission to execute code.
 	Path string `json:"path"`
 
+	// Type of the weights, for example `Q4_K_M`, `4 bits` or `bfloat16`; null if unknown.
+	Quantisation string `json:"quantisation"`
+
 	// Size of the weights on disk in bytes.
 	Bytes *int64 `json:"bytes"`
 
 	// Maximum number of tokens of prompt and response together.
 	ContextLength *int64 `json:"context_length"`
+
+	// Memory in bytes that the model needs when loaded, with a short prompt; null if unknown. See `resident`.
+	MemoryBytes *int64 `json:"memory_bytes"`
+
+	// Generation speed of the newest measured response; null without one.
+	TokensPerSecond *float64 `json:"tokens_per_second"`
+
+	// Processing speed of the prompt of that response; null if it was not measured.
+	PromptTokensPerSecond *float64 `json:"prompt_tokens_per_second"`
+
+	// `chat`: messages, otherwise only plain prompts. `tools`: calls of tools. `reasoning`: reasons before the text.
+	// `schema`: text that fits a JSON schema. `logprobs`: log probabilities of tokens.
+	Abilities []ModelAbility `json:"abilities"`
 
 	// true for the model that is used if a prompt names no model.
 	Default bool `json:"default"`
@@ -1907,6 +2037,17 @@ type PromptTokensDetails struct {
 	CachedTokens int64 `json:"cached_tokens"`
 }
 
+// ReasoningEffort of the API.
+type ReasoningEffort string
+
+const (
+	ReasoningEffortNone    ReasoningEffort = "none"
+	ReasoningEffortMinimal ReasoningEffort = "minimal"
+	ReasoningEffortLow     ReasoningEffort = "low"
+	ReasoningEffortMedium  ReasoningEffort = "medium"
+	ReasoningEffortHigh    ReasoningEffort = "high"
+)
+
 // Worker that keeps a model in memory.
 type ResidentInfo struct {
 	// Id of the device.
@@ -1927,6 +2068,39 @@ type ResidentInfo struct {
 	// Id of the task that the worker runs.
 	TaskID string `json:"task_id"`
 }
+
+// Format of the text of a response.
+type ResponseFormat struct {
+	// `json_object`: any JSON object. `json_schema`: JSON that fits `json_schema`.
+	Type ResponseType `json:"type"`
+
+	// Schema of the text, for the type `json_schema`.
+	JSONSchema *ResponseSchema `json:"json_schema,omitempty"`
+}
+
+// JSON schema of a response.
+type ResponseSchema struct {
+	// Name of the schema: letters, digits, `_` and `-`.
+	Name *string `json:"name,omitempty"`
+
+	// Purpose of the response, for the model.
+	Description *string `json:"description,omitempty"`
+
+	// JSON schema that the text of the response fits.
+	Schema any `json:"schema"`
+
+	// true: the text must fit the schema exactly, if the provider supports it.
+	Strict *bool `json:"strict,omitempty"`
+}
+
+// ResponseType of the API.
+type ResponseType string
+
+const (
+	ResponseTypeText       ResponseType = "text"
+	ResponseTypeJSONObject ResponseType = "json_object"
+	ResponseTypeJSONSchema ResponseType = "json_schema"
+)
 
 // Finished task.
 type ResultItem struct {
@@ -1976,8 +2150,10 @@ type Role string
 
 const (
 	RoleSystem    Role = "system"
+	RoleDeveloper Role = "developer"
 	RoleUser      Role = "user"
 	RoleAssistant Role = "assistant"
+	RoleTool      Role = "tool"
 )
 
 // Response of `GET /`.
@@ -2506,15 +2682,6 @@ type TaskUpdate struct {
 	Data TaskNews `json:"data"`
 }
 
-// Text that is part of a message.
-type TextPart struct {
-	// Always `text`: models of this server do not read images, audio or files.
-	Type string `json:"type"`
-
-	// The text.
-	Text string `json:"text"`
-}
-
 // Timeframe of the API.
 type Timeframe string
 
@@ -2537,6 +2704,21 @@ type TokenEvent struct {
 	Index int64 `json:"index"`
 }
 
+// Token of a response with its log-probability and the most likely tokens in its place.
+type TokenLogprob struct {
+	// Text of the token.
+	Token string `json:"token"`
+
+	// Natural logarithm of its probability, before sampling options apply.
+	Logprob float64 `json:"logprob"`
+
+	// UTF-8 bytes of the token, which may be a part of a character; null if unknown.
+	Bytes []int64 `json:"bytes"`
+
+	// The most likely tokens, most likely first.
+	TopLogprobs []TopLogprob `json:"top_logprobs"`
+}
+
 // Generated text of an AI task.
 type TokenNews struct {
 	// Id of the task.
@@ -2549,54 +2731,60 @@ type TokenNews struct {
 	Index int64 `json:"index"`
 }
 
-// Call of a tool, as requested by a model.
-type ToolCallInput struct {
-	// Id of the call, for the message with its result.
+// Tool that a model may call.
+type Tool struct {
+	// Always `function`.
+	Type *string `json:"type,omitempty"`
+
+	// Function that the caller runs.
+	Function FunctionDefinition `json:"function"`
+}
+
+// Call of a tool by a model. The caller runs the function and sends its result as a message of the role `tool`.
+type ToolCall struct {
+	// Id of the call, for `tool_call_id`.
 	ID string `json:"id"`
 
 	// Always `function`.
 	Type *string `json:"type,omitempty"`
 
-	// Function to call.
-	Function CalledFunctionInput `json:"function"`
-}
-
-// Call of a tool, as requested by a model.
-type ToolCallOutput struct {
-	// Id of the call, for the message with its result.
-	ID string `json:"id"`
-
-	// Always `function`.
-	Type string `json:"type"`
-
-	// Function to call.
-	Function CalledFunctionOutput `json:"function"`
+	// Function with its arguments.
+	Function FunctionCall `json:"function"`
 }
 
 // Tool call in a chunk, complete.
 type ToolCallDelta struct {
-	// Id of the call, for the message with its result.
+	// Id of the call, for `tool_call_id`.
 	ID string `json:"id"`
 
 	// Always `function`.
 	Type string `json:"type"`
 
-	// Function to call.
-	Function CalledFunctionOutput `json:"function"`
+	// Function with its arguments.
+	Function FunctionCall `json:"function"`
 
 	// Position of the call.
 	Index int64 `json:"index"`
 }
 
-// Probability of a token.
+// ToolMode of the API.
+type ToolMode string
+
+const (
+	ToolModeNone     ToolMode = "none"
+	ToolModeAuto     ToolMode = "auto"
+	ToolModeRequired ToolMode = "required"
+)
+
+// Token with its log-probability.
 type TopLogprob struct {
 	// Text of the token.
 	Token string `json:"token"`
 
-	// Natural logarithm of its probability.
+	// Natural logarithm of its probability, before sampling options apply.
 	Logprob float64 `json:"logprob"`
 
-	// UTF-8 bytes of the token; null if unknown.
+	// UTF-8 bytes of the token, which may be a part of a character; null if unknown.
 	Bytes []int64 `json:"bytes"`
 }
 
@@ -2813,11 +3001,23 @@ type ChatOutput struct {
 	// `local`, or the name of a profile.
 	Provider string `json:"provider"`
 
-	// For example `stop`, or `length` if the response was truncated at `max_tokens`.
+	// Reasoning of the model before the text; null without any.
+	Reasoning string `json:"reasoning"`
+
+	// Tool calls; null without any.
+	ToolCalls []ToolCall `json:"tool_calls"`
+
+	// Log-probabilities of the tokens of the response, if requested.
+	Logprobs []TokenLogprob `json:"logprobs"`
+
+	// For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`.
 	FinishReason string `json:"finish_reason"`
 
 	// Tokens of the prompt.
 	PromptTokens *int64 `json:"prompt_tokens"`
+
+	// Tokens of the prompt that were taken from the key-value cache.
+	CachedTokens *int64 `json:"cached_tokens"`
 
 	// Tokens of the response.
 	CompletionTokens *int64 `json:"completion_tokens"`
@@ -2894,11 +3094,23 @@ type GenerateOutput struct {
 	// `local`, or the name of a profile.
 	Provider string `json:"provider"`
 
-	// For example `stop`, or `length` if the response was truncated at `max_tokens`.
+	// Reasoning of the model before the text; null without any.
+	Reasoning string `json:"reasoning"`
+
+	// Tool calls; null without any.
+	ToolCalls []ToolCall `json:"tool_calls"`
+
+	// Log-probabilities of the tokens of the response, if requested.
+	Logprobs []TokenLogprob `json:"logprobs"`
+
+	// For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`.
 	FinishReason string `json:"finish_reason"`
 
 	// Tokens of the prompt.
 	PromptTokens *int64 `json:"prompt_tokens"`
+
+	// Tokens of the prompt that were taken from the key-value cache.
+	CachedTokens *int64 `json:"cached_tokens"`
 
 	// Tokens of the response.
 	CompletionTokens *int64 `json:"completion_tokens"`
@@ -3090,6 +3302,30 @@ type GenerateParameters struct {
 
 	// Seconds that the model stays in memory afterwards; null for the runtime's setting.
 	KeepAlive *float64 `json:"keep_alive,omitempty"`
+
+	// Format of the text; null for any text.
+	ResponseFormat *ResponseFormat `json:"response_format,omitempty"`
+
+	// Functions that the model may call; the caller runs them.
+	Tools []Tool `json:"tools,omitempty"`
+
+	// `none`, `auto` (the default), `required` for at least one call, or the function that must be called.
+	ToolChoice any `json:"tool_choice,omitempty"`
+
+	// Amount of reasoning before the text; null for the default of the model.
+	ReasoningEffort *ReasoningEffort `json:"reasoning_effort,omitempty"`
+
+	// true: return the log-probability of each token.
+	Logprobs *bool `json:"logprobs,omitempty"`
+
+	// With `logprobs`: number of the most likely tokens to return at each position.
+	TopLogprobs *int64 `json:"top_logprobs,omitempty"`
+
+	// Above 0: makes tokens less likely that are already in the text.
+	PresencePenalty *float64 `json:"presence_penalty,omitempty"`
+
+	// Above 0: makes tokens less likely the more often they are in the text.
+	FrequencyPenalty *float64 `json:"frequency_penalty,omitempty"`
 
 	// Plain text that the model continues; or give messages.
 	Prompt *string `json:"prompt,omitempty"`

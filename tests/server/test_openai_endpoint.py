@@ -101,7 +101,7 @@ def test_remote_model_gets_options_and_messages(client: openai.OpenAI, provider:
         *({"role": "assistant", "content": "two", "refusal": None, "annotations": []}, {"role": "user", "content": parts, "name": "jo"}),
     ]
     answer = client.chat.completions.create(
-        model="cloud/tiny", messages=messages, temperature=0.5, seed=3, stop=["x"], user="jo", n=1, presence_penalty=0, top_logprobs=0
+        model="cloud/tiny", messages=messages, temperature=0.5, seed=3, stop=["x"], user="jo", n=1, presence_penalty=0, logprobs=False
     )
     assert (answer.choices[0].message.content, answer.model) == ("You said: in parts", "cloud/tiny")
     assert answer.usage is not None
@@ -109,7 +109,7 @@ def test_remote_model_gets_options_and_messages(client: openai.OpenAI, provider:
     body = provider.requests[-1].json
     assert [message["content"] for message in body["messages"]] == ["Be short.", "one", "two", "in parts"]
     assert (body["temperature"], body["seed"], body["stop"], body["user"]) == (0.5, 3, ["x"], "jo")
-    assert not {"presence_penalty", "top_logprobs", "n"} & set(body)
+    assert not {"presence_penalty", "logprobs", "n"} & set(body)
 
 
 def test_async_clients_share_the_queue(server: Server) -> None:

@@ -20,7 +20,7 @@ _OUTPUT = "json_extract(CASE WHEN json_valid(document) THEN document ELSE '{}' E
 _QUERY = f"""
 SELECT json_extract(output, '$.model_used'), json_extract(output, '$.tokens_per_second'), json_extract(output, '$.prompt_tokens_per_second')
 FROM (SELECT {_OUTPUT} AS output FROM tasks WHERE operation = 'generate' AND state = 'completed' ORDER BY submitted DESC LIMIT ?)
-"""
+"""  # noqa: S608 - constants
 
 
 def speeds(connection: sqlite3.Connection) -> dict[str, Speed]:

@@ -120,10 +120,18 @@ export interface Answer {
   model_used: string | null;
   /** `local`, or the name of a profile. */
   provider: string;
-  /** For example `stop`, or `length` if the response was truncated at `max_tokens`. */
+  /** Reasoning of the model before the text; null without any. */
+  reasoning: string | null;
+  /** Tool calls; null without any. */
+  tool_calls: ToolCall[] | null;
+  /** Log-probabilities of the tokens of the response, if requested. */
+  logprobs: TokenLogprob[] | null;
+  /** For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`. */
   finish_reason: string | null;
   /** Tokens of the prompt. */
   prompt_tokens: number | null;
+  /** Tokens of the prompt that were taken from the key-value cache. */
+  cached_tokens: number | null;
   /** Tokens of the response. */
   completion_tokens: number | null;
   /** Tokens of prompt and response together. */
@@ -302,22 +310,6 @@ export interface BatchRequest {
   durable?: boolean;
 }
 
-/** Function of a tool call. */
-export interface CalledFunction-Input {
-  /** Name of the function. */
-  name: string;
-  /** Arguments as JSON. */
-  arguments: string;
-}
-
-/** Function of a tool call. */
-export interface CalledFunction-Output {
-  /** Name of the function. */
-  name: string;
-  /** Arguments as JSON. */
-  arguments: string;
-}
-
 /** Response of `POST /v1/chat/completions`. */
 export interface ChatCompletion {
   /** Id of the task. */
@@ -352,6 +344,22 @@ export interface ChatCompletionChunk {
 
 /** Messages and options: the body of `POST /v1/chat/completions`. Options that are null or missing are not passed to the model. */
 export interface ChatCompletionRequest {
+  /** Format of the text; null for any text. */
+  response_format?: ResponseFormat | null;
+  /** Functions that the model may call; the caller runs them. */
+  tools?: Tool[] | null;
+  /** `none`, `auto` (the default), `required` for at least one call, or the function that must be called. */
+  tool_choice?: ToolMode | ChosenTool | null;
+  /** Amount of reasoning before the text; null for the default of the model. */
+  reasoning_effort?: ReasoningEffort | null;
+  /** true: return the log-probability of each token. */
+  logprobs?: boolean | null;
+  /** With `logprobs`: number of the most likely tokens to return at each position. */
+  top_logprobs?: number | null;
+  /** Above 0: makes tokens less likely that are already in the text. */
+  presence_penalty?: number | null;
+  /** Above 0: makes tokens less likely the more often they are in the text. */
+  frequency_penalty?: number | null;
   /** Id of a model as in `GET /v1/models`; `default`, empty or null for the default model. */
   model?: string | null;
   /** Messages in order. */
@@ -378,28 +386,12 @@ export interface ChatCompletionRequest {
   stop?: string | string[] | null;
   /** Number of responses: 1. */
   n?: number | null;
-  /** Above 0: makes tokens less likely the more often they occurred. */
-  frequency_penalty?: number | null;
-  /** Above 0: makes tokens that occurred less likely. */
-  presence_penalty?: number | null;
   /** Above 1: makes recent tokens less likely. */
   repetition_penalty?: number | null;
   /** Change of the probability of tokens by their id, for remote models. */
   logit_bias?: Record<string, number>;
-  /** `text`, `json_object`, or `json_schema` with a JSON schema. */
-  response_format?: Record<string, unknown>;
-  /** Functions that the model can call. */
-  tools?: Record<string, unknown>[] | null;
-  /** `none`, `auto`, `required`, or the function that the model must call. */
-  tool_choice?: string | Record<string, unknown> | null;
   /** false: the response has at most one tool call. */
   parallel_tool_calls?: boolean | null;
-  /** true: return the log probabilities of the tokens. */
-  logprobs?: boolean | null;
-  /** Number of most likely tokens at each position. */
-  top_logprobs?: number | null;
-  /** Effort of a reasoning model, for example `low`. */
-  reasoning_effort?: string | null;
   /** Passed to remote models. */
   user?: string | null;
   /** Passed to remote models. */
@@ -418,48 +410,50 @@ export interface ChatCompletionRequest {
 
 /** Message of a conversation. A message that a response contained can be sent as it is. */
 export interface ChatMessage {
-  /** Author of the message. */
-  role: ChatRole;
-  /** Text of the message, or parts of it. */
-  content?: string | TextPart[] | null;
-  /** Name of the author or tool. It is not sent to the model. */
-  name?: string | null;
-  /** Tool calls of an assistant's message. */
-  tool_calls?: ToolCall-Input[] | null;
-  /** Id of the call whose result this message of the role `tool` contains. */
-  tool_call_id?: string | null;
-  /** Reasoning of an assistant's message. It is not sent to the model. */
-  reasoning_content?: string | null;
+  /** Author of the message. `developer` is another name of `system`. */
+  role: Role;
+  /** Text of the message. A list of text parts is joined. null only for an assistant's message with tool calls. */
+  content?: string | null;
+  /** Name of the author, for example of the function whose result this is. */
+  name?: string;
+  /** Tool calls of the assistant. */
+  tool_calls?: ToolCall[];
+  /** Id of the tool call whose result this is; required for the role `tool`. */
+  tool_call_id?: string;
+  /** Reasoning of the assistant before it called tools. Some models need it to continue. */
+  reasoning?: string;
+  /** Same as `reasoning`. */
+  reasoning_content?: string;
   /** Refusal of an assistant's message. It is not sent to the model. */
-  refusal?: string | null;
+  refusal?: string;
   /** Annotations of an assistant's message. They are not sent to the model. */
-  annotations?: unknown[] | null;
+  annotations?: unknown[];
   /** Always null. */
   audio?: null;
   /** Always null: use `tool_calls`. */
   function_call?: null;
 }
 
-export type ChatRole = "system" | "developer" | "user" | "assistant" | "tool";
-
 /** Probabilities of the tokens of a response. */
 export interface ChoiceLogprobs {
   /** Tokens of the text in order. */
-  content: ChosenLogprob[] | null;
+  content: TokenLogprob[] | null;
   /** Always null. */
   refusal: null;
 }
 
-/** Probability of a token of the response, and of the most likely tokens in its place. */
-export interface ChosenLogprob {
-  /** Text of the token. */
-  token: string;
-  /** Natural logarithm of its probability. */
-  logprob: number;
-  /** UTF-8 bytes of the token; null if unknown. */
-  bytes: number[] | null;
-  /** Most likely tokens, most likely first; empty without `top_logprobs`. */
-  top_logprobs: TopLogprob[];
+/** Name of the function that a model must call. */
+export interface ChosenFunction {
+  /** Name of one of the tools. */
+  name: string;
+}
+
+/** Tool that a model must call. */
+export interface ChosenTool {
+  /** Always `function`. */
+  type?: "function";
+  /** Function that must be called. */
+  function: ChosenFunction;
 }
 
 /** Part of the response of a model. */
@@ -507,7 +501,7 @@ export interface CompletionMessage {
   /** Reasoning of the model, if it has one. */
   reasoning_content?: string;
   /** Tools that the model calls, if there are any. */
-  tool_calls?: ToolCall-Output[];
+  tool_calls?: ToolCall[];
 }
 
 /** Numbers of tokens; 0 if the model does not report them. */
@@ -713,6 +707,26 @@ export type FindingKind = "levels" | "peak" | "trend" | "leak" | "failures" | "b
 
 export type FloatDtype = "float32" | "float16" | "bfloat16" | "float64";
 
+/** Function that a model calls. */
+export interface FunctionCall {
+  /** Name of the function. */
+  name: string;
+  /** Arguments by name, as JSON text. A model without a constraint may write invalid JSON. */
+  arguments: string;
+}
+
+/** Function that a model may call. */
+export interface FunctionDefinition {
+  /** Name of the function: letters, digits, `_` and `-`. */
+  name: string;
+  /** Purpose of the function, for the model. */
+  description?: string;
+  /** JSON schema of the arguments. Omit it for a function without arguments. */
+  parameters?: Record<string, unknown>;
+  /** true: the arguments must fit the schema exactly, if the provider supports it. */
+  strict?: boolean;
+}
+
 /** Response of `GET /health`. */
 export interface Health {
   /** State of the runtime; `degraded`: it works, but with `problems`. */
@@ -746,6 +760,58 @@ export interface Heartbeat {
   /** Current metrics. */
   metrics: Metrics;
 }
+
+/** Machine that runs tasks of this runtime. What it has not reported yet is null. */
+export interface Host {
+  /** Name of the host: the first part of the ids of its devices, such as `mac2` in `mac2.device_0`. */
+  name: string;
+  /** `silent`: it does not respond, and is lost if it stays so; `refused`: it can't be used before `advice` is followed. */
+  state: HostState;
+  /** How it is reached, such as `ssh me@mac2.local`. */
+  address: string;
+  /** Why it is not ready. */
+  problem: string | null;
+  /** What to do so that it becomes ready, such as a command to run on that host. */
+  advice: string | null;
+  /** Ids of its devices. */
+  devices: string[];
+  /** Maximum number of tasks that run on it at once. */
+  slots: number;
+  /** Number of tasks that run on it. */
+  running: number;
+  /** Memory in bytes. */
+  memory_total: number | null;
+  /** Available memory in bytes. */
+  memory_available: number | null;
+  /** Number of logical cores. */
+  cores: number | null;
+  /** CPU utilization in percent. */
+  cpu_utilization: number | null;
+  /** Names of the language models in its folders. */
+  models: string[];
+  /** Version of its Python. */
+  python: string | null;
+  /** Version of this package on it. */
+  version: string | null;
+  /** Version of MLX. */
+  mlx_version: string | null;
+  /** Operating system and processor, such as `macOS arm64`. */
+  platform: string | null;
+  /** Time from the last ping to its answer in seconds. */
+  round_trip_s: number | null;
+  /** true if it reads and writes arrays in a folder of this machine directly. */
+  shares_folder: boolean | null;
+  /** Time of the last change of the state. */
+  since: string;
+}
+
+/** Response of `GET /hosts`. */
+export interface HostList {
+  /** Hosts by name; empty if all tasks run on this machine. */
+  hosts: Host[];
+}
+
+export type HostState = "connecting" | "ready" | "silent" | "lost" | "refused";
 
 /** Response of `POST /ai/insights`. */
 export interface Insights {
@@ -849,10 +915,18 @@ export type MemoryKernel = "copy" | "scale" | "add" | "triad";
 
 /** Message to or from a model. */
 export interface Message {
-  /** Author of the message. */
+  /** Author of the message. `developer` is another name of `system`. */
   role: Role;
-  /** Text of the message. */
-  content: string;
+  /** Text of the message. A list of text parts is joined. null only for an assistant's message with tool calls. */
+  content?: string | null;
+  /** Name of the author, for example of the function whose result this is. */
+  name?: string;
+  /** Tool calls of the assistant. */
+  tool_calls?: ToolCall[];
+  /** Id of the tool call whose result this is; required for the role `tool`. */
+  tool_call_id?: string;
+  /** Reasoning of the assistant before it called tools. Some models need it to continue. */
+  reasoning?: string;
 }
 
 /** Response to an invalid message of the client. The connection stays open. */
@@ -927,6 +1001,8 @@ export interface MetricsUpdate {
 
 export type MlxFunction = "abs" | "acos" | "acosh" | "add" | "addmm" | "all" | "allclose" | "any" | "arange" | "arccos" | "arccosh" | "arcsin" | "arcsinh" | "arctan" | "arctan2" | "arctanh" | "argmax" | "argmin" | "argpartition" | "argsort" | "array_equal" | "asin" | "asinh" | "astype" | "atan" | "atan2" | "atanh" | "atleast_1d" | "atleast_2d" | "atleast_3d" | "bartlett" | "bitwise_and" | "bitwise_invert" | "bitwise_left_shift" | "bitwise_or" | "bitwise_right_shift" | "bitwise_xor" | "blackman" | "block_masked_mm" | "broadcast_arrays" | "broadcast_to" | "ceil" | "clip" | "concat" | "concatenate" | "conj" | "conjugate" | "contiguous" | "conv1d" | "conv2d" | "conv3d" | "conv_general" | "conv_transpose1d" | "conv_transpose2d" | "conv_transpose3d" | "convolve" | "cos" | "cosh" | "count_nonzero" | "cummax" | "cummin" | "cumprod" | "cumsum" | "cumulative_prod" | "cumulative_sum" | "degrees" | "dequantize" | "diag" | "diagonal" | "diff" | "divide" | "divmod" | "einsum" | "empty" | "empty_like" | "equal" | "erf" | "erfinv" | "exp" | "expand_dims" | "expm1" | "eye" | "flatten" | "flip" | "floor" | "floor_divide" | "from_fp8" | "full" | "full_like" | "greater" | "greater_equal" | "hadamard_transform" | "hamming" | "hanning" | "identity" | "imag" | "inner" | "isclose" | "isfinite" | "isinf" | "isnan" | "isneginf" | "isposinf" | "kron" | "left_shift" | "less" | "less_equal" | "linspace" | "log" | "log10" | "log1p" | "log2" | "logaddexp" | "logcumsumexp" | "logical_and" | "logical_not" | "logical_or" | "logical_xor" | "logsumexp" | "matmul" | "matrix_norm" | "matrix_transpose" | "max" | "maximum" | "mean" | "median" | "meshgrid" | "min" | "minimum" | "minmax" | "moveaxis" | "multiply" | "nan_to_num" | "negative" | "not_equal" | "ones" | "ones_like" | "outer" | "pad" | "partition" | "permute_dims" | "positive" | "pow" | "power" | "prod" | "qqmm" | "quantize" | "quantized_matmul" | "radians" | "real" | "reciprocal" | "remainder" | "repeat" | "reshape" | "right_shift" | "roll" | "round" | "rsqrt" | "searchsorted" | "sigmoid" | "sign" | "sin" | "sinh" | "softmax" | "sort" | "sqrt" | "square" | "squeeze" | "stack" | "std" | "stop_gradient" | "subtract" | "sum" | "swapaxes" | "tan" | "tanh" | "tensordot" | "tile" | "to_fp8" | "topk" | "trace" | "transpose" | "tri" | "tril" | "triu" | "trunc" | "unflatten" | "unique" | "var" | "vecdot" | "view" | "where" | "zeros" | "zeros_like" | "linalg.cholesky" | "linalg.cholesky_inv" | "linalg.cross" | "linalg.det" | "linalg.eig" | "linalg.eigh" | "linalg.eigvals" | "linalg.eigvalsh" | "linalg.inv" | "linalg.lu" | "linalg.lu_factor" | "linalg.norm" | "linalg.pinv" | "linalg.qr" | "linalg.slogdet" | "linalg.solve" | "linalg.solve_triangular" | "linalg.svd" | "linalg.tri_inv" | "fft.fft" | "fft.fft2" | "fft.fftfreq" | "fft.fftn" | "fft.fftshift" | "fft.ifft" | "fft.ifft2" | "fft.ifftn" | "fft.ifftshift" | "fft.irfft" | "fft.irfft2" | "fft.irfftn" | "fft.istft" | "fft.rfft" | "fft.rfft2" | "fft.rfftfreq" | "fft.rfftn" | "fft.stft" | "random.bernoulli" | "random.categorical" | "random.gumbel" | "random.key" | "random.laplace" | "random.multivariate_normal" | "random.normal" | "random.permutation" | "random.randint" | "random.split" | "random.truncated_normal" | "random.uniform" | "fast.gated_delta_update" | "fast.layer_norm" | "fast.rms_norm" | "fast.rope" | "fast.scaled_dot_product_attention";
 
+export type ModelAbility = "chat" | "tools" | "reasoning" | "schema" | "logprobs";
+
 export type ModelEngine = "llama.cpp" | "mlx-lm";
 
 /** Response of `GET /v1/models`. */
@@ -959,10 +1035,23 @@ export interface ModelInfo {
   engine: ModelEngine | null;
   /** Path of the files; only for callers who have the permission to execute code. */
   path: string | null;
+  /** Type of the weights, for example `Q4_K_M`, `4 bits` or `bfloat16`; null if unknown. */
+  quantisation: string | null;
   /** Size of the weights on disk in bytes. */
   bytes: number | null;
   /** Maximum number of tokens of prompt and response together. */
   context_length: number | null;
+  /** Memory in bytes that the model needs when loaded, with a short prompt; null if unknown. See `resident`. */
+  memory_bytes: number | null;
+  /** Generation speed of the newest measured response; null without one. */
+  tokens_per_second: number | null;
+  /** Processing speed of the prompt of that response; null if it was not measured. */
+  prompt_tokens_per_second: number | null;
+  /**
+   * `chat`: messages, otherwise only plain prompts. `tools`: calls of tools. `reasoning`: reasons before the text. `schema`: text that
+   * fits a JSON schema. `logprobs`: log probabilities of tokens.
+   */
+  abilities: ModelAbility[];
   /** true for the model that is used if a prompt names no model. */
   default: boolean;
   /** Workers that keep the model in memory. */
@@ -1127,6 +1216,8 @@ export interface PromptTokensDetails {
   cached_tokens: number;
 }
 
+export type ReasoningEffort = "none" | "minimal" | "low" | "medium" | "high";
+
 /** Worker that keeps a model in memory. */
 export interface ResidentInfo {
   /** Id of the device. */
@@ -1142,6 +1233,28 @@ export interface ResidentInfo {
   /** Id of the task that the worker runs. */
   task_id: string | null;
 }
+
+/** Format of the text of a response. */
+export interface ResponseFormat {
+  /** `json_object`: any JSON object. `json_schema`: JSON that fits `json_schema`. */
+  type: ResponseType;
+  /** Schema of the text, for the type `json_schema`. */
+  json_schema?: ResponseSchema;
+}
+
+/** JSON schema of a response. */
+export interface ResponseSchema {
+  /** Name of the schema: letters, digits, `_` and `-`. */
+  name?: string;
+  /** Purpose of the response, for the model. */
+  description?: string;
+  /** JSON schema that the text of the response fits. */
+  schema: Record<string, unknown>;
+  /** true: the text must fit the schema exactly, if the provider supports it. */
+  strict?: boolean;
+}
+
+export type ResponseType = "text" | "json_object" | "json_schema";
 
 /** Finished task. */
 export interface ResultItem {
@@ -1179,7 +1292,7 @@ export interface ResultsRequest {
   wait?: number;
 }
 
-export type Role = "system" | "user" | "assistant";
+export type Role = "system" | "developer" | "user" | "assistant" | "tool";
 
 /** Message from the server, by its `type`. Newer servers may send further types. */
 export type ServerMessage = Connected | Heartbeat | TaskUpdate | TaskProgress | TaskOutputChange | AiToken | MetricsUpdate | Subscribed | MessageRejected;
@@ -1556,14 +1669,6 @@ export interface TaskUpdate {
   data: TaskNews;
 }
 
-/** Text that is part of a message. */
-export interface TextPart {
-  /** Always `text`: models of this server do not read images, audio or files. */
-  type: "text";
-  /** The text. */
-  text: string;
-}
-
 export type Timeframe = "5m" | "15m" | "1h" | "6h" | "24h" | "7d";
 
 /** Piece of generated text: the data of a server-sent event `token`. */
@@ -1572,6 +1677,18 @@ export interface TokenEvent {
   text: string;
   /** Number of preceding characters (code points). 0 again: the worker died, the task was retried and the text starts over. */
   index: number;
+}
+
+/** Token of a response with its log-probability and the most likely tokens in its place. */
+export interface TokenLogprob {
+  /** Text of the token. */
+  token: string;
+  /** Natural logarithm of its probability, before sampling options apply. */
+  logprob: number;
+  /** UTF-8 bytes of the token, which may be a part of a character; null if unknown. */
+  bytes: number[] | null;
+  /** The most likely tokens, most likely first. */
+  top_logprobs: TopLogprob[];
 }
 
 /** Generated text of an AI task. */
@@ -1584,45 +1701,45 @@ export interface TokenNews {
   index: number;
 }
 
-/** Call of a tool, as requested by a model. */
-export interface ToolCall-Input {
-  /** Id of the call, for the message with its result. */
+/** Tool that a model may call. */
+export interface Tool {
+  /** Always `function`. */
+  type?: "function";
+  /** Function that the caller runs. */
+  function: FunctionDefinition;
+}
+
+/** Call of a tool by a model. The caller runs the function and sends its result as a message of the role `tool`. */
+export interface ToolCall {
+  /** Id of the call, for `tool_call_id`. */
   id: string;
   /** Always `function`. */
   type?: "function";
-  /** Function to call. */
-  function: CalledFunction-Input;
-}
-
-/** Call of a tool, as requested by a model. */
-export interface ToolCall-Output {
-  /** Id of the call, for the message with its result. */
-  id: string;
-  /** Always `function`. */
-  type: "function";
-  /** Function to call. */
-  function: CalledFunction-Output;
+  /** Function with its arguments. */
+  function: FunctionCall;
 }
 
 /** Tool call in a chunk, complete. */
 export interface ToolCallDelta {
-  /** Id of the call, for the message with its result. */
+  /** Id of the call, for `tool_call_id`. */
   id: string;
   /** Always `function`. */
   type: "function";
-  /** Function to call. */
-  function: CalledFunction-Output;
+  /** Function with its arguments. */
+  function: FunctionCall;
   /** Position of the call. */
   index: number;
 }
 
-/** Probability of a token. */
+export type ToolMode = "none" | "auto" | "required";
+
+/** Token with its log-probability. */
 export interface TopLogprob {
   /** Text of the token. */
   token: string;
-  /** Natural logarithm of its probability. */
+  /** Natural logarithm of its probability, before sampling options apply. */
   logprob: number;
-  /** UTF-8 bytes of the token; null if unknown. */
+  /** UTF-8 bytes of the token, which may be a part of a character; null if unknown. */
   bytes: number[] | null;
 }
 
@@ -1765,10 +1882,18 @@ export interface ChatOutput {
   model_used: string | null;
   /** `local`, or the name of a profile. */
   provider: string;
-  /** For example `stop`, or `length` if the response was truncated at `max_tokens`. */
+  /** Reasoning of the model before the text; null without any. */
+  reasoning: string | null;
+  /** Tool calls; null without any. */
+  tool_calls: ToolCall[] | null;
+  /** Log-probabilities of the tokens of the response, if requested. */
+  logprobs: TokenLogprob[] | null;
+  /** For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`. */
   finish_reason: string | null;
   /** Tokens of the prompt. */
   prompt_tokens: number | null;
+  /** Tokens of the prompt that were taken from the key-value cache. */
+  cached_tokens: number | null;
   /** Tokens of the response. */
   completion_tokens: number | null;
   /** Tokens of prompt and response together. */
@@ -1823,10 +1948,18 @@ export interface GenerateOutput {
   model_used: string | null;
   /** `local`, or the name of a profile. */
   provider: string;
-  /** For example `stop`, or `length` if the response was truncated at `max_tokens`. */
+  /** Reasoning of the model before the text; null without any. */
+  reasoning: string | null;
+  /** Tool calls; null without any. */
+  tool_calls: ToolCall[] | null;
+  /** Log-probabilities of the tokens of the response, if requested. */
+  logprobs: TokenLogprob[] | null;
+  /** For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`. */
   finish_reason: string | null;
   /** Tokens of the prompt. */
   prompt_tokens: number | null;
+  /** Tokens of the prompt that were taken from the key-value cache. */
+  cached_tokens: number | null;
   /** Tokens of the response. */
   completion_tokens: number | null;
   /** Tokens of prompt and response together. */
@@ -1974,6 +2107,22 @@ export interface GenerateParameters {
   model?: string | null;
   /** Seconds that the model stays in memory afterwards; null for the runtime's setting. */
   keep_alive?: number | null;
+  /** Format of the text; null for any text. */
+  response_format?: ResponseFormat | null;
+  /** Functions that the model may call; the caller runs them. */
+  tools?: Tool[] | null;
+  /** `none`, `auto` (the default), `required` for at least one call, or the function that must be called. */
+  tool_choice?: ToolMode | ChosenTool | null;
+  /** Amount of reasoning before the text; null for the default of the model. */
+  reasoning_effort?: ReasoningEffort | null;
+  /** true: return the log-probability of each token. */
+  logprobs?: boolean;
+  /** With `logprobs`: number of the most likely tokens to return at each position. */
+  top_logprobs?: number | null;
+  /** Above 0: makes tokens less likely that are already in the text. */
+  presence_penalty?: number | null;
+  /** Above 0: makes tokens less likely the more often they are in the text. */
+  frequency_penalty?: number | null;
   /** Plain text that the model continues; or give messages. */
   prompt?: string | null;
   /** A conversation, formatted with the model's chat template. */
