@@ -12,7 +12,7 @@ from openruntime_jupyter.schemas.ai import ModelInfo, ResidentInfo
 from openruntime_jupyter.schemas.values import Engine, ModelAbility, ModelSource
 
 ENGINE_ABILITIES: Mapping[Engine, tuple[ModelAbility, ...]] = {"llama.cpp": (), "mlx-lm": ()}
-"""What an engine can do with every model, in addition to what the chat template has."""
+"""Abilities of an engine with every model, in addition to those of the chat template."""
 
 
 def model_information(source: ModelSource, shape: Shape | None, speed: Speed | None, *, show_path: bool, on_cpu: bool) -> ModelInfo:

@@ -99,11 +99,12 @@ def _quantisation(config: dict[str, Any]) -> str | None:
 
 
 def _template(folder: Path) -> str | None:
-    """Return the chat template of a folder, which is in a file of its own, or in the configuration of the tokenizer."""
+    """Return the chat template of a folder, which is in a separate file or in the configuration of the tokenizer."""
     with contextlib.suppress(OSError, ValueError, RecursionError), open_file(folder / "chat_template.jinja") as (file, _):
         return file.read(LONGEST_JSON).decode()
     with contextlib.suppress(OSError, ValueError, RecursionError), open_file(folder / "tokenizer_config.json") as (file, size):
-        template = json.loads(file.read(LONGEST_JSON)).get("chat_template") if size <= LONGEST_JSON else None
+        settings = json.loads(file.read(LONGEST_JSON)) if size <= LONGEST_JSON else None
+        template = settings.get("chat_template") if isinstance(settings, dict) else None
         return json.dumps(template) if isinstance(template, list) else template if isinstance(template, str) else None
     return None
 

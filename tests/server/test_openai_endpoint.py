@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +21,7 @@ from tests.server.ai_support import KEY, profile, steered
 from tests.support import JUPYTER, STANDALONE, Server, running_server, wait_until
 from tests.tiny_model import make_tiny_model
 
+PAGE = Path(__file__).parents[2] / "docs" / "other-tools.md"
 QUESTION: list[Any] = [{"role": "user", "content": "Who waits?"}]
 
 
@@ -192,6 +197,19 @@ def test_request_without_token_gets_no_remote_model(server: Server) -> None:
         assert [each["id"] for each in found.json()["data"]] == ["default", "tiny", "cloud/tiny"]
     else:
         assert (found.status_code, found.json()["error"]["type"]) == (401, "authentication_error")
+
+
+@pytest.mark.parametrize("language", ["python", "bash"])
+def test_example_of_the_page_runs(server: Server, monkeypatch: pytest.MonkeyPatch, language: str) -> None:
+    monkeypatch.setenv("TOKEN", str(server.token))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (code,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    code = code.replace("http://localhost:8000", server.url)
+    if language == "python":
+        exec(code, {})
+    else:
+        shown = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+        assert json.loads(shown)["model"] == "tiny"
 
 
 def test_page_may_send_the_headers_of_openais_client(server: Server) -> None:
