@@ -47,6 +47,7 @@ class Answer(Wire):
     prompt_tokens: int | None = Field(None, description="Tokens of the prompt.")
     completion_tokens: int | None = Field(None, description="Tokens of the response.")
     tokens_used: int | None = Field(None, description="Tokens of prompt and response together.")
+    cached_tokens: int | None = Field(None, description="Tokens of the prompt that were in the key-value cache.")
     tokens_per_second: float | None = Field(None, description="Generation speed of the response.")
     prompt_tokens_per_second: float | None = Field(None, description="Processing speed of the prompt.")
     time_to_first_token_s: float | None = Field(
