@@ -13,9 +13,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from openruntime_jupyter.ai.keys import HOW, is_reference, variable
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.operations.base import invalid, wrong
+from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.operations.chat import sendable
 from openruntime_jupyter.schemas.ai import LOCAL, ProfileInfo
+from openruntime_jupyter.schemas.base import wrong
 
 log = logging.getLogger(__name__)
 
