@@ -44,6 +44,7 @@ def schema(value: Any) -> dict[str, Any]:
         ({"response_format": {"type": "json_schema"}}, "response_format", "require each other"),
         ({"response_format": schema({"type": "text"})}, "response_format", "type: 'text' is not one of"),
         ({"response_format": schema({"properties": {"a": {"type": 1}}})}, "response_format", "properties.a.type"),
+        ({"tools": [tool("f", {"type": "text"})]}, "tools", "type: 'text' is not one of"),
     ],
 )
 def test_invalid_option_is_rejected_by_name(wrong: dict[str, Any], field: str, reason: str) -> None:
