@@ -8,7 +8,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine, Runner
@@ -45,6 +45,9 @@ from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, SystemMetrics
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskPage, TaskRequest, TaskState
 from openruntime_jupyter.start_environment import at_start, changed_by_now
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.engines.hosts.finder import HostsSetup
 
 __all__ = ["Caller", "Runtime"]
 
@@ -84,9 +87,17 @@ class Runtime:
         Engine of the device lanes; None for worker processes on this machine.
     inline
         Runners of operations that need no device, by operation name.
+    hosts
+        Other hosts that run tasks; None for none.
     """
 
-    def __init__(self, settings: Settings | None = None, engine: Engine | None = None, inline: Mapping[str, Runner] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        engine: Engine | None = None,
+        inline: Mapping[str, Runner] | None = None,
+        hosts: HostsSetup | None = None,
+    ) -> None:
         self.settings = settings or Settings()
         self.id = make_id("rt")
         self.version = __version__
@@ -97,7 +108,7 @@ class Runtime:
         self.arrays = ArrayStore(self.settings, self.id, self._machine)
         self.catalog = ModelCatalog(self.settings)
         self.sessions = Sessions(self.settings, lambda: self.engine)
-        self.engine = engine or self._local_engine()
+        self.engine = engine or (self._local_engine() if hosts is None else self._hosts_engine(hosts))
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
         self.metrics_service = MetricsService(self.settings, self._machine, self.history, self.bus, self.metrics, self.engine.workers)
         self.lanes = Lanes()
@@ -165,6 +176,26 @@ class Runtime:
                 own_variables=changed_by_now() if settings.embedded else (),
             )
         )
+
+    def _hosts_engine(self, hosts: HostsSetup) -> Engine:
+        from openruntime_jupyter.engines.hosts.connection import HostsOptions  # late: most runtimes have no other hosts
+        from openruntime_jupyter.engines.hosts.engine import HostsEngine
+        from openruntime_jupyter.engines.hosts.messages import EngineSettings
+
+        settings = self.settings
+        on_hosts = EngineSettings(
+            cancel_grace=settings.cancel_grace,
+            spare_workers=settings.spare_workers,
+            idle_worker_seconds=settings.idle_worker_seconds,
+            start_timeout=settings.start_timeout,
+            max_models=settings.max_models,
+            max_output_bytes=settings.max_output_bytes,
+            secret_variables=settings.secret_variables,
+            device_lock=settings.device_lock,
+            silence=hosts.silence,
+        )
+        options = HostsOptions(self.id, settings.payloads, settings.label, on_hosts, hosts.lost, self.sessions.worker_ended)
+        return HostsEngine(self._local_engine() if hosts.local else None, hosts.finder, options)
 
     # Start and stop
 

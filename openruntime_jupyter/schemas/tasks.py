@@ -209,7 +209,9 @@ class Task(Wire):
         description="Estimated start time, from the progress of running tasks and the durations of completed tasks with the same code, "
         "or else with the same operation and name; null if one of them is unknown, and after the first 100 pending tasks.",
     )
-    waiting_for: str | None = Field(None, description="Reason why a pending task cannot start, other than its position in the queue.")
+    waiting_for: str | None = Field(
+        None, description="Reason why a pending task cannot start, other than its position in the queue, or what a running one waits for."
+    )
     progress: Progress | None = Field(None, description="Last progress report.")
     cancel_stage: str | None = Field(None, description="Stage that cancelled the task: `queue`, `interrupt`, `terminate` or `kill`.")
     result: TaskResult | None = Field(None, description="Result, for a completed task.")
