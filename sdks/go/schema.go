@@ -3272,7 +3272,8 @@ type ChatParameters struct {
 	// Messages in order; at least one.
 	Messages []Message `json:"messages,omitempty"`
 
-	// Parameters of the provider, such as `temperature` and `max_tokens`; null removes one that the profile sets.
+	// Parameters of the provider, such as `temperature`, `max_tokens`, `response_format` and `tools`; null removes
+	// one that the profile sets.
 	Parameters any `json:"parameters,omitempty"`
 
 	// Source of the prompt.

@@ -2080,7 +2080,10 @@ export interface ChatParameters {
   model?: string | null;
   /** Messages in order; at least one. */
   messages?: Message[];
-  /** Parameters of the provider, such as `temperature` and `max_tokens`; null removes one that the profile sets. */
+  /**
+   * Parameters of the provider, such as `temperature`, `max_tokens`, `response_format` and `tools`; null removes one that the profile
+   * sets.
+   */
   parameters?: Record<string, unknown>;
   /** Source of the prompt. */
   about?: About | null;
