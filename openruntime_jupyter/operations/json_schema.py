@@ -1,4 +1,4 @@
-"""Check of JSON schemas in requests."""
+"""Check of JSON schemas in requests, and of the responses to them."""
 
 from __future__ import annotations
 
@@ -25,3 +25,14 @@ def require_json_schema(schema: dict[str, Any]) -> None:
         raise wrong(f"the JSON schema is invalid: {place}{cause.message}") from None
     except RecursionError:
         raise wrong("the JSON schema is nested too deeply") from None
+
+
+def why_unfit(text: str, schema: dict[str, Any]) -> str | None:
+    """Return why a text is not JSON that fits `schema`, or None if it does."""
+    from jsonschema.validators import validator_for
+
+    try:
+        problem = next(validator_for(schema)(schema).iter_errors(json.loads(text)), None)
+    except json.JSONDecodeError as error:
+        return f"it is not JSON: {error}"
+    return None if problem is None else f"{problem.json_path}: {problem.message}"
