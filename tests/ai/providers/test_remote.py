@@ -29,17 +29,6 @@ async def test_answer_has_figures_and_times(provide: Provide) -> None:
     assert answer.prompt_tokens_per_second is None
 
 
-async def test_cached_tokens_of_provider_are_reported(provide: Provide) -> None:
-    def respond(connection: Connection, request: Request) -> None:
-        connection.begin()
-        connection.text("Hello")
-        figures = usage(90, 1)
-        connection.event({**figures, "usage": {**figures["usage"], "prompt_tokens_details": {"cached_tokens": 64}}})
-
-    assert (await ask(provide(respond).url))["cached_tokens"] == 64
-    assert (await ask(provide(says("Hello", figures=(90, 1))).url))["cached_tokens"] is None
-
-
 @pytest.mark.parametrize("figures", [None, -1, "many", 2.5])
 async def test_missing_and_invalid_figures_are_null(provide: Provide, figures: Any) -> None:
     def respond(connection: Connection, request: Request) -> None:
@@ -193,7 +182,7 @@ async def test_missing_key_is_reported_without_a_request(provide: Provide) -> No
 async def test_missing_model_or_profile_is_rejected() -> None:
     with pytest.raises(InvalidRequest, match=r"parameters.model: is required"):
         await ask("http://127.0.0.1:1/v1", fields={"model": None})
-    with pytest.raises(InvalidRequest, match="unknown profile 'q'; available: local, p"):
+    with pytest.raises(InvalidRequest, match="unknown profile 'q'; available: p"):
         await ask("http://127.0.0.1:1/v1", profile="q")
     with pytest.raises(InvalidRequest, match="no profile is configured: set OPENAI_API_KEY"):
         await RemoteProvider(profiles_from({}, {})).run({"messages": [{"role": "user", "content": "Hi"}]}, Listener())
