@@ -152,7 +152,6 @@ class ResponseParser:
             "cached_tokens": self._cached(),
             "completion_tokens": completion,
             "tokens_used": total,
-            "cached_tokens": count(member(member(self._usage, "prompt_tokens_details"), "cached_tokens")),
             "tokens_per_second": self._rate(completion),
             "prompt_tokens_per_second": None,  # providers do not report the prompt processing time
             "time_to_first_token_s": None if self._first_text is None else self._first_text - self._began,
