@@ -18,6 +18,7 @@ from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
 from openruntime_jupyter.local_models.json_grammar import grammar_of, import_llguidance
 from openruntime_jupyter.local_models.language_model import Timing, require_reasoning_effort, require_tools, template_arguments
 from openruntime_jupyter.local_models.mlx_logits import GrammarConstraint, LogprobRecorder, Processor, penalties
+from openruntime_jupyter.local_models.mlx_prompt_cache import PromptCaches
 from openruntime_jupyter.local_models.reasoning import TAGS
 from openruntime_jupyter.local_models.response_text import ResponseText
 from openruntime_jupyter.local_models.system_role import without_system_role
@@ -49,6 +50,7 @@ class MlxModel:
         self._heads = int(getattr(getattr(model, "args", None), "num_attention_heads", 0) or 0)
         self._memory = MemoryReader()
         self._chunking = AdaptiveChunking()
+        self._caches = PromptCaches(model, self._token_bytes)
 
     # The prompt
 
@@ -85,8 +87,9 @@ class MlxModel:
     def require_room(self, prompt: int, max_tokens: int, context: TaskContext) -> int:
         """Return the maximum number of tokens to generate after `prompt` tokens, at most `max_tokens`.
 
-        Raises `InvalidRequest` for a prompt that fills the context of the model, and `MemoryRefused` for one whose key-value cache does
-        not fit into the free memory: a failed allocation in MLX is a segmentation fault.
+        Caches of earlier prompts are deleted if memory is short. Raises `InvalidRequest` for a prompt that fills the context of the model,
+        and `MemoryRefused` for one whose key-value cache does not fit into the free memory: a failed allocation in MLX is a segmentation
+        fault.
         """
         room = max_tokens if self._context_length is None else min(max_tokens, self._context_length - prompt)
         if room < 1:
@@ -98,6 +101,10 @@ class MlxModel:
             if context.device_type == "cpu":  # the CPU computes attention per piece, for all heads at once
                 needed += 4 * total * self._heads * min(LARGEST, prompt)
             free = self._free(context)
+            if needed > free and self._caches.nbytes:
+                self._caches.release()
+                mx.clear_cache()
+                free = self._free(context)
             if needed > free:
                 raise MemoryRefused.because(
                     needed, free, f"A prompt of {prompt:,} tokens with up to {room:,} tokens to generate (max_tokens)"
@@ -136,13 +143,17 @@ class MlxModel:
         calls = self._call_filter(response_text, options)
         pass_on = calls.add if calls is not None else response_text.add
         recorder = None if options.logprobs is None else LogprobRecorder(self.tokenizer, options.logprobs)
+        sampling = self._sampling(tokens, options, recorder)
         reason = None
+        cache, cached = self._caches.take(tokens)
+        generated: list[int] = []
         # The stdout of a task is only the generated text.
         with (
             contextlib.redirect_stdout(sys.stderr),
-            contextlib.closing(self._responses(tokens, room, options, recorder, timing, context)) as responses,
+            contextlib.closing(self._responses(tokens, cache, cached, room, sampling, timing, context)) as responses,
         ):
             for response in responses:
+                generated.append(response.token)
                 timing.token(response.generation_tokens)
                 pass_on(stops.feed(response.text))
                 if recorder is not None:
@@ -156,14 +167,15 @@ class MlxModel:
         if calls is not None:
             calls.end(cut)
         response_text.end(cut)
-        found = None if calls is None else calls.calls()
+        self._caches.keep(tokens + generated, cache, self._free(context))
+        found = None if calls is None else calls.finished() or None
         return {
             "text": response_text.text,
             "reasoning": response_text.reasoning,
             "tool_calls": found,
             "logprobs": None if recorder is None else recorder.entries,
             "finish_reason": "tool_calls" if found and reason == "stop" else reason,
-            **timing.statistics(len(tokens)),
+            **timing.statistics(len(tokens), cached),
         }
 
     def _opened_tag(self, tokens: list[int]) -> str | None:
@@ -182,32 +194,32 @@ class MlxModel:
     def _responses(
         self,
         tokens: list[int],
+        cache: list[Any],
+        cached: int,
         room: int,
-        options: GenerationOptions,
-        recorder: LogprobRecorder | None,
+        sampling: dict[str, Any],
         timing: Timing,
         context: TaskContext,
     ) -> Generator[Any, None, None]:
-        """Yield one mlx-lm response per token. Closing the generator stops the computation and frees the buffers."""
+        """Yield one mlx-lm response per token. Closing the generator stops the computation and frees the buffers.
+
+        After each response, `cache` holds the prompt and the tokens so far.
+        """
         from mlx_lm.generate import generation_stream, stream_generate
-        from mlx_lm.models.cache import make_prompt_cache
 
         timing.read = time.perf_counter()
-        cache = make_prompt_cache(self.model)
         try:
             with mx.stream(generation_stream):
-                self._read(tokens, cache, context)
-            sampling = self._sampling(tokens, options, recorder)
+                self._read(tokens, cache, cached, context)
             last = mx.array(tokens[-1:])
             yield from stream_generate(self.model, self.tokenizer, last, max_tokens=room, prompt_cache=cache, **sampling)
         finally:
             mx.synchronize(generation_stream)
-            del cache
             mx.clear_cache()
 
-    def _read(self, tokens: list[int], cache: list[Any], context: TaskContext) -> None:
-        """Process all tokens except the last one, in short steps between which interrupts are handled."""
-        done, total = 0, len(tokens)
+    def _read(self, tokens: list[int], cache: list[Any], cached: int, context: TaskContext) -> None:
+        """Process the tokens from `cached` to the last but one, in short steps between which interrupts are handled."""
+        done, total = cached, len(tokens)
         context.progress(done, total, "reading the prompt")
         while done < total - 1:
             piece = tokens[done : min(done + self._chunking.tokens, total - 1)]

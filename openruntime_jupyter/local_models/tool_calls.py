@@ -5,43 +5,56 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 
-def tool_call(name: str, arguments: str, call_id: str | None = None) -> dict[str, Any]:
-    """Return the fields of a `ToolCall`, with a new id if the model gave none."""
-    function = {"name": name, "arguments": arguments}
-    return {"id": call_id or f"call_{secrets.token_hex(8)}", "type": "function", "function": function}
+@dataclass
+class _Call:
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
 
 
-class ToolCallPieces:
-    """Tool calls whose ids, names and arguments arrive in pieces, by their index."""
+class ToolCalls:
+    """Tool calls of a response, in order. Tolerates providers that omit the index, the id or the type, or send arguments as an object."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, dict[str, str]] = {}
+        self._calls: list[_Call] = []
+        self._by_index: dict[int, _Call] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._calls)
+    def add(self, pieces: Any) -> int:
+        """Add the `tool_calls` of a chunk or message and return the number of characters. Malformed pieces are ignored."""
+        return sum(self._add(piece) for piece in pieces if isinstance(piece, dict)) if isinstance(pieces, (list, tuple)) else 0
 
-    def add(self, pieces: Any) -> None:
-        """Add the `tool_calls` of one chunk. Anything that has another form is ignored, because providers deviate from it."""
-        for number, piece in enumerate(pieces if isinstance(pieces, list) else []):
-            if not isinstance(piece, dict):
-                continue
-            index = piece.get("index")
-            call = self._calls.setdefault(index if isinstance(index, int) else number, {"id": "", "name": "", "arguments": ""})
-            function = piece.get("function")
-            for name, value in (("id", piece.get("id")), *(function.items() if isinstance(function, dict) else ())):
-                if isinstance(value, str) and name in call:
-                    # Some servers repeat id and name in each piece.
-                    call[name] = call[name] + value if name == "arguments" else value or call[name]
-                elif isinstance(value, dict) and name == "arguments":
-                    call[name] = json.dumps(value)
+    def _add(self, piece: dict[str, Any]) -> int:
+        function = piece.get("function")
+        function = function if isinstance(function, dict) else {}
+        name, call_id, index = _text(function.get("name")), _text(piece.get("id")), piece.get("index")
+        arguments = function.get("arguments")
+        text = json.dumps(arguments) if isinstance(arguments, dict) else _text(arguments)
+        known = self._by_index.get(index) if isinstance(index, int) else self._calls[-1] if self._calls else None
+        # Some providers send each call whole, all without an index or with the same one.
+        if known is None or (call_id and known.id and call_id != known.id) or (not isinstance(index, int) and name):
+            known = _Call(call_id, name)
+            self._calls.append(known)
+            if isinstance(index, int):
+                self._by_index[index] = known
+        known.id, known.name = known.id or call_id, known.name or name
+        known.arguments.append(text)
+        return len(name) + len(text)
 
-    def calls(self) -> list[dict[str, Any]] | None:
-        """Return the complete calls as fields of `ToolCall`, or None without any."""
-        found = [tool_call(call["name"], call["arguments"] or "{}", call["id"]) for _, call in sorted(self._calls.items()) if call["name"]]
-        return found or None
+    def finished(self) -> list[dict[str, Any]]:
+        """Return the calls as the fields of `ToolCall`. Calls without a name are omitted."""
+        return [
+            {
+                "id": call.id or f"call_{number}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": "".join(call.arguments).strip() or "{}"},
+            }
+            for number, call in enumerate(self._calls)
+            if call.name
+        ]
 
 
 class ToolCallFilter:
@@ -89,9 +102,9 @@ class ToolCallFilter:
         elif not (cut and self._end):
             self._take(rest, "")
 
-    def calls(self) -> list[dict[str, Any]] | None:
-        """Return the calls as fields of `ToolCall`, or None without any."""
-        return self._found or None
+    def finished(self) -> list[dict[str, Any]]:
+        """Return the calls as the fields of `ToolCall`."""
+        return self._found
 
     def _beginning(self) -> int:
         """Return the length of the longest suffix of the text that begins a call."""
@@ -108,6 +121,11 @@ class ToolCallFilter:
             for call in parsed if isinstance(parsed, list) else [parsed]:
                 arguments = call.get("arguments") or {}
                 written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-                self._found.append(tool_call(call["name"], written, call.get("id")))
+                fields = {"name": call["name"], "arguments": written}
+                self._found.append({"id": call.get("id") or f"call_{secrets.token_hex(8)}", "type": "function", "function": fields})
         except Exception:  # a parser of mlx-lm may raise anything for a call that the model wrote wrong
             self._on_text(f"{self._start}{text}{marker}")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""

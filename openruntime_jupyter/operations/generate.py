@@ -12,8 +12,9 @@ from openruntime_jupyter.errors import EngineError
 from openruntime_jupyter.local_models.gguf import context_for, memory_for
 from openruntime_jupyter.operations.base import ModelParameters, Operation
 from openruntime_jupyter.operations.context import TaskContext
-from openruntime_jupyter.operations.json_schema import require_json_schema, why_unfit
-from openruntime_jupyter.schemas.ai import LOCAL, About, Answer, ChosenTool, Message, ResponseFormat, ResponseOptions, Tool
+from openruntime_jupyter.operations.json_schema import mismatch
+from openruntime_jupyter.operations.response_options import CheckedResponseOptions
+from openruntime_jupyter.schemas.ai import LOCAL, About, Answer, ChosenTool, Message
 from openruntime_jupyter.schemas.base import wrong
 from openruntime_jupyter.schemas.values import GenerationOptions
 
@@ -30,7 +31,7 @@ ANY_OBJECT = {"type": "object"}
 StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class Params(ResponseOptions, ModelParameters):
+class Params(CheckedResponseOptions, ModelParameters):
     """A prompt and generation options. Without a temperature the most likely token is chosen; other options have no effect if null."""
 
     prompt: str | None = Field(None, description="Plain text that the model continues; or give messages.", min_length=1)
@@ -55,20 +56,6 @@ class Params(ResponseOptions, ModelParameters):
         if isinstance(stop, list) and len(stop) > 16:
             raise wrong(f"{len(stop)} stop texts exceed the maximum of 16")
         return stop
-
-    @field_validator("response_format")
-    @classmethod
-    def _valid_schema(cls, response_format: ResponseFormat | None) -> ResponseFormat | None:
-        if response_format is not None and response_format.json_schema is not None:
-            require_json_schema(response_format.json_schema.schema_)
-        return response_format
-
-    @field_validator("tools")
-    @classmethod
-    def _valid_arguments(cls, tools: list[Tool] | None) -> list[Tool] | None:
-        for tool in tools or ():
-            require_json_schema(tool.function.parameters or {})
-        return tools
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Params:
@@ -146,9 +133,9 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     options = params.options
     answer = model.answer(params.prompt, params.conversation, options, context)
     if options.schema is not None and answer["finish_reason"] == "stop" and not options.stop:
-        problem = why_unfit(answer["text"], options.schema)
+        problem = mismatch(answer["text"], options.schema)
         if problem is not None:
-            raise EngineError(f"the response of {model.name} does not fit the JSON schema: {problem}")
+            raise EngineError(f"{model.name} ignored response_format: the text {problem}")
     return Answer(model_used=model.name, provider=LOCAL, load_time_s=load_time, **answer).model_dump()
 
 

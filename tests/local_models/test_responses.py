@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from jsonschema import validate
 
-from openruntime_jupyter.local_models.tool_calls import ToolCallFilter, ToolCallPieces
+from openruntime_jupyter.local_models.tool_calls import ToolCallFilter
 from openruntime_jupyter.schemas.ai import Answer
 from tests.gguf_twin import write_twin
 from tests.scripted_model import TOOL_TEMPLATE, make_scripted_model
@@ -263,19 +263,6 @@ def test_template_without_system_role_gets_instructions_in_the_first_turn(answer
         assert "must alternate" in rejected
 
 
-def test_streamed_pieces_of_calls_are_put_together() -> None:
-    pieces = ToolCallPieces()
-    assert pieces.calls() is None
-    pieces.add([{"index": 1, "id": "b", "function": {"name": "add", "arguments": ""}}])
-    pieces.add([{"index": 0, "id": "a", "type": "function", "function": {"name": "weather", "arguments": '{"city"'}}])
-    pieces.add([{"index": 0, "function": {"arguments": ': "Bern"}'}}, {"index": 1, "function": {"arguments": {"a": 1}}}, "strange"])
-    pieces.add(None)
-    assert [(call["id"], call["function"]) for call in pieces.calls() or []] == [
-        ("a", {"name": "weather", "arguments": '{"city": "Bern"}'}),
-        ("b", {"name": "add", "arguments": '{"a": 1}'}),
-    ]
-
-
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_malformed_call_stays_in_the_text(size: int) -> None:
     text: list[str] = []
@@ -285,4 +272,4 @@ def test_malformed_call_stays_in_the_text(size: int) -> None:
         calls.add(whole[start : start + size])
     calls.end(cut=False)
     assert "".join(text).replace("\n", "") == "a <cal b <call>{wrong</call> c"
-    assert [call["function"] for call in calls.calls() or []] == [{"name": "f", "arguments": "{}"}]
+    assert [call["function"] for call in calls.finished()] == [{"name": "f", "arguments": "{}"}]
