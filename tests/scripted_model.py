@@ -67,7 +67,7 @@ def make_scripted_model(folder: Path, script: str, template: str, context: int =
 
 
 def _unique_pieces(text: str, used: frozenset[str]) -> list[str] | None:
-    """Return pieces of `text` that are not in `used` and differ from each other, or None if there are none."""
+    """Return pieces of `text` that are not in `used` and differ from each other, or None if that is impossible."""
     if not text:
         return []
     for size in SIZES:
