@@ -192,7 +192,7 @@ class LlamaCppModel:
             raise MemoryRefused.because(needed, free, what)
 
     def _load(self, context: TaskContext) -> Any:
-        return open_server(self._path, self._context, context.threads, self._on_gpu, self._room_for_caches())
+        return open_server(self._path, self._context, context.threads, self._on_gpu, self._room_for_caches(), self._source.adapter)
 
     def _room_for_caches(self) -> int:
         """Return the bytes for key-value caches of earlier prompts: those of one context, or 0 if that is over half of the free memory."""
@@ -293,8 +293,8 @@ def _chunks(ask: Callable[..., Any], body: dict[str, Any]) -> Generator[dict[str
         thread.join()
 
 
-def open_server(path: Path, tokens: int, threads: int, on_gpu: bool = False, caches: int = 0) -> Any:
-    """Load a file with a context of `tokens` and return llama.cpp's server for it, which frees the model when it is deleted.
+def open_server(path: Path, tokens: int, threads: int, on_gpu: bool = False, caches: int = 0, adapter: str | None = None) -> Any:
+    """Load a file and its adapter with a context of `tokens`. Return llama.cpp's server, which frees the model when it is deleted.
 
     The server keeps the key-value cache of its last prompt, and those of earlier ones in at most `caches` bytes of memory. It has generated
     one token: it would never end if it were deleted before its first request. Raises `NotAModel` with llama.cpp's reason, and `EngineError`
@@ -309,6 +309,8 @@ def open_server(path: Path, tokens: int, threads: int, on_gpu: bool = False, cac
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.fit_params, params.ui, params.cache_ram_mib = False, False, -(-caches >> 20)
     params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_AUTO
+    if adapter is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(adapter, 1.0)]
     params.api_keys = [secrets.token_hex()]
     try:
         server = _start(xllamacpp, params, QUIET)

@@ -42,7 +42,8 @@ class ModelSource:
     """Files of a model as found by the runtime's catalogue. A field is None if its value is unknown until the model is loaded.
 
     `bytes` is the size of the weights on disk, `float32_bytes` their size as 32-bit numbers. `context_length` is in tokens, and
-    `cache_numbers` is the number of values per token in the key-value cache.
+    `cache_numbers` is the number of values per token in the key-value cache. `adapter` is the path of a
+    LoRA adapter, which counts in `bytes`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ModelSource:
     context_length: int | None = None
     float32_bytes: int | None = None
     cache_numbers: int | None = None
+    adapter: str | None = None
 
     @property
     def engine(self) -> Engine:

@@ -8,17 +8,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from jsonschema import validate
 
+from openruntime_jupyter.errors import NotAllowed
+from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.local_models.tool_calls import ToolCallFilter
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.ai import Answer
-from tests.gguf_twin import write_twin
+from tests.gguf_twin import add_metadata, write_file, write_twin
 from tests.scripted_model import TOOL_TEMPLATE, make_scripted_model
-from tests.tiny_model import TEMPLATE, make_tiny_model
+from tests.tiny_model import HIDDEN, INNER, LAYERS, TEMPLATE, make_tiny_model
 
 ANSWER = """
 import json, sys
@@ -33,12 +39,13 @@ from openruntime_jupyter.runtime.tasks.submission import Caller
 generate, contexts = operation("generate"), {}
 for line in sys.stdin:
     (path, parameters), streamed = json.loads(line), []
-    if path not in contexts:
-        source = ModelCatalog(Settings(data_dir=Path("/nowhere"))).resolve(path, Caller("me"))
-        contexts[path] = TaskContext(model=source, threads=1)
-    context = contexts[path]
-    context.token = streamed.append
+    key = path, parameters.get("adapter")
     try:
+        if key not in contexts:
+            source = ModelCatalog(Settings(data_dir=Path("/nowhere"))).resolve(path, Caller("me"), key[1])
+            contexts[key] = TaskContext(model=source, threads=1)
+        context = contexts[key]
+        context.token = streamed.append
         answer = generate.run(generate.validate({"messages": [{"role": "user", "content": "go"}], **parameters}), context)
         assert "".join(streamed) == answer["text"], "the streamed text differs"
     except OpenRuntimeError as problem:
@@ -226,6 +233,55 @@ def test_penalties_change_the_text(answers: Ask, tmp_path: Path) -> None:
     for plain, presence, frequency, none in (found[:4], found[4:]):
         assert plain not in (presence, frequency)
         assert none == plain
+
+
+def adapters(folder: Path, width: int, inner: int) -> tuple[Path, Path]:
+    """Return the same adapter of a tiny model's first layer for mlx-lm and for llama.cpp."""
+    import gguf
+    from safetensors.numpy import save_file
+
+    rank, scale, random = 4, 2.0, np.random.default_rng(1)
+    before, after = (random.standard_normal(shape, np.float32) for shape in ((inner, rank), (rank, width)))
+    mlx = folder / "adapter"
+    mlx.mkdir()
+    settings = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": ["mlp.down_proj"]}
+    (mlx / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": settings}))
+    weights: dict[str, np.ndarray] = {}
+    for number in range(LAYERS):
+        layer = f"model.layers.{number}.mlp.down_proj"
+        weights |= {f"{layer}.lora_a": before * (number == 0), f"{layer}.lora_b": after * (number == 0)}
+    save_file(weights, mlx / "adapters.safetensors")
+    writer = gguf.GGUFWriter(folder / "adapter.gguf", "llama")
+    add_metadata(writer, {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": scale * rank})
+    writer.add_tensor("blk.0.ffn_down.weight.lora_a", np.ascontiguousarray(before.T))
+    writer.add_tensor("blk.0.ffn_down.weight.lora_b", np.ascontiguousarray(after.T))
+    return mlx, write_file(writer, folder / "adapter.gguf")
+
+
+def test_adapter_changes_the_text_equally_in_both_engines(answers: Ask, tmp_path: Path) -> None:
+    tiny = make_tiny_model(tmp_path / "tiny")
+    models = (tiny, write_twin(tiny, tmp_path / "tiny.gguf"))
+    mlx, gguf = adapters(tmp_path, HIDDEN, INNER)
+    short = {"max_tokens": 40}
+    given = ((tiny, short), (tiny, {**short, "adapter": str(mlx)}), (models[1], {**short, "adapter": str(gguf)}))
+    plain, adapted, other = answers(*given)
+    assert plain.text != adapted.text == other.text
+    swapped = answers((tiny, {"adapter": str(gguf)}), (models[1], {"adapter": str(mlx)}), (tiny, {"adapter": "adapter"}))
+    assert [each.partition(": ")[0] for each in swapped] == ["parameters.adapter"] * 3
+    assert "mlx-lm needs a folder with adapter_config.json" in swapped[0]
+    assert "llama.cpp needs a GGUF file" in swapped[1]
+    (mlx / "adapters.safetensors").write_bytes(b"damaged")
+    (damaged,) = answers((make_tiny_model(tmp_path / "again"), {"adapter": str(mlx)}))
+    assert "can't be used with again" in damaged
+
+
+def test_path_of_adapter_requires_the_permission_to_execute_code(tmp_path: Path) -> None:
+    tiny = make_tiny_model(tmp_path / "models" / "tiny")
+    catalog = ModelCatalog(Settings(data_dir=tmp_path))
+    guest = replace(Caller("me"), may_execute=False)
+    assert catalog.resolve("tiny", guest).path == str(tiny)
+    with pytest.raises(NotAllowed, match="path of an adapter"):
+        catalog.resolve("tiny", guest, str(tmp_path))
 
 
 def test_characters_at_a_cut_end_are_whole(answers: Ask, tmp_path: Path) -> None:
