@@ -94,13 +94,13 @@ class AiService:
             large = len(request.prompt) > LARGE
             return await self.runtime.submission.submit(task, caller, idempotency_key, same, large=large)
 
-        user = user_message(request.prompt, parameters)
+        asked = [user_message(request.prompt, parameters), *(parameters.tool_messages or ())]
         if parameters.conversation is None:
-            return await enqueue([*system, user])
+            return await enqueue([*system, *asked])
         turn = await self.conversations.turn(caller.owner, parameters.conversation, None if request.wait else conversations.PATIENCE)
         try:
             turns = await self.conversations.turns(caller.owner, parameters.conversation)
-            task_id = await enqueue(*with_turns(system, turns, user, choice.context_length, parameters.max_tokens))
+            task_id = await enqueue(*with_turns(system, turns, asked, choice.context_length, parameters.max_tokens))
         except BaseException:
             turn.release()
             raise
@@ -241,6 +241,7 @@ class AiService:
 def _task(request: AiRequest, parameters: Shared, choice: Choice, messages: list[Message], about: About) -> TaskRequest:
     """Return the task request: `chat` for a remote profile, else `generate`."""
     given = {name: value for name in (*SAMPLING, "keep_alive") if (value := getattr(parameters, name)) is not None}
+    given |= parameters.response_options()
     sent: dict[str, Any] = {"messages": [message.model_dump() for message in messages], "about": about.model_dump()}
     if choice.model is not None:
         sent["model"] = choice.model
@@ -278,7 +279,7 @@ def answer_of(task: Task) -> AiTask:
         conversation=given.get("conversation"),
         left_out=given.get("left_out", 0),
         unverified_numbers=unverified_numbers_of(task),
-        answer=Answer.model_construct(**fields) if task.result is not None else None,
+        answer=Answer.model_validate(fields) if task.result is not None else None,
         **{name: getattr(task, name) for name in SAME},
     )
 
