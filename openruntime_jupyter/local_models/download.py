@@ -46,13 +46,11 @@ class Connections:
 
 
 def _verification(certificates: str | None) -> ssl.SSLContext:
-    """Return the checks of certificates: those of the given file, else of the system, for example of a company, and of certifi."""
+    """Return the checks of certificates: those of the given file, else of the system, for example of a company, and of httpx."""
     if certificates is not None:
         return ssl.create_default_context(cafile=certificates)
-    import certifi
-
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
+    context = httpx.create_ssl_context()
+    context.load_default_certs()
     return context
 
 

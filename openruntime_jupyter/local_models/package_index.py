@@ -32,7 +32,8 @@ from openruntime_jupyter.local_models.download import Connections
 Link = tuple[str, str, str | None]
 """Name, address and SHA-256 of a file."""
 
-PYPI = "https://pypi.org/simple"
+DEFAULT = re.compile(r"Base URL[^(]*\(default\s+(https://[^\s)]+)\)")
+"""Part of pip's help with the address of its default index."""
 ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
 SETTING = re.compile(r"(?P<section>:env:|global|download)\.(?P<name>[a-z-]+)=(?P<value>.*)")
 SECTIONS = ("global", "download", ":env:")
@@ -66,12 +67,11 @@ class PackageIndexes:
     def from_pip(cls) -> PackageIndexes:
         """Return those of pip's settings, in its files and in the environment."""
         settings = pip_settings()
-        first = settings.get("index-url", PYPI)
-        extra = settings.get("extra-index-url", "").split()
         off = settings.get("no-index", "").lower() in ("1", "true", "yes", "on")
+        indexes = () if off else (settings.get("index-url") or default_index(), *settings.get("extra-index-url", "").split())
         hosts = frozenset(settings.get("trusted-host", "").split())
         connections = Connections(settings.get("cert") or None, hosts, settings.get("proxy") or None)
-        return cls(() if off else (first, *extra), tuple(settings.get("find-links", "").split()), connections)
+        return cls(indexes, tuple(settings.get("find-links", "").split()), connections)
 
     def find(self, text: str) -> PackageFile:
         """Return the newest file for a requirement such as `name` or `name==1.0`; raise `PullFailed`.
@@ -134,13 +134,29 @@ class PackageIndexes:
 
 def pip_settings() -> Mapping[str, str]:
     """Return pip's settings by name, without those of other commands than `download`."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = _pip("config", "list")
     found = [match for line in done.stdout.splitlines() if (match := SETTING.fullmatch(line))]
     settings = {match["name"]: str(ast.literal_eval(match["value"])) for each in SECTIONS for match in found if match["section"] == each}
     if done.returncode != 0:  # an environment without pip
         settings |= {name[4:].lower().replace("_", "-"): value for name, value in os.environ.items() if name.startswith("PIP_")}
     return settings
+
+
+def default_index() -> str:
+    """Return the address of pip's default index; raise `PullFailed` without pip."""
+    found = DEFAULT.search(_pip("download", "--help").stdout)
+    if found is None:
+        raise PullFailed(
+            f"The package index is unknown, because {sys.executable} has no pip: install it with `{sys.executable} -m ensurepip` "
+            "(under uv: `uv pip install pip`), or set PIP_INDEX_URL"
+        )
+    return found[1]
+
+
+def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment)
 
 
 def _local(url: str) -> Path | None:

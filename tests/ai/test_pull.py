@@ -25,7 +25,7 @@ from openruntime_jupyter.cli.pull import main
 from openruntime_jupyter.errors import PullFailed
 from openruntime_jupyter.local_models import download, package_index
 from openruntime_jupyter.local_models import pull as pulling
-from openruntime_jupyter.local_models.package_index import pip_settings
+from openruntime_jupyter.local_models.package_index import default_index, pip_settings
 from openruntime_jupyter.local_models.pull import KNOWN, STAGING, KnownModel, Pulled, Wanted, pull, wanted
 from tests.gguf_twin import write_twin
 from tests.tiny_model import make_tiny_model
@@ -382,8 +382,11 @@ def test_settings_of_pip_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     found = pip_settings()
     assert (found["index-url"], found["cert"], found["find-links"]) == ("https://b.example/simple", "/ca.pem", "/wheels")
     assert "format" not in found
+    assert default_index().startswith("https://")
     monkeypatch.setattr("sys.executable", "/bin/false")
     assert pip_settings()["index-url"] == "https://b.example/simple", "an environment without pip"
+    with pytest.raises(PullFailed, match=r"no pip.*ensurepip.*PIP_INDEX_URL"):
+        default_index()
 
 
 @pytest.mark.usefixtures("untried")
