@@ -97,9 +97,14 @@ def context_for(source: ModelSource, tokens: int) -> int:
     return wanted if source.context_length is None else min(wanted, source.context_length)
 
 
+def cache_bytes(source: ModelSource, tokens: int) -> int:
+    """Return the size in bytes of llama.cpp's key-value cache for `tokens`; 0 if it is unknown."""
+    return tokens * (source.cache_numbers or 0) * NUMBER
+
+
 def memory_for(source: ModelSource, context: int) -> int:
     """Return the bytes that a loaded model needs: file, key-value cache for `context` tokens, and buffers."""
-    return (source.bytes or 0) + context * (source.cache_numbers or 0) * NUMBER + BUFFERS
+    return (source.bytes or 0) + cache_bytes(source, context) + BUFFERS
 
 
 def shape_of_gguf(path: Path) -> Shape:

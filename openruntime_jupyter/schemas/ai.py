@@ -253,7 +253,10 @@ class AiRequest(Wire):
     wait: bool = Field(True, description="false: respond with 202 immediately; the task continues if the client disconnects.", strict=True)
     priority: Priority = Field(5, description="1 to 10; 10 is the most urgent.")
     device_preference: str = Field(
-        "auto", description="Device of a local model: `auto`, `gpu`, `cpu`, or a device id.", min_length=1, max_length=100
+        "auto",
+        description="Device of a local model: `auto`, `gpu`, `cpu`, the id of a device or the name of a host.",
+        min_length=1,
+        max_length=100,
     )
     retries: int = Field(0, description="Maximum number of retries if the worker process dies.", ge=0, le=10, strict=True)
     name: str | None = Field(None, description="Display name; null for the name of the workflow.", max_length=200)

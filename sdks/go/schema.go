@@ -80,7 +80,7 @@ type AIRequest struct {
 	// 1 to 10; 10 is the most urgent.
 	Priority *int64 `json:"priority,omitempty"`
 
-	// Device of a local model: `auto`, `gpu`, `cpu`, or a device id.
+	// Device of a local model: `auto`, `gpu`, `cpu`, the id of a device or the name of a host.
 	DevicePreference *string `json:"device_preference,omitempty"`
 
 	// Maximum number of retries if the worker process dies.
@@ -2375,7 +2375,7 @@ type Task struct {
 	// 1 to 10; 10 is the most urgent.
 	Priority int64 `json:"priority"`
 
-	// `auto`, `gpu`, `cpu`, or a device id.
+	// `auto`, `gpu`, `cpu`, the id of a device or the name of a host.
 	DevicePreference string `json:"device_preference"`
 
 	// Id of the device on which the task was started.
@@ -2584,7 +2584,7 @@ type TaskRequest struct {
 	// Parameters of the operation NAME, with the schema `parameters.NAME`; `{}`: the defaults.
 	Parameters any `json:"parameters"`
 
-	// `auto`, `gpu`, `cpu`, or a device id.
+	// `auto`, `gpu`, `cpu`, the id of a device or the name of a host.
 	DevicePreference *string `json:"device_preference,omitempty"`
 
 	// 1 to 10; 10 is the most urgent.

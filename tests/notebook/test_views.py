@@ -368,6 +368,6 @@ def test_hosts_show_their_states_figures_and_what_to_do() -> None:
     table = HostTable([ready, lost])
     assert table.caption.startswith("2 hosts, 1 lost")
     assert {"mac2", "device_0", "1 of 2", "8.00 of 32.0 GB", "2.1 ms"} <= set(re.split(r"\s{2,}", table.text().replace("\n", "  ")))
-    assert "gpu1: no answer for 15 s. wake it" in table.text()
+    assert "gpu1: no answer for 15 s: wake it" in table.text()
     assert "2 hosts, 1 lost" in Status("here", status().health, [], [ready, lost]).text()
     assert "host" not in Status("here", status().health, [], []).text()

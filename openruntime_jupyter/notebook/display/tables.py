@@ -144,7 +144,7 @@ class HostTable(RecordTable[Host]):
 
 
 def _host_problems(hosts: Iterable[Host]) -> list[str]:
-    return [f"{host.name}: {'. '.join(filter(None, (host.problem, host.advice)))}" for host in hosts if host.problem]
+    return [": ".join(filter(None, (host.name, host.problem, host.advice))) for host in hosts if host.problem]
 
 
 def summary_of(hosts: Sequence[Host]) -> str:

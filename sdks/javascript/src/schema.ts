@@ -52,7 +52,7 @@ export interface AiRequest {
   wait?: boolean;
   /** 1 to 10; 10 is the most urgent. */
   priority?: number;
-  /** Device of a local model: `auto`, `gpu`, `cpu`, or a device id. */
+  /** Device of a local model: `auto`, `gpu`, `cpu`, the id of a device or the name of a host. */
   device_preference?: string;
   /** Maximum number of retries if the worker process dies. */
   retries?: number;
@@ -1448,7 +1448,7 @@ export interface Task {
   notebook: string | null;
   /** 1 to 10; 10 is the most urgent. */
   priority: number;
-  /** `auto`, `gpu`, `cpu`, or a device id. */
+  /** `auto`, `gpu`, `cpu`, the id of a device or the name of a host. */
   device_preference: string;
   /** Id of the device on which the task was started. */
   device_used: string | null;
@@ -1602,7 +1602,7 @@ export interface TaskRequest {
   operation: string;
   /** Parameters of the operation NAME, with the schema `parameters.NAME`; `{}`: the defaults. */
   parameters: Record<string, unknown>;
-  /** `auto`, `gpu`, `cpu`, or a device id. */
+  /** `auto`, `gpu`, `cpu`, the id of a device or the name of a host. */
   device_preference?: string;
   /** 1 to 10; 10 is the most urgent. */
   priority?: number;
