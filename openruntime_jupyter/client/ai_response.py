@@ -26,8 +26,6 @@ class Usage:
     """Token counts and timings of a response. Values that the provider does not report are None."""
 
     prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    """Prompt tokens that were taken from the key-value cache."""
     completion_tokens: int | None = None
     tokens_used: int | None = None
     """Prompt and completion tokens together."""
