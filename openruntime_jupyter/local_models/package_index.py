@@ -160,7 +160,7 @@ def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _local(url: str) -> Path | None:
-    """Return the path of an address of this machine, or None."""
+    """Return the path of a local address, or None."""
     parts = urlsplit(url)
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
 
