@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from openruntime_jupyter.notebook.display.format import counted
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -154,8 +156,7 @@ def joined(parts: Iterable[Any]) -> Styled:
 
 def collapsed(name: str, text: str) -> Html:
     """Return a text that is shown on a click on its name."""
-    lines = len(text.splitlines())
-    return tag("details", tag("summary", f"{name} ({lines} {'line' if lines == 1 else 'lines'})"), tag("pre", text, tabindex="0"))
+    return tag("details", tag("summary", f"{name} ({counted(len(text.splitlines()), 'line')})"), tag("pre", text, tabindex="0"))
 
 
 def block(label: str, *children: Any, kind: str = "") -> Html:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from openruntime_jupyter.client.handles import TaskHandle
 from openruntime_jupyter.client.transport.watch import DISCONNECTED, Watch
 from openruntime_jupyter.errors import NotConnected, OpenRuntimeError, TaskNotFound
+from openruntime_jupyter.notebook.display.format import counted
 from openruntime_jupyter.notebook.display.tasks import TaskCard, phrase, title
 from openruntime_jupyter.notebook.run.follow import UPDATE_SECONDS, LiveDisplay
 from openruntime_jupyter.notebook.run.notifications import Notification
@@ -169,7 +170,7 @@ def report_unseen(session: Session) -> None:
 def _print(tasks: list[Task], what: str) -> None:
     if not tasks:
         return
-    count = "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
+    count = counted(len(tasks), "task")
     verb = "" if tasks[0].status.terminal else "is " if len(tasks) == 1 else "are "
     lines = [f"{title(task)} ({phrase(task)}): {_command(task)}" for task in tasks[:MOST_LINES]]
     if len(tasks) > MOST_LINES:
