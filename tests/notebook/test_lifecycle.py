@@ -76,18 +76,18 @@ answer = 42
             pass
         kernel.manager.restart_kernel()
         kernel.client.wait_for_ready(timeout=60)
-        told = kernel.run("%load_ext openruntime_jupyter").stream()
-        assert "1 task of this notebook is still running: train" in told
+        (told,) = kernel.run("%load_ext openruntime_jupyter").shown()
+        assert told.startswith("1 task of this notebook is still running:\n  train (running): ")
         task_id = told.split("%openruntime wait ")[1].split("`")[0]
         go.touch()
         kernel.run(f"from openruntime_jupyter import connect\nended = connect().task('{task_id}').wait(30)")
         assert kernel.value("str(ended.status)") == "'completed'"
-        told = kernel.run("%reload_ext openruntime_jupyter").stream()
-        assert "1 task of this notebook finished while you were away: train" in told
+        (told,) = kernel.run("%reload_ext openruntime_jupyter").shown()
+        assert told.startswith("1 task of this notebook finished while you were away:\n  train (completed in ")
         assert f"%openruntime result {task_id} --set" in told
         assert kernel.run(f"%openruntime result {task_id} --set").status == "ok"
         assert kernel.value("answer") == "42"
-        assert kernel.run("%reload_ext openruntime_jupyter").stream() == "", "it is reported once"
+        assert kernel.run("%reload_ext openruntime_jupyter").outputs == [], "it is reported once"
 
 
 WAITING = """
@@ -118,7 +118,7 @@ def test_kernel_restart_leaves_running_calls_on_server(tmp_path: Path, calls: tu
             wait_until(partial(in_state, "running"), 30, "they run")
             kernel.manager.restart_kernel()
             kernel.client.wait_for_ready(timeout=60)
-            told = kernel.run("%load_ext openruntime_jupyter").stream()
+            (told,) = kernel.run("%load_ext openruntime_jupyter").shown()
             assert "of this notebook" in told, call
             assert call in told
             (tmp_path / "go").touch()

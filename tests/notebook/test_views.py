@@ -16,7 +16,7 @@ from openruntime_jupyter.notebook.display.errors import ErrorCard
 from openruntime_jupyter.notebook.display.format import clock, duration, local_times, number, ordinal, unit_head, with_unit
 from openruntime_jupyter.notebook.display.html import View, tag
 from openruntime_jupyter.notebook.display.tables import DeviceTable, InsightsCard, OperationTable, Status, WorkerTable
-from openruntime_jupyter.notebook.display.tasks import ResultCard, TaskCard, TaskLine, TaskTable
+from openruntime_jupyter.notebook.display.tasks import LeftTasks, ResultCard, TaskCard, TaskLine, TaskTable
 from openruntime_jupyter.schemas.insights import Finding, Insights
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, OperationInfo, Worker
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Progress, Task, TaskPage, TaskState
@@ -82,6 +82,7 @@ EVERY = [
     TaskLine(task(name=EVIL, progress=Progress.model_validate({"n": 3, "total": 7, "message": EVIL})), {}),
     TaskLine(failed(), {}, note=EVIL),
     TaskCard(failed(), {"device_0": EVIL}),
+    LeftTasks([failed(), *[task(name=EVIL)] * 10], EVIL),
     TaskTable(page(failed(), task(owner=EVIL, here=False)), {}),
     TaskTable(page(), {}),
     TaskTable(page(), {}, {"operation": EVIL}),
@@ -97,6 +98,7 @@ EVERY = [
     HELP,
     ErrorCard(failed(), {}),
     ErrorCard(failed(kind=FailureKind.WORKER_DIED, traceback=None), {}, watched=False),
+    ErrorCard(failed(traceback='  File "In [1]", line 1\nError: no'), {}, logged=True),
 ]
 
 
