@@ -21,6 +21,9 @@ LOGIN_REQUIRED = (
     "model (`profile` `local`; `jupyter openruntime pull` downloads one)"
 )
 
+DEFAULT = "default"
+"""Id of the default model, unless a local model has this name."""
+
 
 class LocalModels(Protocol):
     """Local models; see `local_models/catalog.py`."""
@@ -68,6 +71,28 @@ class Chooser:
             raise NotAllowed(LOGIN_REQUIRED.format(default))
         return self.local(None, caller)
 
+    def named(self, name: str | None, caller: Caller) -> Choice:
+        """Return the model with an id as in `names`. Other names and paths are chosen like a model without a profile; see `choose`."""
+        if not name or (name == DEFAULT and self._local.named(name) is None):
+            return self.choose(None, None, caller)
+        profile, _, model = name.partition("/")
+        if self._local.named(name) is None and (profile == LOCAL or profile in self._remote):
+            return self.choose(profile, model or None, caller)
+        return self.choose(None, name, caller)
+
+    def name_of(self, choice: Choice, caller: Caller) -> str:
+        """Return the id of a chosen model."""
+        if choice.profile is None:
+            return self._local.resolve(choice.model, caller).name
+        return f"{choice.profile}/{choice.model or self._remote[choice.profile].model}"
+
+    def names(self, caller: Caller) -> dict[str, str]:
+        """Return the providers of the models that this caller may use by default, by the id of the model."""
+        found = {each.name: LOCAL for each in self._local.known()}
+        if caller.may_spend:
+            found |= {f"{name}/{profile.model}": name for name, profile in self._remote.items() if profile.model is not None}
+        return found
+
     def local(self, model: str | None, caller: Caller) -> Choice:
         """Return a local model."""
         name = model or self._default_model or None
@@ -81,13 +106,10 @@ class Chooser:
         return None if self._remote.default == LOCAL else self._remote.default
 
     def _remote_choice(self, profile: str, model: str | None, caller: Caller) -> Choice:
-        if profile not in self._remote:
-            there = ", ".join([LOCAL, *self._remote])
-            problem = f"unknown profile {profile!r}; available: {there}. OpenRuntimeApp.profiles adds more"
-            raise InvalidRequest.of("parameters.profile", problem)
+        found = self._remote.find(profile)
         if not caller.may_spend:
             raise NotAllowed(LOGIN_REQUIRED.format(profile))
-        if model is None and self._remote[profile].model is None:
+        if model is None and found.model is None:
             raise InvalidRequest.of("parameters.model", f"is required: the profile {profile!r} has no default model")
         return Choice(profile, model, None)
 

@@ -24,6 +24,7 @@ from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
     Died,
+    HostDevices,
     Job,
     Measurements,
     NeedsMemory,
@@ -41,6 +42,7 @@ from openruntime_jupyter.engines.worker_process import Watchdog, WorkerProcess, 
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, InterpreterError, NoBackend, StorageUnavailable
 from openruntime_jupyter.local_models.language_model import loading
 from openruntime_jupyter.schemas.base import dumps
+from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, Kind
@@ -302,6 +304,9 @@ class LocalOptions:
 class LocalEngine:
     """Engine with a pool of worker processes per lane and interpreter."""
 
+    problem = None
+    """Why hosts are missing: it has none."""
+
     def __init__(self, options: LocalOptions) -> None:
         self._options = options
         self._loop = asyncio.get_running_loop()
@@ -405,6 +410,9 @@ class LocalEngine:
         else:
             self._pool("device_0", interpreter).adopt(worker)
         return reports
+
+    def watch(self, joined: Callable[[HostDevices], None], left: Callable[[str], None], pending: Callable[[], int]) -> None:
+        """There are no other hosts."""
 
     # Running
 
@@ -629,6 +637,10 @@ class LocalEngine:
             for worker in self._workers
             if not worker.dead.done()
         ]
+
+    def hosts(self) -> list[Host]:
+        """Return the other machines: none."""
+        return []
 
     def _pool(self, lane: str, interpreter: str) -> Pool:
         key = (lane, interpreter)

@@ -7,7 +7,7 @@ import re
 from tornado import web
 
 from openruntime_jupyter.schemas.endpoints import ENDPOINTS, Endpoint
-from openruntime_jupyter.server.handlers import ai, arrays, batch, pages, system, tasks
+from openruntime_jupyter.server.handlers import ai, arrays, batch, chat_completions, pages, system, tasks
 from openruntime_jupyter.server.http.base import endpoint_of
 from openruntime_jupyter.server.websocket import EventsSocket
 
@@ -17,13 +17,14 @@ ID = "([^/]+)"
 
 HANDLERS: tuple[Handler, ...] = (
     *(system.RootHandler, system.HealthHandler, system.MetricsHandler, system.MetricsHistoryHandler),
-    *(system.DevicesHandler, system.WorkersHandler, system.OperationsHandler),
+    *(system.DevicesHandler, system.HostsHandler, system.WorkersHandler, system.OperationsHandler),
     *(tasks.TasksHandler, tasks.FollowedTaskHandler, batch.BatchHandler, batch.ResultsHandler),
     *(tasks.EnhancedTasksHandler, tasks.TaskHandler, tasks.OutputHandler, tasks.PayloadHandler),
     *(arrays.ArraysHandler, arrays.ArrayHandler, arrays.ArrayReadyHandler),
     *(system.SessionsHandler, system.SessionHandler, system.SessionRestartHandler),
     *(ai.AgentsHandler, ai.WorkflowsHandler, ai.AiTasksHandler, ai.TokensHandler, ai.InsightsHandler),
     *(ai.ConversationsHandler, ai.ConversationHandler, ai.ModelsHandler, ai.ModelHandler),
+    *(chat_completions.ChatCompletionsHandler, chat_completions.ModelEntriesHandler, chat_completions.ModelEntryHandler),
     *(EventsSocket, pages.OpenApiHandler, pages.DocsHandler, pages.DashboardHandler),
 )
 
@@ -48,4 +49,5 @@ def routes(mount: str) -> list[tuple[str, Handler]]:
     """
     shutdown = [] if mount else [("/api/shutdown", system.ShutdownHandler)]
     page_files = (f"{mount}/({'|'.join(map(re.escape, pages.FILES))})", pages.PageFileHandler)
-    return [*((mount + path, handler) for path, handler in ROUTES), page_files, *shutdown, (f"{mount}/.*", system.NotFoundHandler)]
+    others = [(f"{mount}/v1/.*", chat_completions.OtherPathsHandler), (f"{mount}/.*", system.NotFoundHandler)]
+    return [*((mount + path, handler) for path, handler in ROUTES), page_files, *shutdown, *others]

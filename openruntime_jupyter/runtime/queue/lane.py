@@ -15,7 +15,7 @@ from typing import NamedTuple
 from sortedcontainers import SortedDict
 
 from openruntime_jupyter.engines.protocol import DeviceReport, JobRunner
-from openruntime_jupyter.memory import Machine
+from openruntime_jupyter.memory import Capacity
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 
 LOOK_PAST = 100
@@ -177,10 +177,12 @@ class Lane:
         slots: int,
         aging_seconds: float,
         engine: JobRunner,
-        machine: Machine,
+        machine: Capacity,
         durations: Durations | None = None,
     ) -> None:
         self.id = lane_id
+        self.host = lane_id.rpartition(".")[0]
+        """Name of the host of the device; empty for this machine."""
         self.device = device
         self.engine = engine
         self.machine = machine

@@ -107,6 +107,7 @@ export class DashboardModel {
     connection: {},
     health: {},
     devices: [],
+    hosts: [],
     tasks: [],
     counts: {},
     sessions: [],
@@ -223,20 +224,22 @@ export class Feed {
   }
 
   async #refresh(): Promise<void> {
-    const { connection } = this;
+    const get = <T>(path: string) => this.connection.request<T>('GET', path);
     if (Date.now() - this.#servedAt >= SERVER_EVERY) {
       this.#servedAt = Date.now();
-      this.#operations ??= (await connection.request<{ operations: unknown[] }>('GET', 'operations')).operations;
-      const [health, devices, sessions, models] = await Promise.all([
-        connection.request<IHealth>('GET', 'health'),
-        connection.request<{ devices: unknown[] }>('GET', 'devices'),
-        connection.request<{ sessions: unknown[] }>('GET', 'sessions'),
-        connection.request<{ models: { resident?: unknown[] }[] }>('GET', 'models')
+      this.#operations ??= (await get<{ operations: unknown[] }>('operations')).operations;
+      const [health, devices, hosts, sessions, models] = await Promise.all([
+        get<IHealth>('health'),
+        get<{ devices: unknown[] }>('devices'),
+        get<{ hosts: unknown[] }>('hosts'),
+        get<{ sessions: unknown[] }>('sessions'),
+        get<{ models: { resident?: unknown[] }[] }>('models')
       ]);
       this.#update({
         connection: { live: true, reason: null },
         health,
         devices: devices.devices,
+        hosts: hosts.hosts,
         sessions: sessions.sessions,
         models: models.models.filter(model => model.resident?.length),
         operations: this.#operations

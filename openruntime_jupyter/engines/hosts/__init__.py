@@ -1,0 +1,1 @@
+"""Engine over hosts: other machines whose agents run tasks of this runtime."""

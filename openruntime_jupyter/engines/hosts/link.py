@@ -1,0 +1,125 @@
+"""Link between a runtime and the agent of a host: frames on any stream of bytes.
+
+Header of a frame (network order): length of the JSON body (4 bytes), length of the data (4 bytes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from typing import Protocol
+
+HEADER = struct.Struct("!II")
+
+MAX_BODY = 16 << 20
+"""Maximum bytes of a JSON body, which limits the memory of the reader."""
+
+MAX_DATA = 32 << 20
+"""Maximum bytes of the data of a frame: the parameters of a task, or its payload."""
+
+READ_BYTES = 1 << 18
+
+CLOSE_SECONDS = 1.0
+"""Maximum time for the last frames to be sent."""
+
+
+class LinkClosed(Exception):
+    """The connection has ended; the message says why, for example "the agent closed the connection"."""
+
+
+class ByteStream(Protocol):
+    """Connection that carries bytes in order, such as the pipes of `ssh` or a comm of Dask."""
+
+    async def read(self) -> bytes:
+        """Return the next bytes, as many as there are; `b""` at the end. Raises `OSError`."""
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes, and return when further ones may be sent. Raises `OSError`."""
+
+    async def close(self) -> None:
+        """Close the connection; never raises."""
+
+
+class PipeStream:
+    """Byte stream over the pipes of a process or a socket."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def read(self) -> bytes:
+        """Return the next bytes; `b""` at the end."""
+        return await self._reader.read(READ_BYTES)
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes."""
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._writer.wait_closed(), CLOSE_SECONDS)
+
+
+class Link:
+    """Frames in both directions. Frames that are sent in one turn of the event loop go out together."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._received = bytearray()
+        self._out: list[bytes] = []
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._writer = asyncio.get_running_loop().create_task(self._write())
+
+    def send(self, body: bytes, data: bytes = b"") -> None:
+        """Send a frame without waiting. After the end of the connection it is dropped, and `receive` tells of the end."""
+        if self._closing or self._writer.done():
+            return
+        self._out += (HEADER.pack(len(body), len(data)), body, data)
+        self._wake.set()
+
+    async def _write(self) -> None:
+        with contextlib.suppress(OSError):
+            while self._out or not self._closing:
+                if not self._out:
+                    await self._wake.wait()
+                    self._wake.clear()
+                    continue
+                out, self._out = self._out, []
+                await self._stream.write(b"".join(out))
+
+    async def receive(self) -> tuple[bytes, bytes]:
+        """Return body and data of the next frame.
+
+        Raises `LinkClosed` at the end of the connection and for a frame that is too large.
+        """
+        body, data = HEADER.unpack(await self._take(HEADER.size))
+        if body > MAX_BODY or data > MAX_DATA:
+            raise LinkClosed(f"the other side sent a frame of {body} + {data} bytes, which no agent of OpenRuntime does")
+        return await self._take(body), await self._take(data)
+
+    async def _take(self, size: int) -> bytes:
+        while len(self._received) < size:
+            try:
+                more = await self._stream.read()
+            except OSError as problem:
+                raise LinkClosed(f"the connection was lost ({problem})") from problem
+            if not more:
+                raise LinkClosed("the other side closed the connection")
+            self._received += more
+        taken = bytes(self._received[:size])
+        del self._received[:size]
+        return taken
+
+    async def close(self) -> None:
+        """Send what is left, and close the connection; never raises."""
+        self._closing = True
+        self._wake.set()
+        await asyncio.wait({self._writer}, timeout=CLOSE_SECONDS)
+        self._writer.cancel()
+        await asyncio.wait({self._writer})
+        await self._stream.close()
