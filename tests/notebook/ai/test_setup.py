@@ -26,6 +26,7 @@ def test_missing_model_shows_setup_card(tmp_path: Path) -> None:
         card = cell.shown()[0]
         assert "%openruntime pull" in card
         assert "OPENAI_API_KEY" in card
+        assert f"{card}{error_of(cell)}".count("No model is available") == 1
         assert "no model: `%openruntime pull`" in kernel.run("%openruntime config").value
         assert "no cell has failed" in kernel.run("%openruntime fix").stream("stderr")
         refused = kernel.run("%openruntime pull")
