@@ -261,12 +261,18 @@ def task_error(task: Task) -> TaskError:
     died = failure.kind is FailureKind.WORKER_DIED or failure.signal is not None or failure.exit_code is not None
     if kind is TaskFailed and died:
         kind = WorkerDied
-    lines = [task.error or failure.message]
-    if failure.traceback:
-        lines += ["", "In the worker:", failure.traceback.rstrip()]
-    elif failure.last_output:
-        lines += ["", "Last output:", failure.last_output.rstrip()]
-    return kind("\n".join(lines), task)
+    message = task.error or failure.message
+    if failure.last_output and not failure.traceback:
+        message += f"\n\nLast output:\n{failure.last_output.rstrip()}"
+    return kind(with_traceback(message, failure.traceback), task)
+
+
+def with_traceback(message: str, traceback: str | None) -> str:
+    """Return the message of an error with the traceback in its worker, without its last line if that repeats the message."""
+    frames = (traceback or "").rstrip()
+    if frames.endswith(message):
+        frames = frames.removesuffix(message).rpartition("\n")[0]  # before the message may be the module of the exception
+    return f"{message}\n\nIn the worker:\n{frames}" if frames else message
 
 
 def _plain(item: OutputItem) -> str:
