@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.agent.arrays import HostArrays
 from openruntime_jupyter.agent.folder import SessionFolder, remove_left_folders
+from openruntime_jupyter.agent.guard import Guard
+from openruntime_jupyter.agent.places import JobPlaces
 from openruntime_jupyter.agent.relay import Relay
 from openruntime_jupyter.agent.state import HostState, platform_name
 from openruntime_jupyter.agent.turns import Turns
-from openruntime_jupyter.engines.hosts.link import MAX_DATA, ByteStream, Link, LinkClosed
+from openruntime_jupyter.engines.hosts.link import ByteStream, Link, LinkClosed
 from openruntime_jupyter.engines.hosts.messages import (
     PROTOCOL,
+    Discard,
     Ended,
     EndSession,
     Halt,
@@ -34,35 +38,44 @@ from openruntime_jupyter.engines.hosts.messages import (
     Refused,
     Run,
     SessionEnded,
+    StoredModels,
     Unload,
     Unloaded,
     Welcome,
     decode,
     encode,
 )
+from openruntime_jupyter.engines.hosts.shared_folders import prove
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.process_groups import boot_id
 from openruntime_jupyter.engines.protocol import (
-    Completed,
     DeviceReport,
     Died,
     Job,
     Measurements,
     Outcome,
-    RaisedError,
     SessionUse,
     Stage,
     Stopped,
     StopReason,
 )
-from openruntime_jupyter.errors import EngineError, NoBackend
+from openruntime_jupyter.errors import ArrayNotFound, EngineError, InvalidRequest, ModelNotFound, NoBackend
+from openruntime_jupyter.local_models.catalog import ModelCatalog
+from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
+from openruntime_jupyter.schemas.values import ModelSource
 
 log = logging.getLogger(__name__)
 
 HELLO_SECONDS = 30.0
 """Time for the runtime to introduce itself."""
+
+LEASE_SECONDS = 60.0
+"""Time for the runtime to see that this host leases files in a shared folder."""
+
+MODELS_SECONDS = 10.0
+"""Interval in which the host's folders of models are read."""
 
 STATE_SECONDS = 1.0
 CHANGED_SECONDS = 0.25
@@ -70,6 +83,9 @@ CHANGED_SECONDS = 0.25
 
 END_SHARE = 0.2
 """Share of the time of silence in which all workers are ended after it. The runtime counts the host as lost later than that."""
+
+GUARD_SHARE = 1.2
+"""Share of the time of silence after which the guard kills this process, because it is suspended."""
 
 
 class RefusedRuntime(Exception):
@@ -80,19 +96,22 @@ class RefusedRuntime(Exception):
         self.remedy = remedy
 
 
-async def serve(stream: ByteStream, data_dir: Path, environment: Mapping[str, str]) -> None:
+async def serve(stream: ByteStream, data_dir: Path, environment: Mapping[str, str], *, listen: bool = False) -> None:
     """Serve one runtime over `stream` until the connection ends; never raises for what the runtime sends.
 
     Parameters
     ----------
     data_dir : data folder of this user on this host
     environment : environment variables of workers
+    listen : accept further connections from processes that call `arrays.hand_over`
     """
     link = Link(stream)
     try:
         hello = await _hello(link)
         session = await Session.open(link, hello, data_dir, environment)
         try:
+            if listen:
+                session.arrays.listen()
             await session.serve()
         finally:
             await session.close()
@@ -118,6 +137,8 @@ async def _hello(link: Link) -> Hello:
 class _Running:
     job: Job
     relay: Relay
+    copies: dict[str, int]
+    parameters: int | None
     task: asyncio.Task[None] | None = None
     begun: bool = False
     """True once the engine has the job."""
@@ -129,6 +150,12 @@ class Session:
 
     def __init__(self, link: Link, hello: Hello, folder: SessionFolder, data_dir: Path, environment: Mapping[str, str]) -> None:
         settings = hello.settings
+        models_dirs = tuple(Path(each).expanduser() for each in settings.models_dirs)
+        on_host = Settings(data_dir=data_dir, embedded=True, array_seconds=0.0, models_dirs=models_dirs)
+        self.arrays = HostArrays(on_host, folder.path, folder.payloads, Machine())
+        self._catalog = ModelCatalog(on_host)
+        self._places = JobPlaces(folder.path / "work", shares_files=False)
+        self._proofs = hello.proofs
         self._link = link
         self._settings = settings
         self._folder = folder
@@ -137,6 +164,7 @@ class Session:
                 payloads=folder.payloads,
                 temporary=folder.temporary,
                 groups=data_dir / "workers",
+                arrays=self.arrays,
                 cancel_grace=settings.cancel_grace,
                 spare_workers=settings.spare_workers,
                 idle_worker_seconds=settings.idle_worker_seconds,
@@ -148,13 +176,14 @@ class Session:
             )
         )
         facts = {"runtime": hello.runtime, "label": hello.label}
-        self._turns = Turns(Settings(data_dir=data_dir).locks, settings.device_lock, facts)
+        self._turns = Turns(on_host.locks, settings.device_lock, facts)
         self._devices: dict[str, DeviceReport] = {}
         self._state: HostState | None = None
         self._runs: dict[int, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._answered = self._renewed = _now()
+        self._guard: Guard | None = None
 
     @classmethod
     async def open(cls, link: Link, hello: Hello, data_dir: Path, environment: Mapping[str, str]) -> Session:
@@ -184,7 +213,7 @@ class Session:
             welcome = opening.result()
             self._answered = self._renewed = _now()
             self._send(welcome)
-            tasks |= {loop.create_task(self._report_state()), loop.create_task(self._end_in_silence())}
+            tasks |= {loop.create_task(work) for work in (self._report_state(), self._report_models(), self._end_in_silence())}
             done, _ = await asyncio.wait(tasks - {opening}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -197,6 +226,7 @@ class Session:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, remove_left_folders, self._folder.path.parent)
         await self._engine.end_left_processes()
+        await self.arrays.open()
         await self._engine.start()
         try:
             devices = await self._engine.devices()
@@ -204,9 +234,17 @@ class Session:
             raise RefusedRuntime(str(problem), f"{sys.executable} -m pip install 'openruntime-jupyter[cpu]'") from problem
         except EngineError as problem:
             raise RefusedRuntime(str(problem)) from problem
+        try:
+            self._guard = await Guard.start(GUARD_SHARE * self._settings.silence)
+        except OSError as problem:
+            raise RefusedRuntime(f"It can't start processes ({problem.strerror})") from problem
         self._devices = {f"device_{number}": device for number, device in enumerate(devices)}
         self._state = HostState(devices)
         machine = self._state.machine
+        proofs, leases = await loop.run_in_executor(None, prove, self._proofs)
+        for descriptor in leases:
+            loop.call_later(LEASE_SECONDS, os.close, descriptor)
+        self._places = JobPlaces(self._folder.path / "work", shares_files=bool(proofs))
         return Welcome(
             version=__version__,
             python=platform.python_version(),
@@ -215,11 +253,14 @@ class Session:
             cores=machine.cores,
             memory=machine.total,
             devices=tuple(devices),
+            folder=self.arrays.folder,
+            proofs=proofs,
         )
 
     async def close(self) -> None:
         """End all workers and remove the session's folder."""
-        await self._engine.stop(END_SHARE * self._settings.silence)
+        guard = [self._guard.stop()] if self._guard is not None else []
+        await asyncio.gather(self._engine.stop(END_SHARE * self._settings.silence), *guard)
         for run in self._runs.values():
             if not run.begun and run.task is not None:
                 run.task.cancel()
@@ -227,6 +268,7 @@ class Session:
             await asyncio.wait(self._tasks, timeout=1.0)
         for task in self._tasks:
             task.cancel()
+        await self.arrays.stop()
         self._turns.close()
         if self._state is not None:
             self._state.close()
@@ -264,6 +306,16 @@ class Session:
             except asyncio.TimeoutError:
                 continue
 
+    async def _report_models(self) -> None:
+        reported: list[ModelSource] = []
+        while True:
+            await self._catalog.refresh()
+            found = self._catalog.known()
+            if found != reported:
+                reported = found
+                self._send(StoredModels(tuple(found)))
+            await asyncio.sleep(MODELS_SECONDS)
+
     def _send(self, message: Message) -> None:
         self._link.send(*encode(message))
 
@@ -274,7 +326,8 @@ class Session:
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Run):
-            run = _Running(message.job, Relay(message.number, self._send, self._settings.max_output_bytes))
+            relay = Relay(message.number, self._send, self._settings.max_output_bytes)
+            run = _Running(message.job, relay, message.copies, message.parameters)
             self._runs[message.number] = run
             run.task = self._keep(self._run(message.number, run))
         elif isinstance(message, Halt):
@@ -282,11 +335,16 @@ class Session:
         elif isinstance(message, Ping):
             # This ping shows that the runtime has received the last answer.
             self._renewed, self._answered = self._answered, _now()
+            if self._guard is not None:
+                self._guard.renew()
             self._send(Pong())
         elif isinstance(message, EndSession):
             self._engine.end_session(message.session_id, message.reason)
         elif isinstance(message, MakeRoom):
-            self._engine.models.make_room(message.lane, message.keep)
+            keep = message.keep and self._stored(message.keep)
+            self._engine.models.make_room(message.lane, keep)
+        elif isinstance(message, Discard):
+            self._keep(self.arrays.discard(message.copies, message.results, message.payloads))
         elif isinstance(message, Unload):
             self._keep(self._unload(message))
         else:
@@ -327,23 +385,37 @@ class Session:
         device = self._devices.get(job.lane)
         if device is None:
             return _fault(f"This host has no device {job.lane}")
-        async with self._turns.take(device, job.task_id, run.relay.waiting):
-            run.begun = True
-            self._changed.set()
-            outcome = await self._engine.run(job, run.relay)
-        if isinstance(outcome, Completed) and outcome.payload_stored:
-            return await asyncio.get_running_loop().run_in_executor(None, self._attach_payload, job, outcome)
-        return outcome
+        try:
+            job = self.arrays.prepare(job, run.copies)
+            if run.parameters is not None:
+                job.parameters = await self.arrays.parameters(run.parameters)
+            job = self._places.adapt(self._with_model(job))
+            async with self._turns.take(device, job.task_id, run.relay.waiting):
+                run.begun = True
+                self._changed.set()
+                outcome = await self._engine.run(job, run.relay)
+            return await self.arrays.finish(job, outcome)
+        except (ArrayNotFound, InvalidRequest, ModelNotFound, OSError) as problem:
+            failure = Failure(kind=FailureKind.NOT_STARTED, message=str(problem), type=type(problem).__name__)
+            return Died(failure, retry=False, no_worker=True)
+        finally:
+            self.arrays.release(job.task_id)
+            await self._places.leave(job)
 
-    def _attach_payload(self, job: Job, outcome: Completed) -> Outcome:
-        path = self._folder.payloads / job.payload_name
-        if outcome.payload_size > MAX_DATA:
-            message = f"The result has {outcome.payload_size:,} bytes, and other hosts return at most {MAX_DATA:,}: return arrays instead"
-            path.unlink(missing_ok=True)
-            return RaisedError(Failure(kind=FailureKind.RAISED, message=message), outcome.measurements)
-        payload = path.read_bytes()
-        path.unlink()
-        return dataclasses.replace(outcome, payload=payload, payload_stored=False)
+    def _stored(self, model: ModelSource) -> ModelSource | None:
+        """Return the model of this host that is a copy of the runtime's, or None."""
+        if model.kind == "hub":
+            return model
+        return next((each for each in self._catalog.known() if each.is_copy(model)), None)
+
+    def _with_model(self, job: Job) -> Job:
+        """Return the job with the files of its model on this host; raise `ModelNotFound`."""
+        if job.model is None:
+            return job
+        source = self._stored(job.model.source)
+        if source is None:
+            raise ModelNotFound(f"The host no longer has the model {job.model.source.name}")
+        return dataclasses.replace(job, model=dataclasses.replace(job.model, source=source))
 
     async def _unload(self, message: Unload) -> None:
         self._send(Unloaded(message.ask, tuple(await self._engine.models.unload(message.name))))

@@ -1822,6 +1822,9 @@ type ModelInfo struct {
 	// true for the model that is used if a prompt names no model.
 	Default bool `json:"default"`
 
+	// Names of the other hosts that have the model.
+	Hosts []string `json:"hosts"`
+
 	// Workers that keep the model in memory.
 	Resident []ResidentInfo `json:"resident"`
 }
@@ -2425,8 +2428,8 @@ type Task struct {
 	Position *int64 `json:"position"`
 
 	// Estimated start time, from the progress of running tasks and the durations of completed tasks with the same
-	// code, or else with the same operation and name; null if one of them is unknown, and after the first 100
-	// pending tasks.
+	// code or function, or else with the same parameters and shapes of arrays; null if one of them is unknown, and
+	// after the first 100 pending tasks.
 	EstimatedStart time.Time `json:"estimated_start"`
 
 	// Reason why a pending task cannot start, other than its position in the queue, or what a running one waits for.
@@ -2968,6 +2971,9 @@ type World struct {
 	// Random id of the calling process. Tasks of different callers do not share imports.
 	Kernel *string `json:"kernel,omitempty"`
 
+	// Minor version of the caller's Python, such as `3.11`. Pickled code runs only on hosts with the same.
+	Python *string `json:"python,omitempty"`
+
 	// Path of the calling notebook. Each notebook has separate sessions.
 	Notebook *string `json:"notebook,omitempty"`
 }
@@ -3300,6 +3306,9 @@ type ComputeParameters struct {
 type GenerateParameters struct {
 	// Name or path of a local model; null for the default one.
 	Model *string `json:"model,omitempty"`
+
+	// Path of a LoRA adapter for the model: a GGUF file, or a folder of mlx-lm; null: none.
+	Adapter *string `json:"adapter,omitempty"`
 
 	// Seconds that the model stays in memory afterwards; null for the runtime's setting.
 	KeepAlive *float64 `json:"keep_alive,omitempty"`

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from openruntime_jupyter.ai.keys import RedactedStream, Redactor
 from openruntime_jupyter.ai.providers.errors import error_text, one_line
-from openruntime_jupyter.ai.providers.tool_calls import ToolCalls
 from openruntime_jupyter.local_models.characters import WholeCharacters, joined
 from openruntime_jupyter.local_models.reasoning import ReasoningSplitter, split_unopened
+from openruntime_jupyter.local_models.tool_calls import ToolCalls
 from openruntime_jupyter.schemas.ai import TokenLogprob
 
 LONGEST_ANSWER = 10_000_000
@@ -152,7 +152,6 @@ class ResponseParser:
             "cached_tokens": self._cached(),
             "completion_tokens": completion,
             "tokens_used": total,
-            "cached_tokens": count(member(member(self._usage, "prompt_tokens_details"), "cached_tokens")),
             "tokens_per_second": self._rate(completion),
             "prompt_tokens_per_second": None,  # providers do not report the prompt processing time
             "time_to_first_token_s": None if self._first_text is None else self._first_text - self._began,

@@ -29,17 +29,6 @@ async def test_answer_has_figures_and_times(provide: Provide) -> None:
     assert answer.prompt_tokens_per_second is None
 
 
-async def test_cached_tokens_of_provider_are_reported(provide: Provide) -> None:
-    def respond(connection: Connection, request: Request) -> None:
-        connection.begin()
-        connection.text("Hello")
-        figures = usage(90, 1)
-        connection.event({**figures, "usage": {**figures["usage"], "prompt_tokens_details": {"cached_tokens": 64}}})
-
-    assert (await ask(provide(respond).url))["cached_tokens"] == 64
-    assert (await ask(provide(says("Hello", figures=(90, 1))).url))["cached_tokens"] is None
-
-
 @pytest.mark.parametrize("figures", [None, -1, "many", 2.5])
 async def test_missing_and_invalid_figures_are_null(provide: Provide, figures: Any) -> None:
     def respond(connection: Connection, request: Request) -> None:
