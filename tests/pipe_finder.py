@@ -61,7 +61,7 @@ class PipeWay:
         return AgentStream(self.agent)
 
     async def connect_for_arrays(self, folder: str) -> ByteStream:
-        """Refuse: there is no second connection."""
+        """Refuse a second connection."""
         raise OSError("no connection for arrays")
 
 
@@ -73,7 +73,7 @@ class PipeFinder:
         self.found: Callable[[Way], None] = lambda way: None
         self.gone: Callable[[str, str], None] = lambda name, reason: None
         self.in_use: dict[str, bool] = {}
-        """Whether the runtime uses each host now."""
+        """True for each host that the runtime uses now."""
         self.demanded = 0
         """Number of pending tasks that was reported last."""
         self._ways = ways
