@@ -17,6 +17,8 @@ from openruntime_jupyter.engines.hosts.finder import HostsSetup
 from openruntime_jupyter.engines.hosts.link import Link
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import Job, JobRunner
+from openruntime_jupyter.memory import Machine
+from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import TaskRequest
@@ -86,8 +88,9 @@ async def _measure(folder: Path) -> list[Row]:
     engine = LocalEngine(LocalOptions(folder, folder))
     await engine.start()
     await engine.devices()
-    link = Link(await PipeWay("far", folder / "far").connect())
-    connection = await connect("far", link, HostsOptions("rt", folder), {}, lambda silent: None, lambda used: None)
+    way = PipeWay("far", folder / "far")
+    options = HostsOptions("rt", folder, ArrayStore(Settings(data_dir=folder), "rt", Machine()), share_folders=False)
+    connection = await connect(way, Link(await way.connect()), options, {}, lambda silent: None, lambda used: None)
     serving = asyncio.ensure_future(connection.serve())
     near, far = [], []
     await trips(engine, "device_0")

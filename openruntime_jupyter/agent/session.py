@@ -385,6 +385,7 @@ class Session:
             self._send_state()
         self._send(Ended(number, outcome))
         self._changed.set()
+        await self._places.leave(run.job)
 
     async def _outcome(self, run: _Running) -> Outcome:
         job = run.job
@@ -398,7 +399,7 @@ class Session:
             job = self.arrays.prepare(job, run.copies)
             if run.parameters is not None:
                 job.parameters = await self.arrays.parameters(run.parameters)
-            job = self._places.adapt(self._with_model(job))
+            run.job = job = self._places.adapt(self._with_model(job))
             async with self._turns.take(device, job.task_id, run.relay.waiting):
                 run.waiting, run.begun = None, True
                 self._changed.set()
@@ -409,7 +410,6 @@ class Session:
             return Died(failure, retry=False, no_worker=True)
         finally:
             self.arrays.release(job.task_id)
-            await self._places.leave(job)
 
     def _stored(self, model: ModelSource) -> ModelSource | None:
         """Return the model of this host that is a copy of the runtime's, or None."""
