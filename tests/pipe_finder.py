@@ -13,6 +13,8 @@ from pathlib import Path
 from openruntime_jupyter.engines.hosts.finder import Way
 from openruntime_jupyter.engines.hosts.link import ByteStream, PipeStream
 
+AGENT = ("-m", "openruntime_jupyter.agent", "-")
+
 
 class AgentStream(PipeStream):
     """Byte stream to an agent, which is awaited and then killed at the end."""
@@ -34,14 +36,18 @@ class AgentStream(PipeStream):
 
 
 class PipeWay:
-    """Way to an agent that is started at each connection, with its data in `folder`."""
+    """Way to an agent that is started at each connection, with its data in `folder` and other environment `variables`.
 
-    def __init__(self, name: str, folder: Path, variables: Mapping[str, str] | None = None) -> None:
+    `arguments` are those of Python, for a faulty agent.
+    """
+
+    def __init__(self, name: str, folder: Path, variables: Mapping[str, str] | None = None, arguments: tuple[str, ...] = AGENT) -> None:
         self.name = name
         self.address = f"pipe {name}"
         self.agents: list[Process] = []
         """Agents in the order of their start."""
-        self._environment = {**os.environ, "OPENRUNTIME_DATA_DIR": str(folder), **(variables or {})}
+        self.variables = {"OPENRUNTIME_DATA_DIR": str(folder), **(variables or {})}
+        self._arguments = arguments
 
     @property
     def agent(self) -> Process:
@@ -50,8 +56,8 @@ class PipeWay:
 
     async def connect(self) -> ByteStream:
         """Start an agent."""
-        command = (sys.executable, "-m", "openruntime_jupyter.agent", "-")
-        self.agents.append(await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=self._environment))
+        environment = {**os.environ, **self.variables}
+        self.agents.append(await asyncio.create_subprocess_exec(sys.executable, *self._arguments, stdin=PIPE, stdout=PIPE, env=environment))
         return AgentStream(self.agent)
 
     async def connect_for_arrays(self, folder: str) -> ByteStream:

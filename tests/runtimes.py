@@ -54,7 +54,7 @@ def jp_asyncio_loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @pytest.fixture(scope="module")
-def runtime(jp_asyncio_loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+def runtime(jp_asyncio_loop: asyncio.AbstractEventLoop, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     """Runtime with one slot and no spares, which the independent tests of a module share."""
     context = runtime_in(tmp_path_factory.mktemp("runtime"))
     yield jp_asyncio_loop.run_until_complete(context.__aenter__())

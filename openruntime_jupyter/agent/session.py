@@ -16,6 +16,7 @@ from typing import Any
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.agent.folder import SessionFolder, remove_left_folders
+from openruntime_jupyter.agent.guard import Guard
 from openruntime_jupyter.agent.relay import Relay
 from openruntime_jupyter.agent.state import HostState, platform_name
 from openruntime_jupyter.agent.turns import Turns
@@ -70,6 +71,9 @@ CHANGED_SECONDS = 0.25
 
 END_SHARE = 0.2
 """Share of the time of silence in which all workers are ended after it. The runtime counts the host as lost later than that."""
+
+GUARD_SHARE = 1.2
+"""Share of the time of silence after which the guard kills this process, because it is suspended."""
 
 
 class RefusedRuntime(Exception):
@@ -155,6 +159,7 @@ class Session:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._answered = self._renewed = _now()
+        self._guard: Guard | None = None
 
     @classmethod
     async def open(cls, link: Link, hello: Hello, data_dir: Path, environment: Mapping[str, str]) -> Session:
@@ -204,6 +209,10 @@ class Session:
             raise RefusedRuntime(str(problem), f"{sys.executable} -m pip install 'openruntime-jupyter[cpu]'") from problem
         except EngineError as problem:
             raise RefusedRuntime(str(problem)) from problem
+        try:
+            self._guard = await Guard.start(GUARD_SHARE * self._settings.silence)
+        except OSError as problem:
+            raise RefusedRuntime(f"It can't start processes ({problem.strerror})") from problem
         self._devices = {f"device_{number}": device for number, device in enumerate(devices)}
         self._state = HostState(devices)
         machine = self._state.machine
@@ -219,7 +228,8 @@ class Session:
 
     async def close(self) -> None:
         """End all workers and remove the session's folder."""
-        await self._engine.stop(END_SHARE * self._settings.silence)
+        guard = [self._guard.stop()] if self._guard is not None else []
+        await asyncio.gather(self._engine.stop(END_SHARE * self._settings.silence), *guard)
         for run in self._runs.values():
             if not run.begun and run.task is not None:
                 run.task.cancel()
@@ -282,6 +292,8 @@ class Session:
         elif isinstance(message, Ping):
             # This ping shows that the runtime has received the last answer.
             self._renewed, self._answered = self._answered, _now()
+            if self._guard is not None:
+                self._guard.renew()
             self._send(Pong())
         elif isinstance(message, EndSession):
             self._engine.end_session(message.session_id, message.reason)

@@ -334,6 +334,10 @@ class Scheduler:
 
     async def _move_or_fail(self, entry: Entry, outcome: Died, loss: HostLoss) -> None:
         """Queue a task again whose host was lost, if the task had not begun or has retries. A move is no attempt."""
+        if entry.stop_reason is StopReason.CANCELLED:
+            entry.cancel_stage = Stage.KILL.value
+            await self._end(entry, TaskState.CANCELLED, failures.cancelled_with(loss.host))
+            return
         if not self._may_repeat(entry) or (loss.begun and (not entry.retries or entry.moves >= MOST_MOVES)):
             await self._end(entry, TaskState.FAILED, outcome.failure)
             return

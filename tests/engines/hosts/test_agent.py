@@ -94,7 +94,7 @@ async def test_progress_arrives(runtime: Runtime) -> None:
 async def test_cancel_has_the_same_stages(runtime: Runtime) -> None:
     task = await runtime.cancel(await busy(runtime))
     assert (task.status, task.cancel_stage) == ("cancelled", "interrupt")
-    stubborn = "import time\nprint('in', flush=True)\nwhile True:\n try: time.sleep(9)\n except KeyboardInterrupt: pass"
+    stubborn = "import time\nwhile True:\n try:\n  print('in', flush=True)\n  time.sleep(9)\n except KeyboardInterrupt: pass"
     task = await runtime.cancel(await busy(runtime, stubborn))
     assert (task.status, task.cancel_stage) == ("cancelled", "terminate")
 
