@@ -1822,6 +1822,9 @@ type ModelInfo struct {
 	// true for the model that is used if a prompt names no model.
 	Default bool `json:"default"`
 
+	// Names of the other hosts that have the model.
+	Hosts []string `json:"hosts"`
+
 	// Workers that keep the model in memory.
 	Resident []ResidentInfo `json:"resident"`
 }
@@ -2425,8 +2428,8 @@ type Task struct {
 	Position *int64 `json:"position"`
 
 	// Estimated start time, from the progress of running tasks and the durations of completed tasks with the same
-	// code, or else with the same operation and name; null if one of them is unknown, and after the first 100
-	// pending tasks.
+	// code or function, or else with the same parameters and shapes of arrays; null if one of them is unknown, and
+	// after the first 100 pending tasks.
 	EstimatedStart time.Time `json:"estimated_start"`
 
 	// Reason why a pending task cannot start, other than its position in the queue, or what a running one waits for.
@@ -2967,6 +2970,9 @@ type World struct {
 
 	// Random id of the calling process. Tasks of different callers do not share imports.
 	Kernel *string `json:"kernel,omitempty"`
+
+	// Minor version of the caller's Python, such as `3.11`. Pickled code runs only on hosts with the same.
+	Python *string `json:"python,omitempty"`
 
 	// Path of the calling notebook. Each notebook has separate sessions.
 	Notebook *string `json:"notebook,omitempty"`

@@ -1054,6 +1054,8 @@ export interface ModelInfo {
   abilities: ModelAbility[];
   /** true for the model that is used if a prompt names no model. */
   default: boolean;
+  /** Names of the other hosts that have the model. */
+  hosts: string[];
   /** Workers that keep the model in memory. */
   resident: ResidentInfo[];
 }
@@ -1484,8 +1486,8 @@ export interface Task {
   /** Position in the queue while the task is pending; 1 is next. */
   position: number | null;
   /**
-   * Estimated start time, from the progress of running tasks and the durations of completed tasks with the same code, or else with the
-   * same operation and name; null if one of them is unknown, and after the first 100 pending tasks.
+   * Estimated start time, from the progress of running tasks and the durations of completed tasks with the same code or function, or
+   * else with the same parameters and shapes of arrays; null if one of them is unknown, and after the first 100 pending tasks.
    */
   estimated_start: string | null;
   /** Reason why a pending task cannot start, other than its position in the queue, or what a running one waits for. */
@@ -1856,6 +1858,8 @@ export interface World {
   environment?: Record<string, string | null>;
   /** Random id of the calling process. Tasks of different callers do not share imports. */
   kernel?: string | null;
+  /** Minor version of the caller's Python, such as `3.11`. Pickled code runs only on hosts with the same. */
+  python?: string | null;
   /** Path of the calling notebook. Each notebook has separate sessions. */
   notebook?: string | null;
 }
