@@ -36,7 +36,7 @@ class JobPlaces:
         else:
             self._number += 1
             folder = str(self._folder / str(self._number))
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         environment = dataclasses.replace(environment, directory=None, path=None)
         return dataclasses.replace(job, interpreter=None, environment=environment, folder=folder)
 
