@@ -8,10 +8,13 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from openruntime_jupyter.errors import InvalidRequest, NoModel, NotAllowed, OpenRuntimeError
+from openruntime_jupyter.local_models.adapter import with_adapter
 from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of
 from openruntime_jupyter.local_models.gguf import PART, QUANTISATION, shape_of_gguf
 from openruntime_jupyter.local_models.model_folders import models_in
@@ -57,11 +60,14 @@ class ModelCatalog:
     A model is an MLX folder, a GGUF file, or a name on the Hugging Face hub. A model in a folder of models has the name of its folder
     or file, without `.gguf`. Names are compared, never joined to a path.
 
+    `elsewhere` returns the models of other hosts, by host. A model of this machine hides others of its name.
+
     Call `refresh` on an event loop before any other method, which then does not list the folder or read files.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, elsewhere: Callable[[], Mapping[str, Sequence[ModelSource]]] = dict) -> None:
         self._settings = settings
+        self._elsewhere = elsewhere
         self._shapes: dict[Path, tuple[Stamp, Shape | str]] = {}
         self._reading = asyncio.Lock()
         self._known: list[ModelSource] = []
@@ -85,6 +91,9 @@ class ModelCatalog:
         if time.monotonic() < self._known_until:
             return self._known
         sources = {source.name: source for source in self._listed()}
+        for models in self._elsewhere().values():
+            for source in models:
+                sources.setdefault(source.name, replace(source, path=""))
         return sorted(sources.values(), key=lambda source: not source.name.startswith(FETCHED))
 
     def named(self, name: str) -> ModelSource | None:
@@ -98,12 +107,23 @@ class ModelCatalog:
         _, shape = self._shapes.get(Path(source.path), (None, None))
         return shape if isinstance(shape, Shape) else None
 
-    def resolve(self, name: str | None, caller: Caller) -> ModelSource:
-        """Return the model with that name or path; None means the default one.
+    def resolve(self, name: str | None, caller: Caller, adapter: str | None = None) -> ModelSource:
+        """Return the model with that name or path, with the adapter at a path; None means the default one, and no adapter.
 
-        Raises `InvalidRequest` if the model is unknown, `NotAllowed` if this caller may not use it, and `NoModel` if none is
-        installed.
+        Raises `InvalidRequest` if the model or the adapter is unknown, `NotAllowed` if this caller may not use it, and `NoModel` if none
+        is installed.
         """
+        source = self._resolve(name, caller)
+        if adapter is None:
+            return source
+        path = Path(adapter).expanduser() if adapter.startswith("~") else Path(adapter)
+        if not path.is_absolute():
+            raise InvalidRequest.of("parameters.adapter", "give an absolute path")
+        if not caller.may_execute:  # as for paths of models
+            raise NotAllowed("The path of an adapter requires the permission to execute code")
+        return with_adapter(source, Path(os.path.realpath(path)))
+
+    def _resolve(self, name: str | None, caller: Caller) -> ModelSource:
         known = self.known()
         if name is None:
             if not known:

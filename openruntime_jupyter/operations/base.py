@@ -33,6 +33,9 @@ class ModelParameters(Parameters):
     """Base of the `Params` of operations that run a local model."""
 
     model: str | None = Field(None, description="Name or path of a local model; null for the default one.", max_length=4096)
+    adapter: str | None = Field(
+        None, description="Path of a LoRA adapter for the model: a GGUF file, or a folder of mlx-lm; null: none.", max_length=4096
+    )
     keep_alive: float | None = Field(
         None, description="Seconds that the model stays in memory afterwards; null for the runtime's setting.", ge=0, le=31_536_000
     )
@@ -161,6 +164,11 @@ class World(Parameters):
     )
     kernel: str | None = Field(
         None, description="Random id of the calling process. Tasks of different callers do not share imports.", max_length=64
+    )
+    python: str | None = Field(
+        None,
+        description="Minor version of the caller's Python, such as `3.11`. Pickled code runs only on hosts with the same.",
+        pattern=r"^\d{1,3}\.\d{1,3}$",
     )
     notebook: str | None = Field(None, description="Path of the calling notebook. Each notebook has separate sessions.", max_length=4096)
 

@@ -1822,6 +1822,9 @@ type ModelInfo struct {
 	// true for the model that is used if a prompt names no model.
 	Default bool `json:"default"`
 
+	// Names of the other hosts that have the model.
+	Hosts []string `json:"hosts"`
+
 	// Workers that keep the model in memory.
 	Resident []ResidentInfo `json:"resident"`
 }
@@ -2968,6 +2971,9 @@ type World struct {
 	// Random id of the calling process. Tasks of different callers do not share imports.
 	Kernel *string `json:"kernel,omitempty"`
 
+	// Minor version of the caller's Python, such as `3.11`. Pickled code runs only on hosts with the same.
+	Python *string `json:"python,omitempty"`
+
 	// Path of the calling notebook. Each notebook has separate sessions.
 	Notebook *string `json:"notebook,omitempty"`
 }
@@ -3300,6 +3306,9 @@ type ComputeParameters struct {
 type GenerateParameters struct {
 	// Name or path of a local model; null for the default one.
 	Model *string `json:"model,omitempty"`
+
+	// Path of a LoRA adapter for the model: a GGUF file, or a folder of mlx-lm; null: none.
+	Adapter *string `json:"adapter,omitempty"`
 
 	// Seconds that the model stays in memory afterwards; null for the runtime's setting.
 	KeepAlive *float64 `json:"keep_alive,omitempty"`
