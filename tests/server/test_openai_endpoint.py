@@ -177,7 +177,8 @@ def test_two_tools_are_called_at_once_and_answered(client: openai.OpenAI, script
     assert told.prompt_tokens_details is not None
     assert told.prompt_tokens_details.cached_tokens == 8
     results: list[Any] = [{"role": "tool", "tool_call_id": call["id"], "content": "fine"} for call in made]
-    reply = client.chat.completions.create(model="scripted/tiny", messages=[*QUESTION, message, *results], tools=TOOLS)
+    messages: list[Any] = [*QUESTION, message, *results]
+    reply = client.chat.completions.create(model="scripted/tiny", messages=messages, tools=TOOLS)
     assert reply.choices[0].message.content == "Sunny at noon."
     sent = scripted.requests[-1].json["messages"]
     assert [each["role"] for each in sent] == ["user", "assistant", "tool", "tool"]
