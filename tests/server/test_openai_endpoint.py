@@ -278,8 +278,9 @@ def test_failed_task_is_an_error_and_is_not_repeated(client: openai.OpenAI, serv
         client.chat.completions.create(model="cloud/tiny", messages=[{"role": "user", "content": "fail"}], stream=stream)
     assert (caught.value.status_code, caught.value.code, len(provider.requests)) == (503, "provider_refused", before + 1)
     too_long: Any = [{"role": "user", "content": "word " * 20_000}]
-    with pytest.raises(openai.BadRequestError, match="4,096"):
+    with pytest.raises(openai.BadRequestError, match="4,096") as rejected:
         client.chat.completions.create(model="tiny", messages=too_long, stream=stream)
+    assert rejected.value.param == "messages"
 
 
 def test_request_without_token_gets_no_remote_model(server: Server) -> None:
