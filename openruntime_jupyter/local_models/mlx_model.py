@@ -141,7 +141,7 @@ class MlxModel:
         room = self.require_room(len(tokens), options.max_tokens, context)
         mx.random.seed(secrets.randbits(63) if options.seed is None else options.seed)
         stops = StopFilter(options.stop)
-        response_text = ResponseText(context.token, templated, self._opened_tag(tokens))
+        response_text = ResponseText(context.token if options.streamed else None, templated, self._opened_tag(tokens))
         calls = self._call_filter(response_text, options)
         pass_on = calls.add if calls is not None else response_text.add
         recorder = None if options.logprobs is None else LogprobRecorder(self.tokenizer, options.logprobs)

@@ -152,6 +152,14 @@ def test_required_calls_and_unsupported_options_are_rejected_by_name(answers: As
     assert all("parameters.reasoning_effort: plain has no setting" in each for each in (found[4], found[6]))
 
 
+def test_json_is_written_where_no_tool_is_called(answers: Ask, tmp_path: Path) -> None:
+    calling, answering = in_both(tmp_path / "calls", TWO_CALLS), in_both(tmp_path / "answers", '{"n": 3}')
+    given = {"tools": TOOLS, "response_format": {"type": "json_object"}}
+    for called, written in zip(*(answers(*((model, given) for model in models)) for models in (calling, answering)), strict=True):
+        assert (called.text, len(called.tool_calls)) == ("I look.\n", 2)
+        assert (written.text, written.tool_calls) == ('{"n": 3}', None)
+
+
 def test_required_call_is_enforced_by_mlx(answers: Ask, tmp_path: Path) -> None:
     silent = make_scripted_model(tmp_path / "silent", "no call", TOOL_TEMPLATE)
     city = {"$defs": {"city": {"enum": ["Bern", "Zürich"]}}, "type": "object", "properties": {"city": {"$ref": "#/$defs/city"}}}
