@@ -184,9 +184,14 @@ class LlamaCppModel:
         self._server, self._context = None, wanted
         self._server = self._load(context)
 
+    @property
+    def _has_own_memory(self) -> bool:
+        """Return whether the model is in the memory of a GPU that is not the machine's."""
+        return self._on_gpu and sys.platform != "darwin"
+
     def _require_memory(self, needed: int, tokens: int, context: TaskContext) -> None:
         what = f"Model {self.name} with a context of {tokens:,} tokens"
-        if self._on_gpu and sys.platform != "darwin":
+        if self._has_own_memory:
             context.require_memory(needed, what)
         elif needed > (free := self._memory.read().available):
             raise MemoryRefused.because(needed, free, what)
@@ -197,7 +202,7 @@ class LlamaCppModel:
     def _room_for_caches(self) -> int:
         """Return the bytes for key-value caches of earlier prompts: those of one context, or 0 if that is over half of the free memory."""
         wanted = cache_bytes(self._source, self._context)
-        free = self._memory.read().available - (0 if self._on_gpu else memory_for(self._source, self._context))
+        free = self._memory.read().available - (0 if self._has_own_memory else memory_for(self._source, self._context))
         return wanted if 2 * wanted <= free else 0
 
 
