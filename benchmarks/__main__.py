@@ -29,6 +29,7 @@ NAMES = (
     "schemathesis",
     "sdk",
     "start",
+    "transfer",
 )
 
 

@@ -213,7 +213,7 @@ async def test_unused_copies_give_way(tmp_path: Path, monkeypatch: pytest.Monkey
         second = await put(pair.store, np.ones(500_000, "float32"))
         evicted = await transfer.send([first.id])
         assert pair.hosts_view(await transfer.send([second.id]), second.id)[0] == 1
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(StorageUnavailable, match="deleted a copy"):
             pair.agent.lease(evicted, "task_2")
         assert pair.hosts_view(await transfer.send([first.id]), first.id)[0] == 0
 
