@@ -128,7 +128,7 @@ class LlamaCppModel:
         timing: Timing,
         context: TaskContext,
     ) -> dict[str, Any]:
-        response, calls = ResponseText(context.token, templated), ToolCalls()
+        response, calls = ResponseText(context.token if options.streamed else None, templated), ToolCalls()
         logprobs: list[dict[str, Any]] = []
         reason: str | None = None
         usage: dict[str, Any] = {}
