@@ -278,6 +278,7 @@ class BaseAsyncClient:
     free_session = in_thread(BaseClient.free_session)
     find_session = in_thread(BaseClient.find_session)
     devices = in_thread(BaseClient.devices)
+    hosts = in_thread(BaseClient.hosts)
     workers = in_thread(BaseClient.workers)
     metrics = in_thread(BaseClient.metrics)
     metrics_history = in_thread(BaseClient.metrics_history)

@@ -38,6 +38,7 @@ from openruntime_jupyter.errors import (
 )
 from openruntime_jupyter.schemas import endpoints as api
 from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
+from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.schemas.system import Device, Health, MetricsHistory, OperationInfo, Session, SystemMetrics, Timeframe, Worker
 from openruntime_jupyter.schemas.tasks import Origin, Task, TaskOrder, TaskOutput, TaskPage
@@ -334,6 +335,10 @@ class BaseClient:
     def devices(self) -> list[Device]:
         """Return the compute devices."""
         return self.backend.call(api.LIST_DEVICES)
+
+    def hosts(self) -> list[Host]:
+        """Return the other machines that run tasks of the runtime; none if all tasks run on its own."""
+        return self.backend.call(api.LIST_HOSTS)
 
     def workers(self) -> list[Worker]:
         """Return the worker processes with their statistics."""

@@ -41,6 +41,7 @@ from openruntime_jupyter.engines.worker_process import Watchdog, WorkerProcess, 
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, InterpreterError, NoBackend, StorageUnavailable
 from openruntime_jupyter.local_models.language_model import loading
 from openruntime_jupyter.schemas.base import dumps
+from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, Kind
@@ -301,6 +302,9 @@ class LocalOptions:
 
 class LocalEngine:
     """Engine with a pool of worker processes per lane and interpreter."""
+
+    problem = None
+    """Why hosts are missing: it has none."""
 
     def __init__(self, options: LocalOptions) -> None:
         self._options = options
@@ -629,6 +633,10 @@ class LocalEngine:
             for worker in self._workers
             if not worker.dead.done()
         ]
+
+    def hosts(self) -> list[Host]:
+        """Return the other machines: none."""
+        return []
 
     def _pool(self, lane: str, interpreter: str) -> Pool:
         key = (lane, interpreter)

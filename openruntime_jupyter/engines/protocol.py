@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol
 
+from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import Failure
 from openruntime_jupyter.schemas.values import ArrayKind, ModelSource
 
@@ -285,6 +286,10 @@ class Engine(JobRunner, Protocol):
     def models(self) -> LoadedModels:
         """Models that workers keep."""
 
+    @property
+    def problem(self) -> str | None:
+        """Why hosts are missing, for `/health`; None without a problem."""
+
     async def start(self) -> None:
         """Start the first workers without waiting for them."""
 
@@ -305,6 +310,9 @@ class Engine(JobRunner, Protocol):
 
     def workers(self) -> list[WorkerReport]:
         """Return the running workers."""
+
+    def hosts(self) -> list[Host]:
+        """Return the other machines, by name, without what the lanes know: devices, slots and running tasks."""
 
     def session_worker(self, session_id: str) -> tuple[str | None, int | None]:
         """Return the name of the session's worker and its resident bytes; None for unknown values."""

@@ -22,6 +22,7 @@ from openruntime_jupyter.notebook.arguments import CELL_OPTIONS, SET, Arguments,
 from openruntime_jupyter.notebook.display.tables import (
     DeviceTable,
     Help,
+    HostTable,
     InsightsCard,
     ModelTable,
     OperationTable,
@@ -189,7 +190,8 @@ def started(session: Session) -> Health:
 
 @command("show the runtime's address, devices and problems")
 def _status(session: Session, _arguments: Arguments) -> Status:
-    return Status(session.client.where, started(session), session.client.devices())
+    client = session.client
+    return Status(client.where, started(session), client.devices(), client.hosts())
 
 
 @command("switch to another runtime; `embedded` runs inside this kernel, `auto` is the default", Operand("URL", PLACE, "runtime"))
@@ -202,6 +204,11 @@ def _connect(session: Session, arguments: Arguments, word: str) -> Status:
 def _devices(session: Session, _arguments: Arguments) -> DeviceTable:
     started(session)
     return DeviceTable(session.client.devices())
+
+
+@command("list the other machines that run tasks of the runtime")
+def _hosts(session: Session, _arguments: Arguments) -> HostTable:
+    return HostTable(session.client.hosts())
 
 
 @command("list the worker processes and their statistics")

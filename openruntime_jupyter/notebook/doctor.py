@@ -84,6 +84,7 @@ def examine(connect: Callable[[], Client]) -> Report:
         ("environments", _environments),
         ("front end", _front_end),
         ("devices", _devices),
+        ("hosts", _hosts),
         ("a task", _task),
         ("a cell", _cell),
         ("spool", _arrays),
@@ -129,7 +130,8 @@ def _versions(client: Client) -> Iterator[Check]:
 
 
 def _environments(client: Client) -> Iterator[Check]:
-    theirs = {worker.interpreter for worker in client.workers()} - {sys.executable}
+    on_hosts = {device for host in client.hosts() for device in host.devices}
+    theirs = {worker.interpreter for worker in client.workers() if worker.device not in on_hosts} - {sys.executable}
     if not theirs:
         yield Check("environments", "ok", f"this kernel and the runtime's workers use {sys.executable}")
     elif client.backend.local:
@@ -145,6 +147,18 @@ def _devices(client: Client) -> Iterator[Check]:
     for device in found:
         what = f"{device.name}, MLX {device.mlx_version}" + (f", {device.blas}" if device.blas else "")
         yield Check(device.id, "note" if device.advice else "ok", f"{what}. {device.advice}" if device.advice else what)
+
+
+def _hosts(client: Client) -> Iterator[Check]:
+    for host in client.hosts():
+        if host.state != "ready":
+            said = ". ".join(filter(None, (host.problem, host.advice)))
+            yield Check(host.name, "note" if host.state == "connecting" else "wrong", f"{host.state}, {host.address}. {said}".rstrip(". "))
+            continue
+        devices = ", ".join(host.devices) or "no devices"
+        trip = "" if host.round_trip_s is None else f", {1000 * host.round_trip_s:.1f} ms away"
+        has = f"Python {host.python}, OpenRuntime {host.version}, MLX {host.mlx_version}"
+        yield Check(host.name, "ok" if host.devices else "wrong", f"{host.address}{trip}: {has}, {devices}")
 
 
 def _task(client: Client) -> Iterator[Check]:

@@ -7,7 +7,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openruntime_jupyter import __version__
@@ -40,6 +40,7 @@ from openruntime_jupyter.runtime.tasks.registry import TaskRegistry
 from openruntime_jupyter.runtime.tasks.sessions import Sessions
 from openruntime_jupyter.runtime.tasks.submission import Caller, TaskSubmission
 from openruntime_jupyter.schemas.base import timestamp
+from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, SystemMetrics
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskPage, TaskRequest, TaskState
@@ -367,6 +368,13 @@ class Runtime:
         """Return the devices; empty until the first worker has reported them."""
         return [view_device(lane, self._admission, self.metrics_service.latest) for lane in self.lanes.devices.values()]
 
+    def hosts(self) -> list[Host]:
+        """Return the other machines that run tasks of this runtime, with their devices."""
+        lanes: dict[str, list[Lane]] = {}
+        for lane in self.lanes.devices.values():
+            lanes.setdefault(lane.host, []).append(lane)
+        return [with_lanes(host, lanes.get(host.name, [])) for host in self.engine.hosts()]
+
     def metrics(self) -> Metrics:
         """Return the current metrics."""
         return Metrics(**self._metrics_fields())
@@ -424,7 +432,8 @@ class Runtime:
         """Return the health status and the problems."""
         # A notice reports a past event: it does not degrade the status.
         left = "No device is available: tasks wait until one is" if self.lanes.known and not self.lanes.devices else None
-        wrong = [problem for problem in (self.history.problem, self._devices.problem, self.arrays.problem, left) if problem]
+        parts = (self.history.problem, self._devices.problem, self.arrays.problem, self.engine.problem, left)
+        wrong = [problem for problem in (*parts, *map(problem_of, self.engine.hosts())) if problem]
         problems = [str(problem) for problem in (*wrong, self.history.notice, *left_out(), *self.notices) if problem]
         status = "stopping" if self._stopping else "degraded" if wrong else "healthy" if self.lanes.known else "starting"
         return Health(
@@ -464,6 +473,19 @@ def view_device(lane: Lane, admission: Admission, sample: Sample) -> Device:
         blas=report.blas,
         advice=lane.problem or report.advice or sample.problems.get(lane.id),
     )
+
+
+def with_lanes(host: Host, lanes: Sequence[Lane]) -> Host:
+    """Return the host with the devices of its open lanes, their slots and their running tasks."""
+    running = sum(len(lane.running) for lane in lanes)
+    return host.model_copy(update={"devices": [lane.id for lane in lanes], "slots": sum(lane.slots for lane in lanes), "running": running})
+
+
+def problem_of(host: Host) -> str | None:
+    """Return the problem of a host that should be ready, for `/health`; None without one."""
+    if host.state in ("ready", "connecting"):
+        return None
+    return f"The host {host.name} is {host.state}: {'. '.join(filter(None, (host.problem, host.advice)))}"
 
 
 def format_uptime(seconds: float) -> str:

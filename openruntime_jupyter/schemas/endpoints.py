@@ -14,6 +14,7 @@ from openruntime_jupyter.schemas import ai
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayPage, ArrayRequest
 from openruntime_jupyter.schemas.batch import BatchAnswer, BatchRequest, ResultsAnswer, ResultsRequest, ended_tasks, outcomes
 from openruntime_jupyter.schemas.events import ClientMessage, ServerMessage
+from openruntime_jupyter.schemas.hosts import HostList
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.schemas.queries import (
     ConversationsQuery,
@@ -190,7 +191,7 @@ TASK_EXAMPLES = {
 
 SERVICE, TASKS, SESSIONS, ARRAYS, AI, EVENTS, ABOUT = "The service", "Tasks", "Sessions", "Arrays", "AI", "Events", "About the API"
 TAGS = {
-    SERVICE: "Version, health, devices, workers, operations and metrics.",
+    SERVICE: "Version, health, hosts, devices, workers, operations and metrics.",
     TASKS: "Submit, list, inspect, reprioritise, cancel and delete tasks.",
     SESSIONS: "Workers whose variables persist between tasks.",
     ARRAYS: "Binary transfer of large arrays.",
@@ -204,6 +205,7 @@ GET_HEALTH = Endpoint("GET", "/health", Health, SERVICE, "health")
 GET_METRICS = Endpoint("GET", "/metrics", SystemMetrics, SERVICE, "metrics", answers={200: Answer(media=dict.fromkeys(VERSIONS, TEXT))})
 GET_METRICS_HISTORY = Endpoint("GET", "/metrics/history", MetricsHistory, SERVICE, "metrics_history", query=HistoryQuery)
 LIST_DEVICES = Endpoint("GET", "/devices", Part(DeviceList, lambda answer: answer.devices), SERVICE, "devices")
+LIST_HOSTS = Endpoint("GET", "/hosts", Part(HostList, lambda answer: answer.hosts), SERVICE, "hosts")
 LIST_WORKERS = Endpoint("GET", "/workers", Part(WorkerList, lambda answer: answer.workers), SERVICE, "workers")
 LIST_OPERATIONS = Endpoint("GET", "/operations", Part(OperationList, lambda answer: answer.operations), SERVICE, "operations")
 

@@ -17,7 +17,7 @@ ID = "([^/]+)"
 
 HANDLERS: tuple[Handler, ...] = (
     *(system.RootHandler, system.HealthHandler, system.MetricsHandler, system.MetricsHistoryHandler),
-    *(system.DevicesHandler, system.WorkersHandler, system.OperationsHandler),
+    *(system.DevicesHandler, system.HostsHandler, system.WorkersHandler, system.OperationsHandler),
     *(tasks.TasksHandler, tasks.FollowedTaskHandler, batch.BatchHandler, batch.ResultsHandler),
     *(tasks.EnhancedTasksHandler, tasks.TaskHandler, tasks.OutputHandler, tasks.PayloadHandler),
     *(arrays.ArraysHandler, arrays.ArrayHandler, arrays.ArrayReadyHandler),

@@ -108,6 +108,15 @@ func (c *Client) Devices(ctx context.Context) ([]Device, error) {
 	return found.Devices, nil
 }
 
+// Hosts returns the other machines that run tasks.
+func (c *Client) Hosts(ctx context.Context) ([]Host, error) {
+	found, err := get[HostList](ctx, c, "/hosts", nil)
+	if err != nil {
+		return nil, err
+	}
+	return found.Hosts, nil
+}
+
 // Workers returns the worker processes.
 func (c *Client) Workers(ctx context.Context) ([]Worker, error) {
 	found, err := get[WorkerList](ctx, c, "/workers", nil)

@@ -819,6 +819,87 @@ type Heartbeat struct {
 	Metrics Metrics `json:"metrics"`
 }
 
+// Machine that runs tasks of this runtime. What it has not reported yet is null.
+type Host struct {
+	// Name of the host: the first part of the ids of its devices, such as `mac2` in `mac2.device_0`.
+	Name string `json:"name"`
+
+	// `silent`: it does not respond, and is lost if it stays so; `refused`: it can't be used before `advice` is
+	// followed.
+	State HostState `json:"state"`
+
+	// How it is reached, such as `ssh me@mac2.local`.
+	Address string `json:"address"`
+
+	// Why it is not ready.
+	Problem string `json:"problem"`
+
+	// What to do so that it becomes ready, such as a command to run on that host.
+	Advice string `json:"advice"`
+
+	// Ids of its devices.
+	Devices []string `json:"devices"`
+
+	// Maximum number of tasks that run on it at once.
+	Slots int64 `json:"slots"`
+
+	// Number of tasks that run on it.
+	Running int64 `json:"running"`
+
+	// Memory in bytes.
+	MemoryTotal *int64 `json:"memory_total"`
+
+	// Available memory in bytes.
+	MemoryAvailable *int64 `json:"memory_available"`
+
+	// Number of logical cores.
+	Cores *int64 `json:"cores"`
+
+	// CPU utilization in percent.
+	CPUUtilization *float64 `json:"cpu_utilization"`
+
+	// Names of the language models in its folders.
+	Models []string `json:"models"`
+
+	// Version of its Python.
+	Python string `json:"python"`
+
+	// Version of this package on it.
+	Version string `json:"version"`
+
+	// Version of MLX.
+	MLXVersion string `json:"mlx_version"`
+
+	// Operating system and processor, such as `macOS arm64`.
+	Platform string `json:"platform"`
+
+	// Time from the last ping to its answer in seconds.
+	RoundTripS *float64 `json:"round_trip_s"`
+
+	// true if it reads and writes arrays in a folder of this machine directly.
+	SharesFolder *bool `json:"shares_folder"`
+
+	// Time of the last change of the state.
+	Since time.Time `json:"since"`
+}
+
+// Response of `GET /hosts`.
+type HostList struct {
+	// Hosts by name; empty if all tasks run on this machine.
+	Hosts []Host `json:"hosts"`
+}
+
+// HostState of the API.
+type HostState string
+
+const (
+	HostStateConnecting HostState = "connecting"
+	HostStateReady      HostState = "ready"
+	HostStateSilent     HostState = "silent"
+	HostStateLost       HostState = "lost"
+	HostStateRefused    HostState = "refused"
+)
+
 // Response of `POST /ai/insights`.
 type Insights struct {
 	// Text of all findings, most important first.

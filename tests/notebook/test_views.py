@@ -15,8 +15,9 @@ from openruntime_jupyter.notebook.commands import HELP
 from openruntime_jupyter.notebook.display.errors import ErrorCard
 from openruntime_jupyter.notebook.display.format import clock, duration, local_times, number, ordinal, unit_head, with_unit
 from openruntime_jupyter.notebook.display.html import View, tag
-from openruntime_jupyter.notebook.display.tables import DeviceTable, InsightsCard, OperationTable, Status, WorkerTable
+from openruntime_jupyter.notebook.display.tables import DeviceTable, HostTable, InsightsCard, OperationTable, Status, WorkerTable
 from openruntime_jupyter.notebook.display.tasks import ResultCard, TaskCard, TaskLine, TaskTable
+from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.insights import Finding, Insights
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, OperationInfo, Worker
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Progress, Task, TaskPage, TaskState
@@ -59,6 +60,10 @@ def worker(model: str | None = None) -> Worker:
     return Worker(id="worker_1", device="device_0", state="idle", interpreter=EVIL, started_at=NOW, model=model, tasks=3, device_time_s=4.5)
 
 
+def host(**changes: Any) -> Host:
+    return Host.model_validate({"name": EVIL, "state": "ready", "address": EVIL, "since": NOW, **changes})
+
+
 class Balanced(HTMLParser):
     """Parser that collects elements and checks that each is closed correctly."""
 
@@ -92,6 +97,8 @@ EVERY = [
     status(EVIL),
     DeviceTable(status(EVIL).devices),
     DeviceTable([]),
+    HostTable([host(devices=[f"{EVIL}.device_0"], models=[EVIL]), host(state="lost", problem=EVIL, advice=EVIL)]),
+    HostTable([]),
     WorkerTable([worker(EVIL), worker()], {"device_0": EVIL}),
     WorkerTable([], {}),
     HELP,
@@ -317,3 +324,14 @@ def test_workers_of_one_device_have_no_device_column() -> None:
 def test_free_memory_shows_a_common_unit_once(free: float, said: str) -> None:
     device = status().devices[0].model_copy(update={"memory_available": int(free), "memory_total": 8_000_000_000})
     assert said in DeviceTable([device]).text()
+
+
+def test_hosts_show_their_states_figures_and_what_to_do() -> None:
+    ready = host(name="mac2", devices=["mac2.device_0"], slots=2, running=1, memory_total=32e9, memory_available=8e9, round_trip_s=0.0021)
+    lost = host(name="gpu1", state="lost", problem="no answer for 15 s", advice="wake it")
+    table = HostTable([ready, lost])
+    assert table.caption.startswith("2 hosts, 1 lost")
+    assert {"mac2", "device_0", "1 of 2", "8.00 of 32.0 GB", "2.1 ms"} <= set(re.split(r"\s{2,}", table.text().replace("\n", "  ")))
+    assert "gpu1: no answer for 15 s. wake it" in table.text()
+    assert "2 hosts, 1 lost" in Status("here", status().health, [], [ready, lost]).text()
+    assert "host" not in Status("here", status().health, [], []).text()

@@ -81,7 +81,10 @@ def runtime() -> Iterator[Any]:
         metrics=lambda: SimpleNamespace(active_tasks=1, pending_tasks=7, cpu_utilization=12.5),
         memory=lambda: Memory(1000, 400),
         devices=lambda: [GPU, CPU],
-        engine=SimpleNamespace(workers=lambda: [report("idle", 100), report("busy", 250), report("starting", None)]),
+        engine=SimpleNamespace(
+            hosts=lambda: [SimpleNamespace(state="ready"), SimpleNamespace(state="lost")],
+            workers=lambda: [report("idle", 100), report("busy", 250), report("starting", None)],
+        ),
     )
 
 
@@ -92,6 +95,7 @@ def test_prometheus_parses_every_metric(runtime: Any, media: TextType) -> None:
     found = families(content, media)
     assert value(found, "openruntime_build_info", version="2.0.0") == 1
     assert value(found, "openruntime_healthy") == 0
+    assert [value(found, "openruntime_hosts", state=state) for state in ("ready", "lost", "refused")] == [1, 1, 0]
     assert value(found, "openruntime_start_time_seconds") == runtime.metrics_service.counters.began
     assert value(found, "openruntime_tasks_total", state="completed", operation="call") == 2
     assert value(found, "openruntime_tasks_total", state="failed", operation="call") == 1
@@ -143,7 +147,7 @@ def test_metric_names_have_units_and_bounded_labels(runtime: Any) -> None:
         unit = name.rpartition("_")[2]
         assert family.unit == (unit if unit in BASE_UNITS else ""), name
         labels = {label for sample in family.samples for label in sample.labels}
-        assert labels <= {"state", "operation", "device", "le", "version", "name", "type", "blas", "mlx_version"}, name
+        assert labels <= {"state", "operation", "device", "host", "le", "version", "name", "type", "blas", "mlx_version"}, name
     states = [state for state in TaskState if state.terminal]
     assert len(found["openruntime_tasks"].samples) == len(operations()) * len(states) + 1
     assert not {each.name for each in REGISTRY.collect() if each.name.startswith("openruntime")}, "nothing global"
@@ -152,7 +156,7 @@ def test_metric_names_have_units_and_bounded_labels(runtime: Any) -> None:
 @pytest.mark.parametrize("media", VERSIONS)
 def test_unreadable_metric_is_omitted(runtime: Any, media: TextType) -> None:
     runtime.devices = lambda: [CPU]
-    runtime.engine = SimpleNamespace(workers=lambda: [report("idle", None)])
+    runtime.engine = SimpleNamespace(hosts=list, workers=lambda: [report("idle", None)])
     runtime.metrics = lambda: SimpleNamespace(active_tasks=0, pending_tasks=0, cpu_utilization=None)
     found = families(exposition(runtime, media)[0], media)
     for name in (

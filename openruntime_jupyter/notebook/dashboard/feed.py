@@ -146,6 +146,7 @@ class Feed:
             "connection": {"live": True, "reason": None},
             "health": backend.call(api.GET_HEALTH).model_dump(mode="json"),
             "devices": [device.model_dump(mode="json") for device in backend.call(api.LIST_DEVICES)],
+            "hosts": [host.model_dump(mode="json", exclude_none=True) for host in backend.call(api.LIST_HOSTS)],
             **self._table.parts(),
             "sessions": [session.model_dump(mode="json", exclude_none=True) for session in backend.call(api.LIST_SESSIONS)],
             "models": [model.model_dump(mode="json") for model in backend.call(api.LIST_MODELS).models if model.resident],

@@ -64,6 +64,7 @@ class Dashboard(anywidget.AnyWidget):
     connection = traitlets.Dict(help="Connection state: `live`, and the `reason` if the runtime does not respond.").tag(sync=True)
     health = traitlets.Dict(help="Health and current metrics.").tag(sync=True)
     devices: traitlets.List[dict[str, Any]] = traitlets.List(help="MLX devices.").tag(sync=True)
+    hosts: traitlets.List[dict[str, Any]] = traitlets.List(help="Other machines that run tasks.").tag(sync=True)
     tasks: traitlets.List[dict[str, Any]] = traitlets.List(help="Rows of the task table.").tag(sync=True)
     counts = traitlets.Dict(help="Number of running, waiting and ended tasks.").tag(sync=True)
     sessions: traitlets.List[dict[str, Any]] = traitlets.List(help="Sessions, most recently used first.").tag(sync=True)

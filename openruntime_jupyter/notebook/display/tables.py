@@ -1,7 +1,8 @@
-"""Views of a runtime: status, devices, workers, sessions, operations, models and insights; and the help of the magics."""
+"""Views of a runtime: status, devices, hosts, workers, sessions, operations, models and insights; and the help of the magics."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from openruntime_jupyter.notebook.display.html import (
     warnings,
 )
 from openruntime_jupyter.schemas.ai import ModelInfo, ModelList
+from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.insights import Finding, Insights
 from openruntime_jupyter.schemas.system import Device, Health, OperationInfo, Worker
 from openruntime_jupyter.schemas.system import Session as WorkerSession
@@ -57,8 +59,12 @@ BLAS: Column[Device] = Column("BLAS", lambda each: each.blas or "")
 
 
 def _free(device: Device) -> str:
+    return _of(device.memory_available, device.memory_total)
+
+
+def _of(available: int, memory: int) -> str:
     """Return the free and total memory, such as `"23.7 of 25.3 GB"`."""
-    free, total = gigabytes(device.memory_available), gigabytes(device.memory_total)
+    free, total = gigabytes(available), gigabytes(memory)
     amount, unit = free.split()
     return f"{amount if total.endswith(f' {unit}') else free} of {total}"
 
@@ -97,6 +103,57 @@ def _device_advice(devices: Iterable[Device]) -> list[str]:
     return [f"{device.id}: {device.advice}" for device in devices if device.advice]
 
 
+def _devices_of(host: Host) -> str:
+    return ", ".join(device.removeprefix(f"{host.name}.") for device in host.devices)
+
+
+def _free_on(host: Host) -> str:
+    return "" if host.memory_available is None or host.memory_total is None else _of(host.memory_available, host.memory_total)
+
+
+class HostTable(RecordTable[Host]):
+    """Other machines that run tasks of the runtime."""
+
+    label = "OpenRuntime hosts"
+    empty = (
+        "All tasks run on the runtime's own machine. A server that is started by "
+        "`jupyter openruntime --OpenRuntimeApp.engine=ssh --OpenRuntimeApp.hosts='[\"NAME\"]'` also uses the machine NAME"
+    )
+    columns = (
+        Column("host", lambda each: each.name, labelled=False),
+        Column("state", lambda each: each.state, labelled=False),
+        Column("devices", _devices_of, "wrap"),
+        Column("running", lambda each: f"{each.running} of {each.slots}" if each.slots else "", "number"),
+        Column("CPU", lambda each: _measured(each.cpu_utilization, " %"), "number"),
+        Column("free memory", _free_on),
+        Column("models", lambda each: ", ".join(each.models), "wrap"),
+        Column("round trip", lambda each: "" if each.round_trip_s is None else f"{1000 * each.round_trip_s:.1f} ms", "number"),
+        Column("Python", lambda each: each.python or ""),
+        Column("MLX", lambda each: each.mlx_version or ""),
+        Column("address", lambda each: each.address, "wrap"),
+        Column("since", lambda each: clock(each.since)),
+    )
+
+    def __init__(self, hosts: Iterable[Host]) -> None:
+        super().__init__(hosts)
+        self.caption = f"{summary_of(self)} · {as_of()}"
+
+    def notes(self) -> Iterable[Styled]:
+        """Return the problems of hosts that are not ready, with advice."""
+        return warnings(_host_problems(self))
+
+
+def _host_problems(hosts: Iterable[Host]) -> list[str]:
+    return [f"{host.name}: {'. '.join(filter(None, (host.problem, host.advice)))}" for host in hosts if host.problem]
+
+
+def summary_of(hosts: Sequence[Host]) -> str:
+    """Return the numbers of hosts by state, such as `"3 hosts, 1 lost"`."""
+    others = Counter(host.state for host in hosts if host.state != "ready")
+    number = f"{len(hosts):,} {'host' if len(hosts) == 1 else 'hosts'}"
+    return ", ".join([number, *(f"{others[state]} {state}" for state in others)])
+
+
 ALONE = (
     "Only this notebook uses this queue. To share one queue among all notebooks, start a server with `jupyter openruntime` in a terminal, "
     "or install OpenRuntime in the environment of Jupyter Server and restart it. Then run `%openruntime connect auto`."
@@ -105,14 +162,15 @@ ALONE = (
 
 
 class Status(View):
-    """Status of a runtime: address, health, devices and metrics. `health` and `devices` are the records."""
+    """Status of a runtime: address, health, devices, hosts and metrics. `health`, `devices` and `hosts` are the records."""
 
     label, kind = "OpenRuntime status", "ort-c"
 
-    def __init__(self, where: str, health: Health, devices: Sequence[Device]) -> None:
+    def __init__(self, where: str, health: Health, devices: Sequence[Device], hosts: Sequence[Host] = ()) -> None:
         self.where = where
         self.health = health
         self.devices = list(devices)
+        self.hosts = list(hosts)
         self._read_at = as_of()
 
     def content(self) -> Iterable[Styled]:
@@ -132,7 +190,8 @@ class Status(View):
         if not any(device.type == "gpu" for device in self.devices):
             del measured["GPU"]
         percents = [f"{name} {value:.0f} %" for name, value in measured.items() if value is not None]
-        return [*percents, f"{metrics.active_tasks} running", f"{metrics.pending_tasks} waiting", self._read_at]
+        hosts = [summary_of(self.hosts)] if self.hosts else []
+        return [*percents, *hosts, f"{metrics.active_tasks} running", f"{metrics.pending_tasks} waiting", self._read_at]
 
 
 class WorkerTable(RecordTable[Worker]):

@@ -181,6 +181,8 @@ class Lane:
         durations: Durations | None = None,
     ) -> None:
         self.id = lane_id
+        self.host = lane_id.rpartition(".")[0]
+        """Name of the host of the device; empty for this machine."""
         self.device = device
         self.engine = engine
         self.machine = machine

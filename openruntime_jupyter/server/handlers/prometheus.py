@@ -21,6 +21,7 @@ from openruntime_jupyter.operations.registry import operations
 from openruntime_jupyter.runtime.metrics.counters import BOUNDS, Histogram
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.endpoints import VERSIONS, TextType
+from openruntime_jupyter.schemas.hosts import HostState
 from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import TaskState
 
@@ -45,6 +46,7 @@ class RuntimeCollector(Collector):
         yield from self._tasks()
         yield from self._machine()
         yield from _devices(self._runtime.devices())
+        yield self._hosts()
         yield from self._workers()
 
     def _about(self) -> Iterator[Metric]:
@@ -77,6 +79,13 @@ class RuntimeCollector(Collector):
         yield _gauge("openruntime_memory_total_bytes", "Total memory of the machine or the container.", memory.total)
         if load is not None:
             yield _gauge("openruntime_cpu_utilization_ratio", "Utilization of the machine's cores, 0 to 1.", load / 100)
+
+    def _hosts(self) -> Metric:
+        numbers = Counter(host.state for host in self._runtime.engine.hosts())
+        by_state = GaugeMetricFamily("openruntime_hosts", "Number of other machines that run tasks.", labels=("state",))
+        for state in get_args(HostState):
+            by_state.add_metric((state,), numbers[state])
+        return by_state
 
     def _workers(self) -> Iterator[Metric]:
         workers = self._runtime.engine.workers()
@@ -115,7 +124,13 @@ def _devices(devices: Iterable[Device]) -> Iterator[Metric]:
     available = list(devices)
     about = InfoMetricFamily("openruntime_device", "Compute devices of MLX.", labels=("device",))
     for device in available:
-        labels = {"name": device.name, "type": device.type, "mlx_version": device.mlx_version or "", "blas": device.blas or ""}
+        labels = {
+            "host": device.id.rpartition(".")[0],
+            "name": device.name,
+            "type": device.type,
+            "mlx_version": device.mlx_version or "",
+            "blas": device.blas or "",
+        }
         about.add_metric((device.id,), labels)
     yield about
     for name, text, read in DEVICE_GAUGES:

@@ -1,4 +1,4 @@
-"""Handlers of `/`, health, devices, workers, operations, metrics and sessions, and of unknown paths."""
+"""Handlers of `/`, health, hosts, devices, workers, operations, metrics and sessions, and of unknown paths."""
 
 from __future__ import annotations
 
@@ -41,6 +41,16 @@ class DevicesHandler(Handler):
         """List the compute devices of MLX."""
         runtime = await self.runtime()
         self.reply({"devices": runtime.devices()})
+
+
+class HostsHandler(Handler):
+    """Handler of `GET /hosts`."""
+
+    @serves(api.LIST_HOSTS)
+    async def get(self) -> None:
+        """List the other machines that run tasks of this runtime."""
+        runtime = await self.runtime()
+        self.reply({"hosts": runtime.hosts()})
 
 
 class WorkersHandler(Handler):

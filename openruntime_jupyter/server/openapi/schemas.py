@@ -10,7 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from openruntime_jupyter.operations import memory_bandwidth, numerics, vector_operations
 from openruntime_jupyter.operations.mlx import functions
 from openruntime_jupyter.operations.registry import operations
-from openruntime_jupyter.schemas import ai, arrays, events, insights, system, tasks, values
+from openruntime_jupyter.schemas import ai, arrays, events, hosts, insights, system, tasks, values
 from openruntime_jupyter.schemas.outputs import OUTPUTS
 from openruntime_jupyter.schemas.problems import CODES
 
@@ -38,6 +38,7 @@ def _named_values() -> dict[tuple[Any, ...], str]:
         "FindingKind": insights.FindingKind,
         "FloatDtype": numerics.FloatDtype,
         "HealthStatus": system.HealthStatus,
+        "HostState": hosts.HostState,
         "MemoryKernel": memory_bandwidth.KernelName,
         "MetricType": insights.MetricType,
         "MetricUnit": system.MetricUnit,

@@ -234,6 +234,9 @@ class Player {
   devices(_, call) {
     return this.client.devices(call).then(counted);
   }
+  hosts(_, call) {
+    return this.client.hosts(call).then(counted);
+  }
   workers(_, call) {
     return this.client.workers(call).then(counted);
   }

@@ -346,6 +346,7 @@ class Player:
             "agents": lambda: self.client.agents().agents,
             "conversations": self.client.conversations,
             "devices": self.client.devices,
+            "hosts": self.client.hosts,
             "models": lambda: self.client.models().models,
             "operations": self.client.operations,
             "workers": self.client.workers,

@@ -2,7 +2,7 @@
 import { Ai } from "./ai.js";
 import { Arrays } from "./arrays.js";
 import { events, type EventOptions } from "./events.js";
-import type { Device, Health, MetricsHistory, ModelList, OperationInfo, ServerMessage, ServiceInfo, Session, SystemMetrics, Timeframe, Topic, Worker } from "./schema.js";
+import type { Device, Health, Host, MetricsHistory, ModelList, OperationInfo, ServerMessage, ServiceInfo, Session, SystemMetrics, Timeframe, Topic, Worker } from "./schema.js";
 import { Tasks } from "./tasks.js";
 import { Transport, type Call, type Options } from "./transport.js";
 
@@ -56,6 +56,11 @@ export class OpenRuntime {
 
   async devices({ signal }: Call = {}): Promise<Device[]> {
     return (await this.#transport.json<{ devices: Device[] }>("GET", "/devices", { signal })).devices;
+  }
+
+  /** Return the other machines that run tasks. */
+  async hosts({ signal }: Call = {}): Promise<Host[]> {
+    return (await this.#transport.json<{ hosts: Host[] }>("GET", "/hosts", { signal })).hosts;
   }
 
   async workers({ signal }: Call = {}): Promise<Worker[]> {

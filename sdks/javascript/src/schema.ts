@@ -523,6 +523,58 @@ export interface Heartbeat {
   metrics: Metrics;
 }
 
+/** Machine that runs tasks of this runtime. What it has not reported yet is null. */
+export interface Host {
+  /** Name of the host: the first part of the ids of its devices, such as `mac2` in `mac2.device_0`. */
+  name: string;
+  /** `silent`: it does not respond, and is lost if it stays so; `refused`: it can't be used before `advice` is followed. */
+  state: HostState;
+  /** How it is reached, such as `ssh me@mac2.local`. */
+  address: string;
+  /** Why it is not ready. */
+  problem: string | null;
+  /** What to do so that it becomes ready, such as a command to run on that host. */
+  advice: string | null;
+  /** Ids of its devices. */
+  devices: string[];
+  /** Maximum number of tasks that run on it at once. */
+  slots: number;
+  /** Number of tasks that run on it. */
+  running: number;
+  /** Memory in bytes. */
+  memory_total: number | null;
+  /** Available memory in bytes. */
+  memory_available: number | null;
+  /** Number of logical cores. */
+  cores: number | null;
+  /** CPU utilization in percent. */
+  cpu_utilization: number | null;
+  /** Names of the language models in its folders. */
+  models: string[];
+  /** Version of its Python. */
+  python: string | null;
+  /** Version of this package on it. */
+  version: string | null;
+  /** Version of MLX. */
+  mlx_version: string | null;
+  /** Operating system and processor, such as `macOS arm64`. */
+  platform: string | null;
+  /** Time from the last ping to its answer in seconds. */
+  round_trip_s: number | null;
+  /** true if it reads and writes arrays in a folder of this machine directly. */
+  shares_folder: boolean | null;
+  /** Time of the last change of the state. */
+  since: string;
+}
+
+/** Response of `GET /hosts`. */
+export interface HostList {
+  /** Hosts by name; empty if all tasks run on this machine. */
+  hosts: Host[];
+}
+
+export type HostState = "connecting" | "ready" | "silent" | "lost" | "refused";
+
 /** Response of `POST /ai/insights`. */
 export interface Insights {
   /** Text of all findings, most important first. */

@@ -107,6 +107,7 @@ export class DashboardModel {
     connection: {},
     health: {},
     devices: [],
+    hosts: [],
     tasks: [],
     counts: {},
     sessions: [],
@@ -227,9 +228,10 @@ export class Feed {
     if (Date.now() - this.#servedAt >= SERVER_EVERY) {
       this.#servedAt = Date.now();
       this.#operations ??= (await connection.request<{ operations: unknown[] }>('GET', 'operations')).operations;
-      const [health, devices, sessions, models] = await Promise.all([
+      const [health, devices, hosts, sessions, models] = await Promise.all([
         connection.request<IHealth>('GET', 'health'),
         connection.request<{ devices: unknown[] }>('GET', 'devices'),
+        connection.request<{ hosts: unknown[] }>('GET', 'hosts'),
         connection.request<{ sessions: unknown[] }>('GET', 'sessions'),
         connection.request<{ models: { resident?: unknown[] }[] }>('GET', 'models')
       ]);
@@ -237,6 +239,7 @@ export class Feed {
         connection: { live: true, reason: null },
         health,
         devices: devices.devices,
+        hosts: hosts.hosts,
         sessions: sessions.sessions,
         models: models.models.filter(model => model.resident?.length),
         operations: this.#operations

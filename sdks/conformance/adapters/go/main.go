@@ -261,6 +261,8 @@ func (p *player) play(ctx context.Context, s step) (any, error) {
 		return result{"timeframe": found.Timeframe}, nil
 	case "devices":
 		return counted(c.Devices(ctx))
+	case "hosts":
+		return counted(c.Hosts(ctx))
 	case "workers":
 		return counted(c.Workers(ctx))
 	case "operations":

@@ -2,6 +2,9 @@
 import { Children, make, show, write } from "./dom.js";
 import { bytes, percent } from "./format.js";
 
+/** Number of devices that are shown as cards, of this machine and of hosts. */
+const MOST = 6;
+
 function bar(label) {
   const fill = make("div");
   const element = make("div", { class: "or-bar", role: "meter", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 }, fill);
@@ -73,12 +76,18 @@ export class Devices {
   constructor() {
     this.list = make("ul", { class: "or-cards", "aria-label": "Devices" });
     this.empty = make("div", { class: "or-card or-empty" }, "No devices known yet: the first worker reports them when it has started");
-    this.element = make("section", { "aria-label": "Devices" }, this.list, this.empty);
+    this.elsewhere = make("div", { class: "or-dim" });
+    this.element = make("section", { "aria-label": "Devices" }, this.list, this.empty, this.elsewhere);
     this.children = new Children(this.list, (device) => device.id, card);
   }
 
+  /** Show the devices. Many hosts would push everything else out of sight, so their devices are then only in the list of hosts. */
   update(devices) {
-    this.children.update(devices);
+    const shown = devices.length > MOST ? devices.filter((device) => !device.id.includes(".")) : devices;
+    const left = devices.length - shown.length;
+    this.children.update(shown);
+    write(this.elsewhere, left ? `${left} devices of hosts are in the list of hosts` : "");
+    show(this.elsewhere, left > 0);
     show(this.empty, !devices.length);
   }
 }

@@ -6,6 +6,7 @@ import { Devices } from "./devices.js";
 import { id, make, show, write } from "./dom.js";
 import { Form } from "./form.js";
 import { asOf } from "./format.js";
+import { Hosts } from "./hosts.js";
 import { fromKernel, fromServer } from "./history.js";
 import { Insights } from "./insights.js";
 import { Models } from "./models.js";
@@ -84,6 +85,7 @@ class Page {
     };
     const announce = (text) => write(this.live, text);
     this.devices = new Devices();
+    this.hosts = new Hosts();
     this.charts = new Charts(announce);
     this.tasks = new Tasks(this.runtime, say, announce);
     this.models = new Models(this.runtime, say);
@@ -97,6 +99,7 @@ class Page {
       make("header", { class: "or-header" }, make("h3", {}, "OpenRuntime"), this.state, this.counts, this.timeframe.element),
       this.banner,
       make("div", { class: "or-top" }, make("div", { class: "or-side" }, this.devices.element, this.models.element), this.charts.element),
+      this.hosts.element,
       this.message,
       this.tasks.element,
       this.sessions.element,
@@ -114,7 +117,7 @@ class Page {
       this.draw();
     };
     this.watchers = { chart: () => this.chart(), timeframe: () => this.chosen(), changes: () => model.get("changes").forEach((each) => this.tasks.change(each)) };
-    for (const name of ["where", "connection", "health", "devices", "tasks", "counts", "sessions", "models", "operations", "closed", "selected"]) this.watchers[name] = draw;
+    for (const name of ["where", "connection", "health", "devices", "hosts", "tasks", "counts", "sessions", "models", "operations", "closed", "selected"]) this.watchers[name] = draw;
     for (const [name, call] of Object.entries(this.watchers)) model.on(`change:${name}`, call);
     this.timer = setInterval(() => this.second(), 1000);
     // Jupyter sets themes on the body. Charts must be redrawn when they change.
@@ -154,6 +157,7 @@ class Page {
     this.connection();
     write(this.where, [get("where"), health.version && `version ${health.version}`].filter(Boolean).join(" · "));
     this.devices.update(get("devices"));
+    this.hosts.update(get("hosts"));
     this.tasks.update(get("tasks"), get("counts"), get("devices"), get("notebook"));
     this.sessions.update(get("sessions"));
     this.models.update(get("models"));

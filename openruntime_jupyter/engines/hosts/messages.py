@@ -1,0 +1,336 @@
+"""Messages between a runtime and the agent of a host: typed objects in a frame's JSON body, and bytes beside it. Never a pickle.
+
+The runtime sends `Hello`, and the agent answers with `Welcome` or `Refused`. Messages about a task carry the number of its `Run`, which is
+unique for the connection: an attempt of a task never receives a message about another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from openruntime_jupyter.engines.protocol import (
+    Completed,
+    DeviceReport,
+    Died,
+    Job,
+    ModelReport,
+    NeedsMemory,
+    Outcome,
+    RaisedError,
+    SessionUse,
+    Stopped,
+    StopReason,
+    WorkerReport,
+)
+from openruntime_jupyter.schemas.base import dumps, loads
+from openruntime_jupyter.schemas.values import ModelSource
+
+PROTOCOL = 1
+"""Version of these messages."""
+
+
+class InvalidMessage(ValueError):
+    """The other side sent bytes that are not one of these messages."""
+
+
+# From the runtime
+
+
+@dataclass(slots=True)
+class EngineSettings:
+    """Settings of the engine on the host. Times are in seconds; a `silence` of that length ends the session and its tasks."""
+
+    cancel_grace: float = 0.5
+    spare_workers: int = 1
+    idle_worker_seconds: float = 300.0
+    start_timeout: float = 60.0
+    max_models: int = 2
+    max_output_bytes: int = 1_000_000
+    secret_variables: tuple[str, ...] = ()
+    device_lock: Literal["gpu", "all", "none"] = "gpu"
+    silence: float = 10.0
+
+
+@dataclass(slots=True)
+class Hello:
+    """First message of a runtime. `label` is the name of the runtime for users of the host."""
+
+    protocol: int
+    version: str
+    runtime: str
+    label: str = ""
+    settings: EngineSettings = field(default_factory=EngineSettings)
+
+
+@dataclass(slots=True)
+class Run:
+    """Start of a job. `job.lane` is a lane of the host, and the frame's data are the job's parameters."""
+
+    number: int
+    job: Job
+
+
+@dataclass(slots=True)
+class Halt:
+    """Stop of a running job in stages."""
+
+    number: int
+    reason: StopReason
+
+
+@dataclass(slots=True)
+class Ping:
+    """Renewal of the session. The next ping follows the answer to this one, so it proves that the runtime has received that answer."""
+
+
+@dataclass(slots=True)
+class EndSession:
+    """End of the worker of a session; `reason` completes "The worker was stopped: …"."""
+
+    session_id: str
+    reason: str
+
+
+@dataclass(slots=True)
+class MakeRoom:
+    """Unloading of the least recently used idle model of a lane, except `keep`."""
+
+    lane: str
+    keep: ModelSource | None
+
+
+@dataclass(slots=True)
+class Unload:
+    """Unloading of the idle models of that name, or all. The answer is `Unloaded`."""
+
+    ask: int
+    name: str | None
+
+
+# From the agent
+
+
+@dataclass(slots=True)
+class Welcome:
+    """First message of an agent that is ready. `memory` is in bytes, `python` and `version` are those of the agent."""
+
+    version: str
+    python: str
+    platform: str
+    boot_id: str
+    cores: int
+    memory: int
+    devices: tuple[DeviceReport, ...]
+
+
+@dataclass(slots=True)
+class Refused:
+    """First message of an agent that can't be used; `remedy` is what to do on that host."""
+
+    reason: str
+    remedy: str | None = None
+
+
+@dataclass(slots=True)
+class Started:
+    """Start of a job on a worker."""
+
+    number: int
+    worker: str
+
+
+@dataclass(slots=True)
+class Waiting:
+    """Reason why a job does not start yet, such as the runtime that uses the device; None once it does."""
+
+    number: int
+    reason: str | None
+
+
+@dataclass(slots=True)
+class Progressed:
+    """Progress report of a task."""
+
+    number: int
+    n: float
+    total: float | None = None
+    message: str | None = None
+
+
+@dataclass(slots=True)
+class Printed:
+    """Text that a task wrote since the last message."""
+
+    number: int
+    stream: Literal["stdout", "stderr"]
+    text: str
+
+
+@dataclass(slots=True)
+class Displayed:
+    """MIME bundle that a task displayed, an update of one, or the deletion of earlier output."""
+
+    number: int
+    item: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Generated:
+    """Text that a model generated since the last message."""
+
+    number: int
+    text: str
+
+
+OutcomeKind = Literal["completed", "raised", "died", "stopped", "needs_memory"]
+
+OUTCOMES: dict[OutcomeKind, type[Outcome]] = {
+    "completed": Completed,
+    "raised": RaisedError,
+    "died": Died,
+    "stopped": Stopped,
+    "needs_memory": NeedsMemory,
+}
+
+
+@dataclass(slots=True)
+class Ended:
+    """End of a job. The frame's data are the payload of a completed one."""
+
+    number: int
+    outcome: Outcome
+
+
+@dataclass(slots=True)
+class SessionEnded:
+    """End of a session's worker without a request."""
+
+    session: SessionUse
+    reason: str
+
+
+@dataclass(slots=True)
+class Unloaded:
+    """Names of the models that were unloaded."""
+
+    ask: int
+    names: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class GpuState:
+    """Readings of a GPU: percent, bytes, degrees Celsius and watts; None for what can't be read."""
+
+    utilization: float | None = None
+    memory_total: int | None = None
+    memory_used: int | None = None
+    temperature: float | None = None
+    power: float | None = None
+
+
+@dataclass(slots=True)
+class RunState:
+    """Memory of the worker that runs a job, in bytes: what it has grown since the job began, and all of it."""
+
+    allocated: int
+    resident: int | None
+
+
+@dataclass(slots=True)
+class State:
+    """State of the host, at most a few times a second. Memory is in bytes; `gpus` are by lane of the host, `runs` by number."""
+
+    memory_total: int
+    memory_available: int
+    cpu: float | None
+    gpus: dict[str, GpuState] = field(default_factory=dict)
+    workers: tuple[WorkerReport, ...] = ()
+    models: tuple[ModelReport, ...] = ()
+    runs: dict[int, RunState] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Pong:
+    """Answer to a ping."""
+
+
+ToAgent = Hello | Run | Halt | Ping | EndSession | MakeRoom | Unload
+FromAgent = (
+    Welcome | Refused | Started | Waiting | Progressed | Printed | Displayed | Generated | Ended | SessionEnded | Unloaded | State | Pong
+)
+Message = ToAgent | FromAgent
+
+TYPES: dict[str, type[Message]] = {
+    each.__name__: each
+    for each in (
+        *(Hello, Run, Halt, Ping, EndSession, MakeRoom, Unload),
+        *(Welcome, Refused, Started, Waiting, Progressed, Printed, Displayed, Generated, Ended, SessionEnded, Unloaded, State, Pong),
+    )
+}
+
+
+def encode(message: Message) -> tuple[bytes, bytes]:
+    """Return body and data of the frame of a message."""
+    data = b""
+    fields = {each.name: getattr(message, each.name) for each in dataclasses.fields(message)}
+    if isinstance(message, Run):
+        data = message.job.parameters
+        fields["job"] = dataclasses.replace(message.job, parameters=b"")
+    elif isinstance(message, Ended):
+        outcome = message.outcome
+        fields["kind"] = next(kind for kind, each in OUTCOMES.items() if isinstance(outcome, each))
+        if isinstance(outcome, Completed) and outcome.payload is not None:
+            data = outcome.payload
+            fields |= {"outcome": dataclasses.replace(outcome, payload=None), "has_payload": True}
+    return _json({"type": type(message).__name__, **fields}), data
+
+
+def decode(body: bytes, data: bytes) -> Message:
+    """Return the message of a frame; raise `InvalidMessage`."""
+    try:
+        fields = loads(body)
+        kind = TYPES[fields.pop("type")]
+        has_payload = fields.pop("has_payload", False)
+        if kind is Ended:
+            fields["outcome"] = _validator(OUTCOMES[fields.pop("kind")]).validate_python(fields["outcome"])
+        message: Message = _validator(kind).validate_python(fields)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InvalidMessage(f"{problem.title}.{place}: {first['msg']}") from problem
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise InvalidMessage(f"{type(problem).__name__}: {problem}") from problem
+    if isinstance(message, Run):
+        message.job.parameters = data
+    elif has_payload and isinstance(message, Ended) and isinstance(message.outcome, Completed):
+        message.outcome.payload = data
+    return message
+
+
+_validators: dict[type[Any], TypeAdapter[Any]] = {}
+
+
+def _validator(kind: type[Any]) -> TypeAdapter[Any]:
+    if kind not in _validators:
+        _validators[kind] = TypeAdapter(kind)
+    return _validators[kind]
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    try:
+        return dumps(fields)
+    except TypeError:  # text that is no valid UTF-8, such as a folder's name
+        return json.dumps(fields, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, bytes):
+        return value.decode()
+    return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
