@@ -81,13 +81,10 @@ class Chooser:
         return None if self._remote.default == LOCAL else self._remote.default
 
     def _remote_choice(self, profile: str, model: str | None, caller: Caller) -> Choice:
-        if profile not in self._remote:
-            there = ", ".join([LOCAL, *self._remote])
-            problem = f"unknown profile {profile!r}; available: {there}. OpenRuntimeApp.profiles adds more"
-            raise InvalidRequest.of("parameters.profile", problem)
+        found = self._remote.find(profile)
         if not caller.may_spend:
             raise NotAllowed(LOGIN_REQUIRED.format(profile))
-        if model is None and self._remote[profile].model is None:
+        if model is None and found.model is None:
             raise InvalidRequest.of("parameters.model", f"is required: the profile {profile!r} has no default model")
         return Choice(profile, model, None)
 

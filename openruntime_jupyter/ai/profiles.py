@@ -7,15 +7,16 @@ import logging
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from openruntime_jupyter.ai.keys import HOW, is_reference, variable
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.operations.base import invalid, wrong
+from openruntime_jupyter.operations.base import invalid
 from openruntime_jupyter.operations.chat import sendable
 from openruntime_jupyter.schemas.ai import LOCAL, ProfileInfo
+from openruntime_jupyter.schemas.base import wrong
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ RESERVED_HEADERS = ("content-type", "content-length", "host", "accept", "transfe
 
 
 def _base_url(text: str) -> str:
+    """Return the parent URL of /chat/completions without blanks around it. Keeps a query such as `?api-version=` of Azure."""
+    text = text.strip()
     try:
         url = urlsplit(text)
         port = url.port
@@ -39,10 +42,14 @@ def _base_url(text: str) -> str:
     if url.username or url.password:
         raise wrong(f"must not contain a user name or password: for api_key, {HOW}")
     if url.scheme not in ("http", "https") or not url.hostname or port == 0 or not (text.isascii() and text.isprintable()):
-        raise wrong(f"use the parent URL of /chat/completions, such as {OPENAI} or http://127.0.0.1:8080/v1")
-    if url.query or url.fragment:
-        raise wrong("must not have a query or fragment: use headers instead")
-    return text.rstrip("/").removesuffix("/chat/completions")
+        raise wrong(f"use the parent URL of /chat/completions with http:// or https://, such as {OPENAI} or http://127.0.0.1:8080/v1")
+    if url.fragment:
+        raise wrong("must not have a fragment: remove the part from '#' on")
+    secret = next((name for name, _ in parse_qsl(url.query, keep_blank_values=True) if SECRET_HEADER.search(name)), None)
+    if secret is not None:
+        raise wrong(f"must not contain a secret ({secret} in the query): send it as a header; in headers, {HOW}")
+    path = url.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    return url._replace(path=path).geturl()
 
 
 def _reference(text: str) -> str:
@@ -102,6 +109,11 @@ class Profile(BaseModel):
         return urlsplit(self.base_url).netloc
 
     @property
+    def query(self) -> dict[str, str]:
+        """Return the parameters in the query of `base_url`, which each request gets."""
+        return dict(parse_qsl(urlsplit(self.base_url).query, keep_blank_values=True))
+
+    @property
     def loopback(self) -> bool:
         """Return whether the host is a loopback address, which needs no proxy."""
         host = urlsplit(self.base_url).hostname or ""
@@ -125,21 +137,46 @@ class Profile(BaseModel):
 class Profiles(dict[str, Profile]):
     """Profiles by name. `default` is the default profile, or None if there are several and none is configured as default."""
 
-    def __init__(self, profiles: Mapping[str, Profile], default: str | None = None, problems: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        profiles: Mapping[str, Profile],
+        default: str | None = None,
+        invalid: Mapping[str, str] | None = None,
+        skipped: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(profiles)
-        self.problems = problems
-        """Problems of the environment variables. A profile with problems is omitted."""
-        only = next(iter(self)) if len(self) == 1 else None
-        self.default = default or next((name for name in ("default", ENVIRONMENT) if name in self), only)
+        self.invalid = dict(invalid or {})
+        """Errors of configured profiles by name. These profiles are omitted."""
+        self.skipped = skipped
+        """Problems of environment variables, which may be intended for other programs. Their profile is omitted."""
+        names = {*self, *self.invalid}  # an invalid profile must not make another one the default
+        only = next(iter(names)) if len(names) == 1 else None
+        self.default = default or next((name for name in ("default", ENVIRONMENT) if name in names), only)
 
     def find(self, name: str | None = None) -> Profile:
-        """Return the profile of that name, or the default one. Raises `InvalidRequest`, which lists the available profiles."""
+        """Return the profile of that name, or the default one.
+
+        Raises `InvalidRequest`, with the error of an invalid profile, else with the available profiles.
+        """
         wanted = name or self.default
         if wanted is not None and wanted in self:
             return self[wanted]
-        there = f"available: {', '.join(self)}" if self else "no profile is configured: set OPENAI_API_KEY, or OpenRuntimeApp.profiles"
-        problem = f"unknown profile {wanted!r}; {there}" if wanted else f"is required; {there}"
-        raise InvalidRequest.of("parameters.profile", problem)
+        if wanted in self.invalid:
+            raise InvalidRequest.of("parameters.profile", f"the profile {wanted!r} is invalid: {self.invalid[wanted]}")
+        if not self:
+            there = "no profile is configured: set OPENAI_API_KEY, or OpenRuntimeApp.profiles"
+        else:
+            there = f"available: {', '.join([LOCAL, *self])}. OpenRuntimeApp.profiles adds more"
+        problem = f"unknown profile {wanted!r}" if wanted else "is required"
+        raise InvalidRequest.of("parameters.profile", "; ".join([problem, there, *self.skipped]))
+
+    @property
+    def problems(self) -> list[str]:
+        """Return the problems of the configuration, for `/health`."""
+        problems = [f"{problem}. Prompts to this profile are rejected" for problem in self.invalid.values()]
+        if self.default is not None and self.default not in {*self, *self.invalid, LOCAL}:
+            problems.append(f"default_profile: unknown profile {self.default!r}; available: {', '.join(self) or 'none'}")
+        return problems
 
     def info(self) -> list[ProfileInfo]:
         """Return their public data."""
@@ -152,25 +189,29 @@ class Profiles(dict[str, Profile]):
 
 
 def profiles_from(configured: Mapping[str, Mapping[str, Any]], environ: Mapping[str, str], default: str = "") -> Profiles:
-    """Return the configured profiles and the environment's profile. Raises `InvalidRequest`, which names each invalid field.
-
-    Problems of environment variables, which may be intended for other programs, are reported in `problems` instead.
-    """
-    found, problems = None, []
+    """Return the configured profiles and the environment's profile. Invalid ones are omitted and logged, so that they disable no other."""
+    found: dict[str, Profile] = {}
+    invalid: dict[str, str] = {}
+    skipped = []
     try:
-        found = from_environment(environ)
+        if (profile := from_environment(environ)) is not None:
+            found[profile.name] = profile
     except InvalidRequest as problem:
-        problems.append(f"Skipped the AI provider of the environment: {problem}")
-        log.warning("%s", problems[-1])
-    profiles = {found.name: found} if found is not None else {}
-    profiles |= {name: _profile(name, fields) for name, fields in configured.items()}
-    if default and default != LOCAL and default not in profiles:
-        there = ", ".join(profiles) or "none"
-        raise InvalidRequest.of("default_profile", f"unknown profile {default!r}; available: {there}")
-    return Profiles(profiles, default or None, tuple(problems))
+        skipped.append(f"Skipped the AI provider of the environment: {problem}")
+    for name, fields in configured.items():
+        try:
+            found[name] = profile_of(name, fields)
+        except InvalidRequest as problem:
+            found.pop(name, None)  # a configured profile replaces that of the environment even if it is invalid
+            invalid[name] = str(problem)
+    profiles = Profiles(found, default or None, invalid, tuple(skipped))
+    for text in (*profiles.problems, *skipped):
+        log.warning("%s", text)
+    return profiles
 
 
-def _profile(name: str, fields: Mapping[str, Any], prefix: str = "profiles.") -> Profile:
+def profile_of(name: str, fields: Mapping[str, Any], prefix: str = "profiles.") -> Profile:
+    """Return the profile of a configured name and its fields. Raises `InvalidRequest`, which names the invalid field."""
     if not isinstance(fields, Mapping):
         raise InvalidRequest.of(f"{prefix}{name}", "must be a dictionary of fields")
     if "name" in fields:
@@ -199,4 +240,4 @@ def from_environment(environ: Mapping[str, str]) -> Profile | None:
     }
     if family == "OPENAI":
         fields.update(organization=environ.get("OPENAI_ORG_ID") or None, project=environ.get("OPENAI_PROJECT_ID") or None)
-    return _profile(ENVIRONMENT, fields, "the environment's profile ")
+    return profile_of(ENVIRONMENT, fields, "the environment's profile ")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
@@ -30,8 +29,6 @@ from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.ai import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ResidentInfo
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 
-log = logging.getLogger(__name__)
-
 SAMPLING = ("temperature", "top_p", "max_tokens", "stop", "seed")
 """Parameters that are passed to all providers unchanged."""
 SAME = ("task_id", "status", "execution_time", "error", "failure", "position", "waiting_for", "timestamp")
@@ -39,22 +36,14 @@ SAME = ("task_id", "status", "execution_time", "error", "failure", "position", "
 
 
 def host(settings: Settings, config: AiConfig | None = None, environ: Mapping[str, str] = os.environ) -> AiService:
-    """Return the AI service with a runtime that is not started yet.
-
-    One invalid profile disables all configured profiles, which `/health` reports. The queue works without them.
-    """
+    """Return the AI service with a runtime that is not started yet. `/health` reports invalid profiles, which prompts can't use."""
     config = config or AiConfig()
-    notices: list[str] = []
-    try:
-        profiles = profiles_from(config.profiles, environ, config.default_profile)
-    except InvalidRequest as problem:
-        notices.append(f"The configured profiles are disabled because of an error: {problem}")
-        log.warning("%s", notices[0])
-        profiles = profiles_from({}, environ)
+    profiles = profiles_from(config.profiles, environ, config.default_profile)
     provider = RemoteProvider(profiles, environ)
     settings = replace(settings, secret_variables=(*settings.secret_variables, *sorted(profiles.secret_variables)))
     runtime = Runtime(settings, inline={"chat": provider.run})
-    runtime.notices += [*notices, *profiles.problems]
+    runtime.problems += profiles.problems
+    runtime.notices += profiles.skipped
     return AiService(runtime, config, provider)
 
 

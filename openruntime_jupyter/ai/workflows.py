@@ -220,7 +220,7 @@ def with_turns(
     """Return all messages with the newest turns that fit `context_length` tokens, and the number of omitted turns."""
     most = context_length or UNKNOWN_CONTEXT
     answer = max_tokens if max_tokens is not None else min(ANSWER_TOKENS, most // 4)
-    room = most - answer - tokens_of(user.content, *(message.content for message in system))
+    room = most - answer - tokens_of(user.text, *(message.text for message in system))
     kept: list[Message] = []
     left_out = len(turns)
     for turn in reversed(turns):

@@ -6,7 +6,7 @@ llama.cpp runs GGUF files, mlx-lm runs MLX folders.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,7 +27,7 @@ class LanguageModel(Protocol):
     name: str
 
     def answer(
-        self, prompt: str | None, messages: Sequence[dict[str, str]], options: GenerationOptions, context: TaskContext
+        self, prompt: str | None, messages: Sequence[dict[str, Any]], options: GenerationOptions, context: TaskContext
     ) -> dict[str, Any]:
         """Generate the response and return the fields of `Answer`.
 
@@ -36,7 +36,7 @@ class LanguageModel(Protocol):
         Parameters
         ----------
         prompt : plain text to continue; None for `messages`, which are formatted with the chat template
-        messages : dictionaries with `role` and `content`
+        messages : dictionaries with `role`, `content` and the other fields of `Message`
 
         Raises
         ------
@@ -44,6 +44,24 @@ class LanguageModel(Protocol):
         MemoryRefused : the prompt with the longest response does not fit into the free memory
         """
         ...
+
+
+FIELDS = {
+    "schema": "response_format",
+    "tools": "tools",
+    "logprobs": "logprobs",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "reasoning_effort": "reasoning_effort",
+}
+"""Options that an engine may not support, and the parameter that sets each."""
+
+
+def require_support(options: GenerationOptions, supported: Collection[str], engine: str) -> None:
+    """Raise `InvalidRequest` for an option that the engine does not support, because ignoring it would give a wrong response."""
+    for name, parameter in FIELDS.items():
+        if name not in supported and getattr(options, name) not in (None, ()):
+            raise InvalidRequest.of(f"parameters.{parameter}", f"is not supported by {engine}: remove it, or use another model")
 
 
 def loading(name: str) -> str:

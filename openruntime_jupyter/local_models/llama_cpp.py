@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from openruntime_jupyter.errors import EngineError, InvalidRequest, MemoryRefused
 from openruntime_jupyter.local_models.folder import NotAModel
 from openruntime_jupyter.local_models.gguf import context_for, memory_for, read_header
-from openruntime_jupyter.local_models.language_model import INSTALL, Timing, loading
+from openruntime_jupyter.local_models.language_model import INSTALL, Timing, loading, require_support
 from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions, ModelSource
 
@@ -57,9 +57,10 @@ class LlamaCppModel:
         self._server = self._load(context)
 
     def answer(
-        self, prompt: str | None, messages: Sequence[dict[str, str]], options: GenerationOptions, context: TaskContext
+        self, prompt: str | None, messages: Sequence[dict[str, Any]], options: GenerationOptions, context: TaskContext
     ) -> dict[str, Any]:
         """Generate the response; see `LanguageModel.answer`."""
+        require_support(options, (), "llama.cpp")
         if prompt is None and not self._templated:
             raise InvalidRequest.of(
                 "parameters.messages", f"{self.name} has no chat template and does not accept messages: give a plain prompt"
@@ -147,7 +148,7 @@ class _Refused(Exception):
     """Request that llama.cpp or the chat template has rejected."""
 
 
-def _body(prompt: str | None, messages: Sequence[dict[str, str]], options: GenerationOptions) -> dict[str, Any]:
+def _body(prompt: str | None, messages: Sequence[dict[str, Any]], options: GenerationOptions) -> dict[str, Any]:
     """Return the request for llama.cpp."""
     body: dict[str, Any] = {
         **({"messages": list(messages)} if prompt is None else {"prompt": prompt}),

@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
-from openruntime_jupyter.local_models.language_model import Timing
+from openruntime_jupyter.local_models.language_model import Timing, require_support
 from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions
 
@@ -45,7 +45,7 @@ class MlxModel:
 
     # The prompt
 
-    def tokens_of(self, prompt: str | None, messages: Sequence[dict[str, str]]) -> list[int]:
+    def tokens_of(self, prompt: str | None, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Tokenize a plain prompt, or messages with the chat template; raise `InvalidRequest`."""
         if prompt is not None:
             bos = self.tokenizer.bos_token
@@ -56,7 +56,7 @@ class MlxModel:
             raise InvalidRequest.of("parameters.prompt", "has no tokens: give a prompt that is not empty")
         return list(tokens)
 
-    def _templated(self, messages: list[dict[str, str]]) -> Any:
+    def _templated(self, messages: list[dict[str, Any]]) -> Any:
         if not self.tokenizer.has_chat_template:
             raise InvalidRequest.of(
                 "parameters.messages", f"{self.name} has no chat template and does not accept messages: give a plain prompt"
@@ -96,9 +96,10 @@ class MlxModel:
     # The answer
 
     def answer(
-        self, prompt: str | None, messages: Sequence[dict[str, str]], options: GenerationOptions, context: TaskContext
+        self, prompt: str | None, messages: Sequence[dict[str, Any]], options: GenerationOptions, context: TaskContext
     ) -> dict[str, Any]:
         """Generate the response; see `LanguageModel.answer`."""
+        require_support(options, (), "mlx-lm")
         return self.write(self.tokens_of(prompt, messages), options, context)
 
     def write(self, tokens: list[int], options: GenerationOptions, context: TaskContext) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.operations.context import TaskContext
@@ -240,11 +240,6 @@ class Operation:
             problem = f"{type(error).__name__}: {error}"
         log.warning("Ignored %s() of the operation %s: %s", hook, self.name, problem)
         return None
-
-
-def wrong(problem: str) -> PydanticCustomError:
-    """Return a validation error with the text `problem`, without pydantic's prefix "Value error"."""
-    return PydanticCustomError("wrong", "{problem}", {"problem": problem})  # as context, because the template would interpret braces
 
 
 MOST_ERRORS = 20

@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 from pydantic import Field, field_validator
 
 from openruntime_jupyter.errors import EngineError
-from openruntime_jupyter.operations.base import Operation, Parameters, wrong
+from openruntime_jupyter.operations.base import Operation, Parameters
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.schemas.ai import About, Message
+from openruntime_jupyter.schemas.base import wrong
 
 REJECTED = {
     "messages": "set messages beside parameters, not inside",
@@ -52,7 +53,7 @@ class Params(Parameters):
             raise wrong("give at least one")
         for message in messages:
             try:
-                message.content.encode()
+                message.text.encode()
             except UnicodeEncodeError:
                 raise wrong("has half of a surrogate pair, which can't be encoded: the text was cut inside a character") from None
         return messages

@@ -12,13 +12,14 @@ from pydantic import Field, ValidationInfo, field_validator
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations import inputs as _inputs
 from openruntime_jupyter.operations import numerics
-from openruntime_jupyter.operations.base import ArrayRef, Operation, Parameters, wrong
+from openruntime_jupyter.operations.base import ArrayRef, Operation, Parameters
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.inputs import MAX_INTEGER, Generator, Value
 from openruntime_jupyter.operations.mlx import calls as _calls
 from openruntime_jupyter.operations.mlx import expressions
 from openruntime_jupyter.operations.mlx import graph as _graph
 from openruntime_jupyter.operations.mlx.expressions import Expression
+from openruntime_jupyter.schemas.base import wrong
 
 SECONDS_PER_ELEMENT = 1e-9
 """Measured time per element of an operation such as `+` on two x86-64 cores, rounded up; functions such as exp take ten times longer."""

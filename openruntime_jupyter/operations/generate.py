@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from openruntime_jupyter.local_models.gguf import context_for, memory_for
-from openruntime_jupyter.operations.base import ModelParameters, Operation, wrong
+from openruntime_jupyter.operations.base import ModelParameters, Operation
 from openruntime_jupyter.operations.context import TaskContext
-from openruntime_jupyter.schemas.ai import LOCAL, About, Answer, Message
+from openruntime_jupyter.operations.json_schema import require_json_schema
+from openruntime_jupyter.schemas.ai import LOCAL, About, Answer, ChosenTool, Message, ResponseFormat, ResponseOptions, Tool
+from openruntime_jupyter.schemas.base import wrong
 from openruntime_jupyter.schemas.values import GenerationOptions
 
 GREETING = "Say hello in one sentence."
@@ -20,10 +23,13 @@ CHARACTERS_PER_TOKEN = 4
 SMALLEST_NUMBER = 2
 """Minimum bytes of a number in the key-value cache; more if the worker decides to compute in float32."""
 
+ANY_OBJECT = {"type": "object"}
+"""JSON schema of the response format `json_object`."""
+
 StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class Params(ModelParameters):
+class Params(ResponseOptions, ModelParameters):
     """A prompt and generation options. Without a temperature the most likely token is chosen; other options have no effect if null."""
 
     prompt: str | None = Field(None, description="Plain text that the model continues; or give messages.", min_length=1)
@@ -49,14 +55,30 @@ class Params(ModelParameters):
             raise wrong(f"{len(stop)} stop texts exceed the maximum of 16")
         return stop
 
+    @field_validator("response_format")
+    @classmethod
+    def _valid_schema(cls, response_format: ResponseFormat | None) -> ResponseFormat | None:
+        if response_format is not None and response_format.json_schema is not None:
+            require_json_schema(response_format.json_schema.schema_)
+        return response_format
+
+    @field_validator("tools")
+    @classmethod
+    def _valid_arguments(cls, tools: list[Tool] | None) -> list[Tool] | None:
+        for tool in tools or ():
+            require_json_schema(tool.function.parameters or {})
+        return tools
+
     @model_validator(mode="after")
     def _one_prompt(self) -> Params:
         if self.prompt is not None and self.messages is not None:
             raise wrong("give a prompt or messages, not both")
+        if self.prompt is not None and self.tools is not None:
+            raise wrong("tools requires messages: a plain prompt has no chat template")
         return self
 
     @property
-    def conversation(self) -> list[dict[str, str]]:
+    def conversation(self) -> list[dict[str, Any]]:
         """Return the messages, or the default prompt."""
         return [message.model_dump() for message in self.messages or [Message(role="user", content=GREETING)]]
 
@@ -70,7 +92,26 @@ class Params(ModelParameters):
             self.repetition_penalty,
             self.seed,
             (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            schema=self._schema(),
+            tools=self._usable_tools(),
+            call_required=self.tool_choice == "required" or isinstance(self.tool_choice, ChosenTool),
+            reasoning_effort=self.reasoning_effort,
         )
+
+    def _usable_tools(self) -> tuple[dict[str, Any], ...]:
+        if self.tool_choice == "none":
+            return ()
+        chosen = self.tool_choice.function.name if isinstance(self.tool_choice, ChosenTool) else None
+        return tuple(tool.model_dump() for tool in self.tools or () if chosen in (None, tool.function.name))
+
+    def _schema(self) -> dict[str, Any] | None:
+        if self.response_format is None or self.response_format.type == "text":
+            return None
+        given = self.response_format.json_schema
+        return ANY_OBJECT if given is None else given.schema_
 
 
 def memory(params: Params) -> int | None:
@@ -81,7 +122,8 @@ def memory(params: Params) -> int | None:
     source = params.source
     if source is None or source.bytes is None:
         return None
-    letters = len(params.prompt) if params.prompt is not None else sum(len(message["content"]) for message in params.conversation)
+    letters = len(params.prompt) if params.prompt is not None else sum(len(message["content"] or "") for message in params.conversation)
+    letters += len(json.dumps(params.options.tools))
     tokens = letters // CHARACTERS_PER_TOKEN + params.max_tokens
     if source.kind == "gguf":
         return memory_for(source, context_for(source, tokens))

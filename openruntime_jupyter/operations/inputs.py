@@ -9,8 +9,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from openruntime_jupyter.arrays.array_layout import SIZES
-from openruntime_jupyter.operations.base import ArrayRef, Parameters, describe_error, references, wrong
+from openruntime_jupyter.operations.base import ArrayRef, Parameters, describe_error, references
 from openruntime_jupyter.operations.numerics import FLOATING, mlx_dtype, random_array
+from openruntime_jupyter.schemas.base import wrong
 from openruntime_jupyter.schemas.values import ArrayDtype
 
 INLINE_NUMBERS = 20_000

@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 
 from openruntime_jupyter.arrays.array_layout import SIZES
 from openruntime_jupyter.operations import numerics
-from openruntime_jupyter.operations.base import Operation, Parameters, wrong
+from openruntime_jupyter.operations.base import Operation, Parameters
 from openruntime_jupyter.operations.context import TaskContext
+from openruntime_jupyter.schemas.base import wrong
 
 FLOPS_PER_SECOND = 180e9
 """Measured for float32 with OpenBLAS on two x86-64 cores; MLX's bundled BLAS is 40 times slower there, and a GPU is faster."""

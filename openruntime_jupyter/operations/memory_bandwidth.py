@@ -8,9 +8,10 @@ from pydantic import Field, field_validator
 
 from openruntime_jupyter.arrays.array_layout import SIZES
 from openruntime_jupyter.operations import numerics
-from openruntime_jupyter.operations.base import Operation, Parameters, wrong
+from openruntime_jupyter.operations.base import Operation, Parameters
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.numerics import Kernel
+from openruntime_jupyter.schemas.base import wrong
 
 BYTES_PER_SECOND = 20e9
 """Lower bound for MLX's copy, scale and add on two x86-64 cores with warm pages; measured are 26 to 41 GB/s."""

@@ -9,12 +9,13 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations import inputs as _inputs
 from openruntime_jupyter.operations import numerics
-from openruntime_jupyter.operations.base import ArrayRef, Operation, Parameters, references, wrong
+from openruntime_jupyter.operations.base import ArrayRef, Operation, Parameters, references
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.inputs import Generator, Value
 from openruntime_jupyter.operations.mlx import calls as _calls
 from openruntime_jupyter.operations.mlx import functions as _functions
 from openruntime_jupyter.operations.mlx import graph
+from openruntime_jupyter.schemas.base import wrong
 
 SECONDS_PER_ELEMENT = 10e-9
 """Measured time per element of exp, one of the slower functions, on two x86-64 cores."""

@@ -9,9 +9,10 @@ from pydantic import Field, field_validator
 
 from openruntime_jupyter.arrays.array_layout import SIZES
 from openruntime_jupyter.operations import numerics
-from openruntime_jupyter.operations.base import Operation, Parameters, wrong
+from openruntime_jupyter.operations.base import Operation, Parameters
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.numerics import Kernel
+from openruntime_jupyter.schemas.base import wrong
 
 SCALAR = 3.0
 

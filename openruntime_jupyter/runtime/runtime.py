@@ -136,8 +136,10 @@ class Runtime:
         self.history.on_replaced = self._write_again
         self.batches = BatchSubmission(self.submission, self.history, self.tasks)
         self.results = BatchResults(self.history, self.tasks)
+        self.problems: list[str] = []
+        """Problems of other parts that last until a restart, for `/health`."""
         self.notices: list[str] = []
-        """Problems of other parts, for `/health`."""
+        """Events of other parts that `/health` reports without a degraded status."""
         self._started = False
         self._stopping = False
         self._background: set[asyncio.Task[Any]] = set()
@@ -433,7 +435,7 @@ class Runtime:
         # A notice reports a past event: it does not degrade the status.
         left = "No device is available: tasks wait until one is" if self.lanes.known and not self.lanes.devices else None
         parts = (self.history.problem, self._devices.problem, self.arrays.problem, self.engine.problem, left)
-        wrong = [problem for problem in (*parts, *map(problem_of, self.engine.hosts())) if problem]
+        wrong = [problem for problem in (*parts, *map(problem_of, self.engine.hosts()), *self.problems) if problem]
         problems = [str(problem) for problem in (*wrong, self.history.notice, *left_out(), *self.notices) if problem]
         status = "stopping" if self._stopping else "degraded" if wrong else "healthy" if self.lanes.known else "starting"
         return Health(

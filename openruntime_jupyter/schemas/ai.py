@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections import Counter
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire
+from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire, absent, wrong
 from openruntime_jupyter.schemas.system import WorkerState
 from openruntime_jupyter.schemas.tasks import Failure, NotebookName, Origin, TaskState
 from openruntime_jupyter.schemas.values import Engine
@@ -16,16 +17,188 @@ DEFAULT_AI_TIMEOUT = 300.0
 LOCAL = "local"
 """Name of the local provider, where a provider or profile is expected."""
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+ResponseType = Literal["text", "json_object", "json_schema"]
+ToolMode = Literal["none", "auto", "required"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high"]
 AgentSource = Literal["built-in", "configured"]
 ModelKind = Literal["mlx", "gguf", "hub"]
+
+
+def _joined(content: Any) -> Any:
+    """Return the text of a list of text parts, and any other content unchanged."""
+    if not isinstance(content, list):
+        return content
+    for number, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise wrong(f"part {number} is not a text part: only text is supported, as {{'type': 'text', 'text': ...}}")
+    return "".join(part["text"] for part in content)
+
+
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class FunctionCall(Wire):
+    """Function that a model calls."""
+
+    name: str = Field(description="Name of the function.", min_length=1)
+    arguments: str = Field(description="Arguments by name, as JSON text. A model without a constraint may write invalid JSON.")
+
+
+class ToolCall(Wire):
+    """Call of a tool by a model. The caller runs the function and sends its result as a message of the role `tool`."""
+
+    id: str = Field(description="Id of the call, for `tool_call_id`.", min_length=1)
+    type: Literal["function"] = Field("function", description="Always `function`.")
+    function: FunctionCall = Field(description="Function with its arguments.")
 
 
 class Message(Wire):
     """Message to or from a model."""
 
-    role: Role = Field(description="Author of the message.")
-    content: str = Field(description="Text of the message.")
+    role: Role = Field(description="Author of the message. `developer` is another name of `system`.")
+    content: Annotated[str | None, BeforeValidator(_joined)] = Field(
+        None,
+        description="Text of the message. A list of text parts is joined. null only for an assistant's message with tool calls.",
+    )
+    name: str | None = absent("Name of the author, for example of the function whose result this is.")
+    tool_calls: list[ToolCall] | None = absent("Tool calls of the assistant.")
+    tool_call_id: str | None = absent("Id of the tool call whose result this is; required for the role `tool`.")
+    reasoning: str | None = absent("Reasoning of the assistant before it called tools. Some models need it to continue.")
+
+    @property
+    def text(self) -> str:
+        """Return the text of the message, empty if it only has tool calls."""
+        return self.content or ""
+
+    @model_validator(mode="after")
+    def _fields_fit_the_role(self) -> Message:
+        if self.role == "tool" and not self.tool_call_id:
+            raise wrong("a message of the role tool needs tool_call_id, the id of the tool call whose result it is")
+        if self.role != "tool" and self.tool_call_id is not None:
+            raise wrong(f"tool_call_id is only for the role tool, not for {self.role}")
+        if self.role != "assistant" and self.tool_calls is not None:
+            raise wrong(f"tool_calls is only for the role assistant, not for {self.role}")
+        if self.content is None and not self.tool_calls:
+            raise wrong("content is required, except for an assistant's message with tool_calls")
+        return self
+
+
+class FunctionDefinition(Wire):
+    """Function that a model may call."""
+
+    name: FunctionName = Field(description="Name of the function: letters, digits, `_` and `-`.")
+    description: str | None = absent("Purpose of the function, for the model.")
+    parameters: dict[str, Any] | None = absent("JSON schema of the arguments. Omit it for a function without arguments.")
+    strict: bool | None = absent("true: the arguments must fit the schema exactly, if the provider supports it.")
+
+
+class Tool(Wire):
+    """Tool that a model may call."""
+
+    type: Literal["function"] = Field("function", description="Always `function`.")
+    function: FunctionDefinition = Field(description="Function that the caller runs.")
+
+
+class ChosenFunction(Wire):
+    """Name of the function that a model must call."""
+
+    name: FunctionName = Field(description="Name of one of the tools.")
+
+
+class ChosenTool(Wire):
+    """Tool that a model must call."""
+
+    type: Literal["function"] = Field("function", description="Always `function`.")
+    function: ChosenFunction = Field(description="Function that must be called.")
+
+
+class ResponseSchema(Wire):
+    """JSON schema of a response."""
+
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+
+    name: FunctionName = Field("response", description="Name of the schema: letters, digits, `_` and `-`.")
+    description: str | None = absent("Purpose of the response, for the model.")
+    schema_: dict[str, Any] = Field(alias="schema", description="JSON schema that the text of the response fits.")
+    strict: bool | None = absent("true: the text must fit the schema exactly, if the provider supports it.")
+
+
+class ResponseFormat(Wire):
+    """Format of the text of a response."""
+
+    type: ResponseType = Field(description="`json_object`: any JSON object. `json_schema`: JSON that fits `json_schema`.")
+    json_schema: ResponseSchema | None = absent("Schema of the text, for the type `json_schema`.")
+
+    @model_validator(mode="after")
+    def _schema_fits_the_type(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise wrong("the type json_schema and the field json_schema require each other")
+        return self
+
+
+def _unique(tools: list[Tool]) -> list[Tool]:
+    repeated = [name for name, count in Counter(tool.function.name for tool in tools).items() if count > 1]
+    if repeated:
+        raise wrong(f"has several functions named {repeated[0]!r}: give each its own name")
+    return tools
+
+
+def _mode_or_tool(choice: Any) -> Any:
+    if choice is None or isinstance(choice, (dict, ChosenTool)) or choice in get_args(ToolMode):
+        return choice
+    raise wrong("must be 'none', 'auto', 'required', or {'type': 'function', 'function': {'name': ...}}")
+
+
+class ResponseOptions(Wire):
+    """Options of a response that not every model supports. One that a model does not support is rejected by name."""
+
+    response_format: ResponseFormat | None = Field(None, description="Format of the text; null for any text.")
+    tools: Annotated[list[Tool], AfterValidator(_unique)] | None = Field(
+        None, description="Functions that the model may call; the caller runs them.", min_length=1, max_length=128
+    )
+    tool_choice: Annotated[ToolMode | ChosenTool | None, BeforeValidator(_mode_or_tool)] = Field(
+        None, description="`none`, `auto` (the default), `required` for at least one call, or the function that must be called."
+    )
+    reasoning_effort: ReasoningEffort | None = Field(
+        None, description="Amount of reasoning before the text; null for the default of the model."
+    )
+    logprobs: bool = Field(False, description="true: return the log-probability of each token.", strict=True)
+    top_logprobs: int | None = Field(
+        None, description="With `logprobs`: number of the most likely tokens to return at each position.", ge=0, le=20, strict=True
+    )
+    presence_penalty: float | None = Field(
+        None, description="Above 0: makes tokens less likely that are already in the text.", ge=-2, le=2, allow_inf_nan=False
+    )
+    frequency_penalty: float | None = Field(
+        None, description="Above 0: makes tokens less likely the more often they are in the text.", ge=-2, le=2, allow_inf_nan=False
+    )
+
+    @model_validator(mode="after")
+    def _options_fit_together(self) -> ResponseOptions:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise wrong("top_logprobs requires logprobs: true")
+        if self.tool_choice is not None and self.tools is None:
+            raise wrong("tool_choice requires tools")
+        if isinstance(self.tool_choice, ChosenTool):
+            names = [tool.function.name for tool in self.tools or ()]
+            if self.tool_choice.function.name not in names:
+                raise wrong(f"tool_choice names the function {self.tool_choice.function.name!r}, but tools has {', '.join(names)}")
+        return self
+
+
+class TopLogprob(Wire):
+    """Token with its log-probability."""
+
+    token: str = Field(description="Text of the token.")
+    logprob: float = Field(description="Natural logarithm of its probability, before sampling options apply.")
+    bytes: list[int] | None = Field(None, description="UTF-8 bytes of the token, which may be a part of a character; null if unknown.")
+
+
+class TokenLogprob(TopLogprob):
+    """Token of a response with its log-probability and the most likely tokens in its place."""
+
+    top_logprobs: list[TopLogprob] = Field(default_factory=list, description="The most likely tokens, most likely first.")
 
 
 class About(Wire):
@@ -43,8 +216,14 @@ class Answer(Wire):
     text: str = Field(description="Generated text.")
     model_used: str | None = Field(None, description="Name of the model as reported by the provider.")
     provider: str = Field(description="`local`, or the name of a profile.")
-    finish_reason: str | None = Field(None, description="For example `stop`, or `length` if the response was truncated at `max_tokens`.")
+    reasoning: str | None = Field(None, description="Reasoning of the model before the text; null without any.")
+    tool_calls: list[ToolCall] | None = Field(None, description="Tool calls; null without any.")
+    logprobs: list[TokenLogprob] | None = Field(None, description="Log-probabilities of the tokens of the response, if requested.")
+    finish_reason: str | None = Field(
+        None, description="For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`."
+    )
     prompt_tokens: int | None = Field(None, description="Tokens of the prompt.")
+    cached_tokens: int | None = Field(None, description="Tokens of the prompt that were taken from the key-value cache.")
     completion_tokens: int | None = Field(None, description="Tokens of the response.")
     tokens_used: int | None = Field(None, description="Tokens of prompt and response together.")
     tokens_per_second: float | None = Field(None, description="Generation speed of the response.")

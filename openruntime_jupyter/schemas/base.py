@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticCustomError, from_json, to_json
 
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 """UTC, ISO 8601, ending in `Z`."""
@@ -68,6 +68,11 @@ def _never_null(schema: dict[str, Any]) -> None:
 def absent(description: str) -> Any:
     """Return a field that is omitted from responses if it is None."""
     return Field(None, description=description, exclude_if=lambda value: value is None, json_schema_extra=_never_null)
+
+
+def wrong(problem: str) -> PydanticCustomError:
+    """Return a validation error with the text `problem`, without pydantic's prefix "Value error"."""
+    return PydanticCustomError("wrong", "{problem}", {"problem": problem})  # as context, because the template would interpret braces
 
 
 class Wire(BaseModel):

@@ -59,9 +59,11 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """Generation options of a local model. Options that are None or not in `sampling` have no effect.
+    """Generation options of a local model. Options that are None, empty or not in `sampling` have no effect.
 
-    The keys of `sampling` are temp, top_p, top_k and min_p.
+    The keys of `sampling` are temp, top_p, top_k and min_p. `schema` is a JSON schema that the text must fit. `tools` are functions in
+    OpenAI's form that the model may call, or must call if `call_required`. `logprobs` is the number of most likely tokens to return with
+    the log-probability of each token.
     """
 
     max_tokens: int
@@ -69,3 +71,10 @@ class GenerationOptions:
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logprobs: int | None = None
+    schema: dict[str, Any] | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    call_required: bool = False
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None

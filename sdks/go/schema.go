@@ -174,11 +174,23 @@ type Answer struct {
 	// `local`, or the name of a profile.
 	Provider string `json:"provider"`
 
-	// For example `stop`, or `length` if the response was truncated at `max_tokens`.
+	// Reasoning of the model before the text; null without any.
+	Reasoning string `json:"reasoning"`
+
+	// Tool calls; null without any.
+	ToolCalls []ToolCall `json:"tool_calls"`
+
+	// Log-probabilities of the tokens of the response, if requested.
+	Logprobs []TokenLogprob `json:"logprobs"`
+
+	// For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`.
 	FinishReason string `json:"finish_reason"`
 
 	// Tokens of the prompt.
 	PromptTokens *int64 `json:"prompt_tokens"`
+
+	// Tokens of the prompt that were taken from the key-value cache.
+	CachedTokens *int64 `json:"cached_tokens"`
 
 	// Tokens of the response.
 	CompletionTokens *int64 `json:"completion_tokens"`
@@ -431,6 +443,21 @@ type BatchRequest struct {
 	// false: unfinished tasks become `interrupted` if the server stops. Small tasks run about three times as fast,
 	// because their states are written to disk in batches within 50 ms instead of one by one.
 	Durable *bool `json:"durable,omitempty"`
+}
+
+// Name of the function that a model must call.
+type ChosenFunction struct {
+	// Name of one of the tools.
+	Name string `json:"name"`
+}
+
+// Tool that a model must call.
+type ChosenTool struct {
+	// Always `function`.
+	Type *string `json:"type,omitempty"`
+
+	// Function that must be called.
+	Function ChosenFunction `json:"function"`
 }
 
 // Message from a client: a change of its subscription.
@@ -767,6 +794,30 @@ const (
 	FloatDtypeFloat64  FloatDtype = "float64"
 )
 
+// Function that a model calls.
+type FunctionCall struct {
+	// Name of the function.
+	Name string `json:"name"`
+
+	// Arguments by name, as JSON text. A model without a constraint may write invalid JSON.
+	Arguments string `json:"arguments"`
+}
+
+// Function that a model may call.
+type FunctionDefinition struct {
+	// Name of the function: letters, digits, `_` and `-`.
+	Name string `json:"name"`
+
+	// Purpose of the function, for the model.
+	Description *string `json:"description,omitempty"`
+
+	// JSON schema of the arguments. Omit it for a function without arguments.
+	Parameters any `json:"parameters,omitempty"`
+
+	// true: the arguments must fit the schema exactly, if the provider supports it.
+	Strict *bool `json:"strict,omitempty"`
+}
+
 // Response of `GET /health`.
 type Health struct {
 	// State of the runtime; `degraded`: it works, but with `problems`.
@@ -1040,11 +1091,23 @@ const (
 
 // Message to or from a model.
 type Message struct {
-	// Author of the message.
+	// Author of the message. `developer` is another name of `system`.
 	Role Role `json:"role"`
 
-	// Text of the message.
-	Content string `json:"content"`
+	// Text of the message. A list of text parts is joined. null only for an assistant's message with tool calls.
+	Content *string `json:"content,omitempty"`
+
+	// Name of the author, for example of the function whose result this is.
+	Name *string `json:"name,omitempty"`
+
+	// Tool calls of the assistant.
+	ToolCalls []ToolCall `json:"tool_calls,omitempty"`
+
+	// Id of the tool call whose result this is; required for the role `tool`.
+	ToolCallID *string `json:"tool_call_id,omitempty"`
+
+	// Reasoning of the assistant before it called tools. Some models need it to continue.
+	Reasoning *string `json:"reasoning,omitempty"`
 }
 
 // Response to an invalid message of the client. The connection stays open.
@@ -1624,6 +1687,17 @@ type ProgressNews struct {
 	TaskID string `json:"task_id"`
 }
 
+// ReasoningEffort of the API.
+type ReasoningEffort string
+
+const (
+	ReasoningEffortNone    ReasoningEffort = "none"
+	ReasoningEffortMinimal ReasoningEffort = "minimal"
+	ReasoningEffortLow     ReasoningEffort = "low"
+	ReasoningEffortMedium  ReasoningEffort = "medium"
+	ReasoningEffortHigh    ReasoningEffort = "high"
+)
+
 // Worker that keeps a model in memory.
 type ResidentInfo struct {
 	// Id of the device.
@@ -1644,6 +1718,39 @@ type ResidentInfo struct {
 	// Id of the task that the worker runs.
 	TaskID string `json:"task_id"`
 }
+
+// Format of the text of a response.
+type ResponseFormat struct {
+	// `json_object`: any JSON object. `json_schema`: JSON that fits `json_schema`.
+	Type ResponseType `json:"type"`
+
+	// Schema of the text, for the type `json_schema`.
+	JSONSchema *ResponseSchema `json:"json_schema,omitempty"`
+}
+
+// JSON schema of a response.
+type ResponseSchema struct {
+	// Name of the schema: letters, digits, `_` and `-`.
+	Name *string `json:"name,omitempty"`
+
+	// Purpose of the response, for the model.
+	Description *string `json:"description,omitempty"`
+
+	// JSON schema that the text of the response fits.
+	Schema any `json:"schema"`
+
+	// true: the text must fit the schema exactly, if the provider supports it.
+	Strict *bool `json:"strict,omitempty"`
+}
+
+// ResponseType of the API.
+type ResponseType string
+
+const (
+	ResponseTypeText       ResponseType = "text"
+	ResponseTypeJSONObject ResponseType = "json_object"
+	ResponseTypeJSONSchema ResponseType = "json_schema"
+)
 
 // Finished task.
 type ResultItem struct {
@@ -1693,8 +1800,10 @@ type Role string
 
 const (
 	RoleSystem    Role = "system"
+	RoleDeveloper Role = "developer"
 	RoleUser      Role = "user"
 	RoleAssistant Role = "assistant"
+	RoleTool      Role = "tool"
 )
 
 // Response of `GET /`.
@@ -2236,6 +2345,21 @@ type TokenEvent struct {
 	Index int64 `json:"index"`
 }
 
+// Token of a response with its log-probability and the most likely tokens in its place.
+type TokenLogprob struct {
+	// Text of the token.
+	Token string `json:"token"`
+
+	// Natural logarithm of its probability, before sampling options apply.
+	Logprob float64 `json:"logprob"`
+
+	// UTF-8 bytes of the token, which may be a part of a character; null if unknown.
+	Bytes []int64 `json:"bytes"`
+
+	// The most likely tokens, most likely first.
+	TopLogprobs []TopLogprob `json:"top_logprobs"`
+}
+
 // Generated text of an AI task.
 type TokenNews struct {
 	// Id of the task.
@@ -2246,6 +2370,48 @@ type TokenNews struct {
 
 	// Number of preceding characters (code points); 0 again if the text starts over.
 	Index int64 `json:"index"`
+}
+
+// Tool that a model may call.
+type Tool struct {
+	// Always `function`.
+	Type *string `json:"type,omitempty"`
+
+	// Function that the caller runs.
+	Function FunctionDefinition `json:"function"`
+}
+
+// Call of a tool by a model. The caller runs the function and sends its result as a message of the role `tool`.
+type ToolCall struct {
+	// Id of the call, for `tool_call_id`.
+	ID string `json:"id"`
+
+	// Always `function`.
+	Type *string `json:"type,omitempty"`
+
+	// Function with its arguments.
+	Function FunctionCall `json:"function"`
+}
+
+// ToolMode of the API.
+type ToolMode string
+
+const (
+	ToolModeNone     ToolMode = "none"
+	ToolModeAuto     ToolMode = "auto"
+	ToolModeRequired ToolMode = "required"
+)
+
+// Token with its log-probability.
+type TopLogprob struct {
+	// Text of the token.
+	Token string `json:"token"`
+
+	// Natural logarithm of its probability, before sampling options apply.
+	Logprob float64 `json:"logprob"`
+
+	// UTF-8 bytes of the token, which may be a part of a character; null if unknown.
+	Bytes []int64 `json:"bytes"`
 }
 
 // Topic of the API.
@@ -2461,11 +2627,23 @@ type ChatOutput struct {
 	// `local`, or the name of a profile.
 	Provider string `json:"provider"`
 
-	// For example `stop`, or `length` if the response was truncated at `max_tokens`.
+	// Reasoning of the model before the text; null without any.
+	Reasoning string `json:"reasoning"`
+
+	// Tool calls; null without any.
+	ToolCalls []ToolCall `json:"tool_calls"`
+
+	// Log-probabilities of the tokens of the response, if requested.
+	Logprobs []TokenLogprob `json:"logprobs"`
+
+	// For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`.
 	FinishReason string `json:"finish_reason"`
 
 	// Tokens of the prompt.
 	PromptTokens *int64 `json:"prompt_tokens"`
+
+	// Tokens of the prompt that were taken from the key-value cache.
+	CachedTokens *int64 `json:"cached_tokens"`
 
 	// Tokens of the response.
 	CompletionTokens *int64 `json:"completion_tokens"`
@@ -2542,11 +2720,23 @@ type GenerateOutput struct {
 	// `local`, or the name of a profile.
 	Provider string `json:"provider"`
 
-	// For example `stop`, or `length` if the response was truncated at `max_tokens`.
+	// Reasoning of the model before the text; null without any.
+	Reasoning string `json:"reasoning"`
+
+	// Tool calls; null without any.
+	ToolCalls []ToolCall `json:"tool_calls"`
+
+	// Log-probabilities of the tokens of the response, if requested.
+	Logprobs []TokenLogprob `json:"logprobs"`
+
+	// For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`.
 	FinishReason string `json:"finish_reason"`
 
 	// Tokens of the prompt.
 	PromptTokens *int64 `json:"prompt_tokens"`
+
+	// Tokens of the prompt that were taken from the key-value cache.
+	CachedTokens *int64 `json:"cached_tokens"`
 
 	// Tokens of the response.
 	CompletionTokens *int64 `json:"completion_tokens"`
@@ -2738,6 +2928,30 @@ type GenerateParameters struct {
 
 	// Seconds that the model stays in memory afterwards; null for the runtime's setting.
 	KeepAlive *float64 `json:"keep_alive,omitempty"`
+
+	// Format of the text; null for any text.
+	ResponseFormat *ResponseFormat `json:"response_format,omitempty"`
+
+	// Functions that the model may call; the caller runs them.
+	Tools []Tool `json:"tools,omitempty"`
+
+	// `none`, `auto` (the default), `required` for at least one call, or the function that must be called.
+	ToolChoice any `json:"tool_choice,omitempty"`
+
+	// Amount of reasoning before the text; null for the default of the model.
+	ReasoningEffort *ReasoningEffort `json:"reasoning_effort,omitempty"`
+
+	// true: return the log-probability of each token.
+	Logprobs *bool `json:"logprobs,omitempty"`
+
+	// With `logprobs`: number of the most likely tokens to return at each position.
+	TopLogprobs *int64 `json:"top_logprobs,omitempty"`
+
+	// Above 0: makes tokens less likely that are already in the text.
+	PresencePenalty *float64 `json:"presence_penalty,omitempty"`
+
+	// Above 0: makes tokens less likely the more often they are in the text.
+	FrequencyPenalty *float64 `json:"frequency_penalty,omitempty"`
 
 	// Plain text that the model continues; or give messages.
 	Prompt *string `json:"prompt,omitempty"`

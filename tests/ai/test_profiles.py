@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from openruntime_jupyter.ai.profiles import OPENAI, profiles_from
+from openruntime_jupyter.ai.profiles import OPENAI, profile_of, profiles_from
 from openruntime_jupyter.errors import InvalidRequest
 
 KEY = "sk-0123456789abcdef"
@@ -17,7 +17,8 @@ KEY = "sk-0123456789abcdef"
         ({"base_url": "localhost:8080"}, "base_url: use the parent URL of /chat/completions"),
         ({"base_url": "http://x:99999/v1"}, "base_url: "),
         ({"base_url": f"https://me:{KEY}@x/v1"}, "base_url: must not contain a user name or password"),
-        ({"base_url": f"https://x/v1?key={KEY}"}, "base_url: must not have a query"),
+        ({"base_url": f"https://x/v1?api-key={KEY}"}, "base_url: must not contain a secret (api-key in the query)"),
+        ({"base_url": "https://x/v1#top"}, "base_url: must not have a fragment"),
         ({"api_key": KEY}, "api_key: use a reference, `env:NAME`"),
         ({"headers": {"api-key": KEY}}, "headers: for api-key, use a reference"),
         ({"headers": {"Authorization": f"Bearer {KEY}"}}, "headers: for Authorization, use a reference"),
@@ -33,7 +34,7 @@ KEY = "sk-0123456789abcdef"
 )
 def test_invalid_field_is_named_without_showing_keys(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
-        profiles_from({"p": fields}, {})
+        profile_of("p", fields)
     assert str(raised.value).startswith(f"profiles.p.{said}")
     assert KEY not in f"{raised.value!r} {raised.value.details}"
     assert raised.value.__suppress_context__ or raised.value.__context__ is None
@@ -42,7 +43,7 @@ def test_invalid_field_is_named_without_showing_keys(fields: dict[str, Any], sai
 @pytest.mark.parametrize("name", ["local", "", "a b", "../x", "x" * 100])
 def test_invalid_name_is_rejected(name: str) -> None:
     with pytest.raises(InvalidRequest, match="invalid name"):
-        profiles_from({name: {}}, {})
+        profile_of(name, {})
 
 
 def test_repr_hides_headers_and_parameters() -> None:
@@ -53,8 +54,16 @@ def test_repr_hides_headers_and_parameters() -> None:
 
 
 def test_base_url_is_normalized() -> None:
-    for given in ("https://x.test/v1", "https://x.test/v1/", "https://x.test/v1/chat/completions"):
-        assert profiles_from({"p": {"base_url": given}}, {})["p"].base_url == "https://x.test/v1"
+    for given in (
+        "https://x.test/v1",
+        " https://x.test/v1/ ",
+        "https://x.test/v1/chat/completions",
+        "https://x.test/v1/chat/completions/\n",
+    ):
+        assert profile_of("p", {"base_url": given}).base_url == "https://x.test/v1"
+    azure = profile_of("p", {"base_url": "https://x.test/openai/deployments/m/chat/completions?api-version=2024-10-21"})
+    assert azure.base_url == "https://x.test/openai/deployments/m?api-version=2024-10-21"
+    assert azure.query == {"api-version": "2024-10-21"}
 
 
 def test_openai_variables_make_a_profile() -> None:
@@ -78,9 +87,23 @@ def test_invalid_variables_are_reported_and_skipped(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         profiles = profiles_from({"p": {}}, {"OPENAI_BASE_URL": f"http://me:{KEY}@x/v1"})
     assert list(profiles) == ["p"]
-    assert "base_url" in profiles.problems[0]
-    assert profiles.problems[0] in caplog.text
+    assert "base_url" in profiles.skipped[0]
+    assert profiles.skipped[0] in caplog.text
+    assert not profiles.problems
     assert KEY not in caplog.text
+
+
+def test_invalid_profile_leaves_the_others_usable(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        profiles = profiles_from({"bad": {"base_url": "localhost/v1"}, "good": {}, "env": {"modell": "x"}}, {"OPENAI_API_KEY": KEY})
+    assert list(profiles) == ["good"]
+    assert profiles.find("good").name == "good"
+    with pytest.raises(InvalidRequest, match=r"the profile 'bad' is invalid: profiles\.bad\.base_url: .*http://"):
+        profiles.find("bad")
+    with pytest.raises(InvalidRequest, match=r"the profile 'env' is invalid"):
+        profiles.find()  # the default stays, so that no prompt reaches another provider
+    assert [name for name in ("bad", "env") if f"profiles.{name}" in caplog.text] == ["bad", "env"]
+    assert len(profiles.problems) == 2
 
 
 def test_default_profile() -> None:
@@ -91,10 +114,13 @@ def test_default_profile() -> None:
     assert profiles_from({"a": {}}, {}).default == "a"
     several = profiles_from({"a": {}, "b": {}}, {})
     assert several.default is None
-    with pytest.raises(InvalidRequest, match="is required; available: a, b"):
+    with pytest.raises(InvalidRequest, match="is required; available: local, a, b"):
         several.find()
-    with pytest.raises(InvalidRequest, match="unknown profile 'c'; available: a"):
-        profiles_from({"a": {}}, {}, "c")
+    unknown = profiles_from({"a": {}}, {}, "c")
+    assert unknown.problems == ["default_profile: unknown profile 'c'; available: a"]
+    with pytest.raises(InvalidRequest, match="unknown profile 'c'; available: local, a"):
+        unknown.find()
+    assert profiles_from({"a": {}, "b": {"modell": "x"}}, {}).default is None
 
 
 def test_configured_profile_replaces_environment() -> None:

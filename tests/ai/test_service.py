@@ -21,7 +21,7 @@ from openruntime_jupyter.schemas.ai import AiRequest
 from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.server.handlers.ai import with_pauses
 from tests.ai.conftest import Provide
-from tests.ai.provider_server import ProviderServer
+from tests.ai.provider_server import ProviderServer, says
 from tests.runtimes import ended, submit, until
 from tests.server.ai_support import KEY, profile, steered
 
@@ -51,6 +51,26 @@ async def serving(folder: Path, url: str | None, **config: Any) -> AsyncIterator
 
 def prompt(text: str, wait: bool = True, **parameters: Any) -> AiRequest:
     return AiRequest(workflow_type="model_inference", prompt=text, parameters=parameters, wait=wait)
+
+
+async def test_invalid_profile_is_reported_and_disables_no_other(tmp_path: Path, provider: ProviderServer) -> None:
+    profiles = {"wrong": {"base_url": "127.0.0.1/v1"}, "good": {"base_url": f" {provider.url} ", "model": "m"}}
+    async with serving(tmp_path, None, profiles=profiles) as service:
+        answered = await service.get(await service.submit(prompt("hello", profile="good"), ME), None)
+        assert answered.result == "You said: hello"
+        with pytest.raises(InvalidRequest, match=r"the profile 'wrong' is invalid: profiles\.wrong\.base_url: "):
+            await service.submit(prompt("hello", profile="wrong"), ME)
+        health = service.runtime.health()
+        assert (health.status, len(health.problems)) == ("degraded", 1)
+        assert "profiles.wrong.base_url" in health.problems[0]
+
+
+async def test_thinking_is_not_sent_in_later_turns(tmp_path: Path, provide: Provide) -> None:
+    thinking = provide(says("<think>\nMaybe", "\n</think>\n\nHi"))
+    async with serving(tmp_path, thinking.url) as service:
+        for _ in range(2):
+            await service.get(await service.submit(prompt("hello", conversation="c"), ME), None)
+        assert [message["content"] for message in thinking.requests[-1].json["messages"]] == ["hello", "Hi", "hello"]
 
 
 async def test_asynchronous_prompt_is_rejected_while_its_conversation_waits(

@@ -61,6 +61,7 @@ def test_example_profiles_are_valid() -> None:
     app = SimpleNamespace()
     exec(code, {"c": SimpleNamespace(OpenRuntimeApp=app)})
     profiles = profiles_from(app.profiles, {}, app.default_profile)
+    assert not profiles.problems
     assert profiles.default == app.default_profile
     assert {f"env:{name}" for name in profiles.secret_variables} == set(re.findall(r"env:\w+", code))
 

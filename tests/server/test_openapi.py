@@ -163,7 +163,8 @@ def test_operation_ids_are_verbs() -> None:
 
 def test_schemas_are_shared_components() -> None:
     assert not [node for node in objects(DOCUMENT) if "$defs" in node]
-    assert {"ArrayRef", "World", "Message", "About"} <= set(SCHEMAS)
+    assert {"ArrayRef", "World", "Message", "About", "ToolCall"} <= set(SCHEMAS)
+    assert not [name for name in SCHEMAS if "-" in name], "a type of requests and responses has two components"
     used = {node["$ref"].removeprefix("#/components/schemas/") for node in objects(DOCUMENT) if "/schemas/" in node.get("$ref", "")}
     assert used <= set(SCHEMAS)
     named = {name for name in SCHEMAS if "." not in name}

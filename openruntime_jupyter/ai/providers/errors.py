@@ -81,6 +81,7 @@ FAILED = "failed with status {status}: {detail}; try again later"
 REFUSED = "responded with status {status}: {detail}"
 
 TAG = re.compile(r"<[^<>]*>")
+PARAMETER = re.compile(r"[a-z_]{1,50}")
 
 
 class ErrorTranslator:
@@ -117,7 +118,9 @@ class ErrorTranslator:
         reference = self._profile.api_key
         if status in STATUSES:
             kind, message = STATUSES[status]
-            return self.error(kind, message.format(detail=detail))
+            optional = isinstance(problem.param, str) and PARAMETER.fullmatch(problem.param) and problem.param not in ("messages", "model")
+            advice = f"; change or omit {problem.param} in the prompt or in the profile's parameters" if optional else ""
+            return self.error(kind, f"{message.format(detail=detail)}{advice}")
         if status == 401:
             return self.error(ProviderRefused, (KEY_REFUSED if reference else KEY_WANTED).format(detail=detail, reference=reference))
         if status == 429:

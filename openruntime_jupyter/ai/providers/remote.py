@@ -7,12 +7,14 @@ import json
 import logging
 import os
 import traceback
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from openruntime_jupyter.ai.keys import KeyNotFound, Redactor, look_up
 from openruntime_jupyter.ai.profiles import KEY, Profile, Profiles
+from openruntime_jupyter.ai.providers.adaptation import adapted, missing_adaptation
 from openruntime_jupyter.ai.providers.errors import ErrorTranslator, error_text, one_line
 from openruntime_jupyter.ai.providers.responses import IncompleteResponse, ResponseParser
 from openruntime_jupyter.errors import InvalidRequest, KeyMissing, OpenRuntimeError, ProviderBroken, ProviderRefused
@@ -42,10 +44,10 @@ class Secrets:
 
 @dataclass(slots=True)
 class Client:
-    """Client, with the parameters that its provider rejected as `(model, parameter)`."""
+    """Client, with the adaptations that each model requires."""
 
     openai: AsyncOpenAI
-    refuses: set[tuple[str, str]] = field(default_factory=set)
+    adaptations: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
 class TokenReceiver(Protocol):
@@ -155,7 +157,12 @@ def _make_client(profile: Profile) -> Client:
     # A redirect would send the prompt and headers with keys to another host.
     http = openai.DefaultAsyncHttpx2Client(trust_env=not profile.loopback, timeout=timeout, follow_redirects=False)
     client = openai.AsyncOpenAI(
-        api_key=PLACEHOLDER, base_url=profile.base_url, timeout=timeout, max_retries=profile.max_retries, http_client=http
+        api_key=PLACEHOLDER,
+        base_url=profile.base_url.partition("?")[0],
+        default_query=profile.query,
+        timeout=timeout,
+        max_retries=profile.max_retries,
+        http_client=http,
     )
     return Client(client)
 
@@ -176,48 +183,34 @@ def _body(request: chat.Params, profile: Profile) -> dict[str, Any]:
 
 
 async def _opened(client: Client, body: dict[str, Any], headers: dict[str, Any]) -> AsyncStream[object]:
-    """Return the response stream. Parameters that the provider rejected before are omitted or renamed.
+    """Return the response stream. The request has the adaptations that earlier prompts to the model required.
 
     Sends the same request as `chat.completions.create`, which additionally processes each message and creates an object per chunk.
     That took a quarter of the time, and providers deviate from its types, so `ResponseParser` checks everything itself.
     """
-    from openai import AsyncStream, BadRequestError, UnprocessableEntityError
+    from openai import APIStatusError, AsyncStream
 
-    model = body["model"]
+    known = client.adaptations[body["model"]]
     while True:
-        sent = _fitted(body, {name for refusing, name in client.refuses if refusing == model})
+        tried = set(known)
+        sent = adapted(body, tried)
         try:
             return await client.openai.post(
                 "/chat/completions",
                 cast_to=object,
-                body={**sent, "stream": True},
+                body=sent,
                 options={"headers": headers},
                 stream=True,
                 stream_cls=AsyncStream[object],
             )
-        except (BadRequestError, UnprocessableEntityError) as problem:
-            unwanted = _unwanted(f"{problem.param} {error_text(problem.body)} {problem.message}", sent)
-            if unwanted is None or (model, unwanted) in client.refuses:
+        except APIStatusError as problem:
+            # Servers whose chat template fails respond with 400, 404, 422 or 500.
+            if problem.status_code in (401, 403, 429):
                 raise
-            client.refuses.add((model, unwanted))
-
-
-def _fitted(body: dict[str, Any], refused: set[str]) -> dict[str, Any]:
-    fitted = dict(body)
-    if "stream_options" not in refused:
-        fitted["stream_options"] = {"include_usage": True}
-    if "max_tokens" in refused and "max_tokens" in fitted:
-        fitted["max_completion_tokens"] = fitted.pop("max_tokens")
-    return fitted
-
-
-def _unwanted(message: str, sent: dict[str, Any]) -> str | None:
-    """Return the optional or renamable parameter that a rejection is about, or None."""
-    if "stream_options" in sent and ("stream_options" in message or "include_usage" in message):
-        return "stream_options"
-    if "max_tokens" in sent and "max_completion_tokens" not in sent and "max_completion_tokens" in message:
-        return "max_tokens"
-    return None
+            missing = missing_adaptation(sent, f"{problem.param} {error_text(problem.body)} {problem.message}")
+            if missing is None or missing in tried:
+                raise
+            known.add(missing)
 
 
 async def _read(stream: AsyncStream[object], parser: ResponseParser) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from openruntime_jupyter.ai.keys import RedactedStream, Redactor
 from openruntime_jupyter.ai.providers.errors import error_text, one_line
+from openruntime_jupyter.local_models.characters import WholeCharacters
+from openruntime_jupyter.local_models.reasoning import ReasoningSplitter, split_unopened
 
 LONGEST_ANSWER = 10_000_000
 """Maximum characters of a response. Longer responses are treated as malfunctions."""
@@ -22,12 +24,17 @@ class IncompleteResponse(Exception):
 
 
 class ResponseParser:
-    """Parser of chunks that passes each piece of text to `on_text`. Also accepts a complete response as one large chunk."""
+    """Parser of chunks that passes each piece of text to `on_text`. Also accepts a complete response as one large chunk.
+
+    Reasoning is separate, whether the provider separates it or leaves it in the text between tags.
+    """
 
     def __init__(self, redactor: Redactor, on_text: Callable[[str], None]) -> None:
         self._redactor = redactor
         self._on_text = on_text
         self._out = RedactedStream(redactor, self._emit)
+        self._characters = WholeCharacters()
+        self._splitter = ReasoningSplitter(self._respond, self._reason)
         self._began = time.perf_counter()
         self._first_sign: float | None = None
         self._first_text: float | None = None
@@ -35,7 +42,7 @@ class ResponseParser:
         self._signs = 0
         self._pieces: list[str] = []
         self._length = 0
-        self._reasoned = False
+        self._reasoning: list[str] = []
         self._tools = False
         self._refusal = ""
         self._odd = ""
@@ -64,16 +71,17 @@ class ResponseParser:
     def _choice(self, choice: Any) -> None:
         delta = member(choice, "delta") or member(choice, "message")
         text = content(member(delta, "content")) or content(member(choice, "text"))
-        reasoning = member(delta, "reasoning_content") or member(delta, "reasoning")
+        reasoning = content(member(delta, "reasoning_content")) or content(member(delta, "reasoning")) or thinking(member(delta, "content"))
         if text or reasoning:
             self._sign()
-        self._reasoned |= bool(reasoning)
+            self._limit(len(text) + len(reasoning))
+        self._reason(reasoning)
         self._tools |= bool(member(delta, "tool_calls") or member(delta, "function_call"))
         refusal = member(delta, "refusal")
         if isinstance(refusal, str):
             self._refusal = (self._refusal + refusal)[:10_000]
         if text:
-            self._text(text)
+            self._splitter.add(self._characters.add(text))
         reason = member(choice, "finish_reason")
         if isinstance(reason, str) and reason:
             self.finish_reason = reason
@@ -84,13 +92,18 @@ class ResponseParser:
         if self._first_sign is None:
             self._first_sign = self._last_sign
 
-    def _text(self, text: str) -> None:
-        if self._first_text is None:
-            self._first_text = time.perf_counter()
-        self._length += len(text)
+    def _limit(self, characters: int) -> None:
+        self._length += characters
         if self._length > LONGEST_ANSWER:
             raise IncompleteResponse(f"wrote more than {LONGEST_ANSWER:,} characters: give max_tokens")
-        self._out.add(whole(text))
+
+    def _reason(self, text: str) -> None:
+        self._reasoning.append(text)
+
+    def _respond(self, text: str) -> None:
+        if text and self._first_text is None:
+            self._first_text = time.perf_counter()
+        self._out.add(text)
 
     def _emit(self, text: str) -> None:
         self._pieces.append(text)
@@ -98,22 +111,27 @@ class ResponseParser:
 
     def answer(self, provider: str) -> dict[str, Any]:
         """Return the fields of an `Answer` after the last chunk. Raises `IncompleteResponse` for an incomplete response."""
-        self._out.end()
         reason = self.finish_reason
+        self._splitter.add(self._characters.end(cut=reason == "length"))
+        self._splitter.end()
+        self._out.end()
+        reasoning, text = "".join(self._reasoning), "".join(self._pieces)
+        if not reasoning:
+            reasoning, text = split_unopened(text)
         if reason is None:
-            raise IncompleteResponse(self._cut())
+            raise IncompleteResponse(self._cut(text))
         if reason == "content_filter":
-            raise IncompleteResponse(f"blocked the response by its content filter{self._so_far()}: rephrase the prompt", refused=True)
+            raise IncompleteResponse(f"blocked the response by its content filter{so_far(text)}: rephrase the prompt", refused=True)
         if reason == "error":
-            raise IncompleteResponse(f"ended the response with an error{self._so_far()}: try again")
-        if not self._length:
-            self._why_empty(reason)
+            raise IncompleteResponse(f"ended the response with an error{so_far(text)}: try again")
+        if not text:
+            self._why_empty(reason, bool(reasoning.strip()))
         prompt, completion = (count(member(self._usage, name)) for name in ("prompt_tokens", "completion_tokens"))
         total = count(member(self._usage, "total_tokens"))
         if total is None and prompt is not None and completion is not None:
             total = prompt + completion
         return {
-            "text": "".join(self._pieces),
+            "text": text,
             "model_used": None if self._model is None else self._redactor.clean(self._model[:500]),
             "provider": provider,
             "finish_reason": self._redactor.clean(reason[:100]),
@@ -132,25 +150,22 @@ class ResponseParser:
         seconds = self._last_sign - self._first_sign
         return tokens * (1 - 1 / self._signs) / seconds if seconds > 0 else None
 
-    def _why_empty(self, reason: str) -> None:
+    def _why_empty(self, reason: str, reasoned: bool) -> None:
         if self._refusal:
             raise IncompleteResponse(f"declined to respond: {one_line(self._refusal)}", refused=True)
         if self._tools:
             raise IncompleteResponse("requested tool calls, which are not supported: use a model or server without tools")
-        if self._reasoned and reason == "length":
+        if reasoned and reason == "length":
             raise IncompleteResponse("used all tokens for reasoning and wrote no text: raise max_tokens")
-        if self._reasoned:
+        if reasoned:
             raise IncompleteResponse("returned reasoning but no text: try again, or lower the reasoning effort")
 
-    def _cut(self) -> str:
-        if self._odd and not self._length:
-            return f"sent an invalid completion ({self._odd}): check that base_url points to an OpenAI-compatible server"
+    def _cut(self, text: str) -> str:
+        if self._odd and not text:
+            return f"sent an invalid completion ({self._odd}): check that base_url is that of an OpenAI-compatible server (often with /v1)"
         if not self._signs:
             return "sent no response: check that base_url points to an OpenAI-compatible server, and check its log"
-        return f"ended the response early{self._so_far()}: try again, and check the provider's log if it happens again"
-
-    def _so_far(self) -> str:
-        return f", after {self._length:,} characters" if self._length else ""
+        return f"ended the response early{so_far(text)}: try again, and check the provider's log if it happens again"
 
 
 def member(thing: Any, name: str) -> Any:
@@ -168,13 +183,15 @@ def content(value: Any) -> str:
     return ""
 
 
-def whole(text: str) -> str:
-    """Return `text` with surrogate pairs joined and lone surrogates replaced, because they can't be encoded."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+def thinking(value: Any) -> str:
+    """Return the reasoning in a message's content that is a list of parts."""
+    parts = value if isinstance(value, (list, tuple)) else ()
+    return "".join(content(member(part, "thinking")) for part in parts if member(part, "type") == "thinking")
+
+
+def so_far(text: str) -> str:
+    """Return the length of an incomplete response for an error message."""
+    return f", after {len(text):,} characters" if text else ""
 
 
 def count(figure: Any) -> int | None:

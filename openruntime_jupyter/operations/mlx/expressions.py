@@ -15,8 +15,8 @@ from functools import lru_cache
 
 from pydantic_core import PydanticCustomError
 
-from openruntime_jupyter.operations.base import wrong
 from openruntime_jupyter.operations.mlx import functions as _functions
+from openruntime_jupyter.schemas.base import wrong
 
 MAX_LENGTH = 2000
 MAX_NODES = 200

@@ -46,12 +46,15 @@ def _named_values() -> dict[tuple[Any, ...], str]:
         "ModelKind": ai.ModelKind,
         "Origin": tasks.Origin,
         "OutputType": tasks.OutputType,
+        "ReasoningEffort": ai.ReasoningEffort,
+        "ResponseType": ai.ResponseType,
         "Role": ai.Role,
         "Severity": insights.Severity,
         "StreamName": tasks.StreamName,
         "SubscriptionChange": events.SubscriptionChange,
         "TaskOrder": tasks.TaskOrder,
         "Timeframe": system.Timeframe,
+        "ToolMode": ai.ToolMode,
         "Topic": events.Topic,
         "VectorFunction": vector_operations.Name,
         "Wording": insights.WordingChoice,
@@ -107,14 +110,40 @@ def components(uses: list[Use]) -> tuple[dict[str, Schema], dict[type[BaseModel]
     all_uses = list(dict.fromkeys([*uses, *parts.values()]))
     refs, result = models_json_schema(all_uses, ref_template=PREFIX + "{model}", schema_generator=_Generator)
     found: dict[str, Schema] = result["$defs"]
+    _merge_forms(found)
     for name, use in parts.items():
-        schema = found[refs[use]["$ref"].removeprefix(PREFIX)]
+        schema = found[_name_of(refs[use])]
         found[name] = {**schema, "title": name.partition(".")[2]}
     for name, operation in operations().items():
         found[f"parameters.{name}"]["description"] = operation.summary
-    known = {model: refs[model, mode] for model, mode in uses}
+    known = {model: reference(_name_of(refs[model, mode])) for model, mode in uses}
     used = _referenced([*found.values(), *known.values()])
     return {name: schema for name, schema in found.items() if "." in name or name in used}, known
+
+
+def _name_of(ref: Schema) -> str:
+    name: str = ref["$ref"].removeprefix(PREFIX)
+    return name.removesuffix("-Input").removesuffix("-Output")
+
+
+def _merge_forms(found: dict[str, Schema]) -> None:
+    """Give a model that is part of requests and of responses one component, the form in requests: clients send back what they got."""
+    for name in [name for name in found if name.endswith("-Output")]:
+        del found[name]
+    for name in [name for name in found if name.endswith("-Input")]:
+        found[name.removesuffix("-Input")] = found.pop(name)
+
+    def rename(node: Any) -> None:
+        if isinstance(node, dict):
+            if isinstance(node.get("$ref"), str):
+                node.update(reference(_name_of(node)))
+            for value in node.values():
+                rename(value)
+        elif isinstance(node, list):
+            for value in node:
+                rename(value)
+
+    rename(found)
 
 
 def _referenced(node: Any) -> set[str]:

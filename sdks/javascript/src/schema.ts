@@ -120,10 +120,18 @@ export interface Answer {
   model_used: string | null;
   /** `local`, or the name of a profile. */
   provider: string;
-  /** For example `stop`, or `length` if the response was truncated at `max_tokens`. */
+  /** Reasoning of the model before the text; null without any. */
+  reasoning: string | null;
+  /** Tool calls; null without any. */
+  tool_calls: ToolCall[] | null;
+  /** Log-probabilities of the tokens of the response, if requested. */
+  logprobs: TokenLogprob[] | null;
+  /** For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`. */
   finish_reason: string | null;
   /** Tokens of the prompt. */
   prompt_tokens: number | null;
+  /** Tokens of the prompt that were taken from the key-value cache. */
+  cached_tokens: number | null;
   /** Tokens of the response. */
   completion_tokens: number | null;
   /** Tokens of prompt and response together. */
@@ -300,6 +308,20 @@ export interface BatchRequest {
    * are written to disk in batches within 50 ms instead of one by one.
    */
   durable?: boolean;
+}
+
+/** Name of the function that a model must call. */
+export interface ChosenFunction {
+  /** Name of one of the tools. */
+  name: string;
+}
+
+/** Tool that a model must call. */
+export interface ChosenTool {
+  /** Always `function`. */
+  type?: "function";
+  /** Function that must be called. */
+  function: ChosenFunction;
 }
 
 /** Message from a client: a change of its subscription. */
@@ -489,6 +511,26 @@ export type FindingKind = "levels" | "peak" | "trend" | "leak" | "failures" | "b
 
 export type FloatDtype = "float32" | "float16" | "bfloat16" | "float64";
 
+/** Function that a model calls. */
+export interface FunctionCall {
+  /** Name of the function. */
+  name: string;
+  /** Arguments by name, as JSON text. A model without a constraint may write invalid JSON. */
+  arguments: string;
+}
+
+/** Function that a model may call. */
+export interface FunctionDefinition {
+  /** Name of the function: letters, digits, `_` and `-`. */
+  name: string;
+  /** Purpose of the function, for the model. */
+  description?: string;
+  /** JSON schema of the arguments. Omit it for a function without arguments. */
+  parameters?: Record<string, unknown>;
+  /** true: the arguments must fit the schema exactly, if the provider supports it. */
+  strict?: boolean;
+}
+
 /** Response of `GET /health`. */
 export interface Health {
   /** State of the runtime; `degraded`: it works, but with `problems`. */
@@ -677,10 +719,18 @@ export type MemoryKernel = "copy" | "scale" | "add" | "triad";
 
 /** Message to or from a model. */
 export interface Message {
-  /** Author of the message. */
+  /** Author of the message. `developer` is another name of `system`. */
   role: Role;
-  /** Text of the message. */
-  content: string;
+  /** Text of the message. A list of text parts is joined. null only for an assistant's message with tool calls. */
+  content?: string | null;
+  /** Name of the author, for example of the function whose result this is. */
+  name?: string;
+  /** Tool calls of the assistant. */
+  tool_calls?: ToolCall[];
+  /** Id of the tool call whose result this is; required for the role `tool`. */
+  tool_call_id?: string;
+  /** Reasoning of the assistant before it called tools. Some models need it to continue. */
+  reasoning?: string;
 }
 
 /** Response to an invalid message of the client. The connection stays open. */
@@ -911,6 +961,8 @@ export interface ProgressNews {
   task_id: string;
 }
 
+export type ReasoningEffort = "none" | "minimal" | "low" | "medium" | "high";
+
 /** Worker that keeps a model in memory. */
 export interface ResidentInfo {
   /** Id of the device. */
@@ -926,6 +978,28 @@ export interface ResidentInfo {
   /** Id of the task that the worker runs. */
   task_id: string | null;
 }
+
+/** Format of the text of a response. */
+export interface ResponseFormat {
+  /** `json_object`: any JSON object. `json_schema`: JSON that fits `json_schema`. */
+  type: ResponseType;
+  /** Schema of the text, for the type `json_schema`. */
+  json_schema?: ResponseSchema;
+}
+
+/** JSON schema of a response. */
+export interface ResponseSchema {
+  /** Name of the schema: letters, digits, `_` and `-`. */
+  name?: string;
+  /** Purpose of the response, for the model. */
+  description?: string;
+  /** JSON schema that the text of the response fits. */
+  schema: Record<string, unknown>;
+  /** true: the text must fit the schema exactly, if the provider supports it. */
+  strict?: boolean;
+}
+
+export type ResponseType = "text" | "json_object" | "json_schema";
 
 /** Finished task. */
 export interface ResultItem {
@@ -963,7 +1037,7 @@ export interface ResultsRequest {
   wait?: number;
 }
 
-export type Role = "system" | "user" | "assistant";
+export type Role = "system" | "developer" | "user" | "assistant" | "tool";
 
 /** Message from the server, by its `type`. Newer servers may send further types. */
 export type ServerMessage = Connected | Heartbeat | TaskUpdate | TaskProgress | TaskOutputChange | AiToken | MetricsUpdate | Subscribed | MessageRejected;
@@ -1342,6 +1416,18 @@ export interface TokenEvent {
   index: number;
 }
 
+/** Token of a response with its log-probability and the most likely tokens in its place. */
+export interface TokenLogprob {
+  /** Text of the token. */
+  token: string;
+  /** Natural logarithm of its probability, before sampling options apply. */
+  logprob: number;
+  /** UTF-8 bytes of the token, which may be a part of a character; null if unknown. */
+  bytes: number[] | null;
+  /** The most likely tokens, most likely first. */
+  top_logprobs: TopLogprob[];
+}
+
 /** Generated text of an AI task. */
 export interface TokenNews {
   /** Id of the task. */
@@ -1350,6 +1436,36 @@ export interface TokenNews {
   text: string;
   /** Number of preceding characters (code points); 0 again if the text starts over. */
   index: number;
+}
+
+/** Tool that a model may call. */
+export interface Tool {
+  /** Always `function`. */
+  type?: "function";
+  /** Function that the caller runs. */
+  function: FunctionDefinition;
+}
+
+/** Call of a tool by a model. The caller runs the function and sends its result as a message of the role `tool`. */
+export interface ToolCall {
+  /** Id of the call, for `tool_call_id`. */
+  id: string;
+  /** Always `function`. */
+  type?: "function";
+  /** Function with its arguments. */
+  function: FunctionCall;
+}
+
+export type ToolMode = "none" | "auto" | "required";
+
+/** Token with its log-probability. */
+export interface TopLogprob {
+  /** Text of the token. */
+  token: string;
+  /** Natural logarithm of its probability, before sampling options apply. */
+  logprob: number;
+  /** UTF-8 bytes of the token, which may be a part of a character; null if unknown. */
+  bytes: number[] | null;
 }
 
 export type Topic = "task_update" | "metrics" | "task_progress" | "task_output" | "ai_token";
@@ -1491,10 +1607,18 @@ export interface ChatOutput {
   model_used: string | null;
   /** `local`, or the name of a profile. */
   provider: string;
-  /** For example `stop`, or `length` if the response was truncated at `max_tokens`. */
+  /** Reasoning of the model before the text; null without any. */
+  reasoning: string | null;
+  /** Tool calls; null without any. */
+  tool_calls: ToolCall[] | null;
+  /** Log-probabilities of the tokens of the response, if requested. */
+  logprobs: TokenLogprob[] | null;
+  /** For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`. */
   finish_reason: string | null;
   /** Tokens of the prompt. */
   prompt_tokens: number | null;
+  /** Tokens of the prompt that were taken from the key-value cache. */
+  cached_tokens: number | null;
   /** Tokens of the response. */
   completion_tokens: number | null;
   /** Tokens of prompt and response together. */
@@ -1549,10 +1673,18 @@ export interface GenerateOutput {
   model_used: string | null;
   /** `local`, or the name of a profile. */
   provider: string;
-  /** For example `stop`, or `length` if the response was truncated at `max_tokens`. */
+  /** Reasoning of the model before the text; null without any. */
+  reasoning: string | null;
+  /** Tool calls; null without any. */
+  tool_calls: ToolCall[] | null;
+  /** Log-probabilities of the tokens of the response, if requested. */
+  logprobs: TokenLogprob[] | null;
+  /** For example `stop`, `tool_calls`, or `length` if the response was truncated at `max_tokens`. */
   finish_reason: string | null;
   /** Tokens of the prompt. */
   prompt_tokens: number | null;
+  /** Tokens of the prompt that were taken from the key-value cache. */
+  cached_tokens: number | null;
   /** Tokens of the response. */
   completion_tokens: number | null;
   /** Tokens of prompt and response together. */
@@ -1700,6 +1832,22 @@ export interface GenerateParameters {
   model?: string | null;
   /** Seconds that the model stays in memory afterwards; null for the runtime's setting. */
   keep_alive?: number | null;
+  /** Format of the text; null for any text. */
+  response_format?: ResponseFormat | null;
+  /** Functions that the model may call; the caller runs them. */
+  tools?: Tool[] | null;
+  /** `none`, `auto` (the default), `required` for at least one call, or the function that must be called. */
+  tool_choice?: ToolMode | ChosenTool | null;
+  /** Amount of reasoning before the text; null for the default of the model. */
+  reasoning_effort?: ReasoningEffort | null;
+  /** true: return the log-probability of each token. */
+  logprobs?: boolean;
+  /** With `logprobs`: number of the most likely tokens to return at each position. */
+  top_logprobs?: number | null;
+  /** Above 0: makes tokens less likely that are already in the text. */
+  presence_penalty?: number | null;
+  /** Above 0: makes tokens less likely the more often they are in the text. */
+  frequency_penalty?: number | null;
   /** Plain text that the model continues; or give messages. */
   prompt?: string | null;
   /** A conversation, formatted with the model's chat template. */

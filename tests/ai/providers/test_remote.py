@@ -182,7 +182,7 @@ async def test_missing_key_is_reported_without_a_request(provide: Provide) -> No
 async def test_missing_model_or_profile_is_rejected() -> None:
     with pytest.raises(InvalidRequest, match=r"parameters.model: is required"):
         await ask("http://127.0.0.1:1/v1", fields={"model": None})
-    with pytest.raises(InvalidRequest, match="unknown profile 'q'; available: p"):
+    with pytest.raises(InvalidRequest, match="unknown profile 'q'; available: local, p"):
         await ask("http://127.0.0.1:1/v1", profile="q")
     with pytest.raises(InvalidRequest, match="no profile is configured: set OPENAI_API_KEY"):
         await RemoteProvider(profiles_from({}, {})).run({"messages": [{"role": "user", "content": "Hi"}]}, Listener())

@@ -1,0 +1,119 @@
+"""Messages with tool calls, and options of responses: their validation, and what an engine gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from openruntime_jupyter.errors import InvalidRequest
+from openruntime_jupyter.local_models.language_model import FIELDS, require_support
+from openruntime_jupyter.operations.generate import ANY_OBJECT, Params
+from openruntime_jupyter.operations.registry import operation
+from openruntime_jupyter.schemas.ai import Message, ToolCall
+from openruntime_jupyter.schemas.values import GenerationOptions
+
+HELLO = [{"role": "user", "content": "hello"}]
+CITY: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string", "default": None}}}
+
+
+def tool(name: str, parameters: dict[str, Any] = CITY) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def schema(value: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "city", "schema": value}}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field", "reason"),
+    [
+        ({"messages": [{"role": "user"}]}, "messages.0", "content is required"),
+        ({"messages": [{"role": "tool", "content": "3"}]}, "messages.0", "needs tool_call_id"),
+        ({"messages": [{"role": "user", "content": "3", "tool_call_id": "1"}]}, "messages.0", "only for the role tool"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content", "part 0 is not a text part"),
+        ({"tools": []}, "tools", "at least 1"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name", "required"),
+        ({"tools": [tool("two words")]}, "tools.0.function.name", "pattern"),
+        ({"tools": [tool("f"), tool("f")]}, "tools", "several functions named 'f'"),
+        ({"tools": [tool("f")], "tool_choice": "maybe"}, "tool_choice", "must be 'none', 'auto', 'required'"),
+        ({"tools": [tool("f")], "tool_choice": tool("g") | {"function": {"name": "g"}}}, "", "'g', but tools has f"),
+        ({"tool_choice": "auto"}, "", "requires tools"),
+        ({"messages": None, "prompt": "hello", "tools": [tool("f")]}, "", "requires messages"),
+        ({"top_logprobs": 3}, "", "requires logprobs"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "require each other"),
+        ({"response_format": schema({"type": "text"})}, "response_format", "type: 'text' is not one of"),
+        ({"response_format": schema({"properties": {"a": {"type": 1}}})}, "response_format", "properties.a.type"),
+        ({"tools": [tool("f", {"type": "text"})]}, "tools", "type: 'text' is not one of"),
+    ],
+)
+def test_invalid_option_is_rejected_by_name(wrong: dict[str, Any], field: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason) as refused:
+        operation("generate").validate({"messages": HELLO, **wrong})
+    assert [detail["field"] for detail in refused.value.details] == ["parameters" + (f".{field}" if field else "")]
+
+
+def test_deeply_nested_schema_is_rejected() -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(400):
+        nested = {"items": nested}
+    with pytest.raises(InvalidRequest, match="nested too deeply"):
+        operation("generate").validate({"response_format": schema(nested)})
+
+
+def test_messages_keep_their_fields_without_nulls() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    given = [
+        {"role": "developer", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "3", "tool_call_id": "1"},
+    ]
+    assert Params(messages=[Message.model_validate(each) for each in given]).conversation == [
+        {"role": "developer", "content": "be brief"},
+        *given[1:],
+    ]
+    assert ToolCall.model_validate(call).model_dump() == call
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"response_format": {"type": "text"}}, {}),
+        ({"response_format": {"type": "json_object"}}, {"schema": ANY_OBJECT}),
+        ({"response_format": schema(CITY)}, {"schema": CITY}),
+        ({"tools": [tool("f"), tool("g")]}, {"tools": (tool("f"), tool("g"))}),
+        ({"tools": [tool("f")], "tool_choice": "none"}, {}),
+        ({"tools": [tool("f")], "tool_choice": "required"}, {"tools": (tool("f"),), "call_required": True}),
+        (
+            {"tools": [tool("f"), tool("g")], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            {"tools": (tool("g"),), "call_required": True},
+        ),
+        ({"logprobs": True}, {"logprobs": 0}),
+        ({"logprobs": True, "top_logprobs": 5}, {"logprobs": 5}),
+        ({"presence_penalty": 1, "frequency_penalty": -1}, {"presence_penalty": 1.0, "frequency_penalty": -1.0}),
+    ],
+)
+def test_engines_get_the_options_of_the_request(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    parameters = operation("generate").validate({"messages": HELLO, **given})
+    assert isinstance(parameters, Params)
+    assert parameters.options == GenerationOptions(512, **expected)
+
+
+def test_unsupported_option_is_rejected_by_name() -> None:
+    set_options: dict[str, Any] = {
+        "schema": {},
+        "tools": (tool("f"),),
+        "logprobs": 0,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.5,
+        "reasoning_effort": "low",
+    }
+    assert set(set_options) == set(FIELDS)
+    require_support(GenerationOptions(8), (), "no engine")
+    for name, value in set_options.items():
+        options = GenerationOptions(8, **{name: value})
+        require_support(options, {name}, "some engine")
+        with pytest.raises(InvalidRequest, match="not supported by no engine: remove it") as refused:
+            require_support(options, set(FIELDS) - {name}, "no engine")
+        assert refused.value.details[0]["field"] == f"parameters.{FIELDS[name]}"
