@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openruntime_jupyter.engines.hosts.finder import InvalidHosts
 from openruntime_jupyter.environment import default_config_dir
 
 if sys.version_info >= (3, 11):
@@ -26,10 +27,6 @@ ADDRESS = re.compile(r"\[.*\]|[\d.]+")
 VARIABLE = re.compile(r"[A-Za-z_]\w*")
 
 DEFAULT_PYTHON = "python3"
-
-
-class InvalidHosts(ValueError):
-    """Hosts or a `hosts.toml` that cannot be used; the message says what to change."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.engines.hosts.hosts_file import InvalidHosts, SshHost, ssh_hosts
+from openruntime_jupyter.engines.hosts.finder import InvalidHosts
+from openruntime_jupyter.engines.hosts.hosts_file import SshHost, ssh_hosts
 
 
 def test_names_are_the_shortest_that_are_unique(tmp_path: Path) -> None:
