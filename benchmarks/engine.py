@@ -33,6 +33,9 @@ class NullObserver:
     def started(self, worker: str) -> None:
         """Ignore the event."""
 
+    def waiting(self, reason: str | None) -> None:
+        """Ignore the event."""
+
     def progressed(self, progress: dict[str, Any]) -> None:
         """Ignore the event."""
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -101,6 +102,16 @@ class MemoryReader:
             if memory is not None:
                 total, available = min(total, memory.total), min(available, memory.available)
         return Memory(total, min(available, total))
+
+
+class Capacity(Protocol):
+    """Memory and cores of a machine; `total` is in bytes, as read last."""
+
+    total: int
+    cores: int
+
+    def memory(self) -> Memory:
+        """Return the total and available memory."""
 
 
 SHORTEST_LOAD = 0.1

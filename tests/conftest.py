@@ -31,6 +31,30 @@ MEASURED = ("tests/notebook/", "tests/operations/", "tests/server/")
 """Tests whose kernels, servers and workers are measured too: they run most of the code of these rooms."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that runs all tests over another engine."""
+    parser.addoption("--engine", choices=["local", "agent"], default="local", help="engine of the runtimes in the tests' own process")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of `every_engine` over each."""
+    if metafunc.definition.get_closest_marker("every_engine") and metafunc.config.getoption("--engine") == "local":
+        metafunc.parametrize("engine", ["local", "agent"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Engine of the runtimes that the tests start in their own process."""
+    kind = getattr(request, "param", request.config.getoption("--engine"))
+    if kind == "local":
+        yield kind
+        return
+    from tests.engine_kinds import on_agents  # late: most tests need no runtime
+
+    with on_agents():
+        yield kind
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """Disable the garbage collector during collection, of which it takes a third, and freeze the collected objects."""

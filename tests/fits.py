@@ -77,7 +77,8 @@ def pointed(*keys: str) -> str:
 def must_fit(base: str, response: httpx.Response) -> None:
     """Raise AssertionError for a response of the server at the URL `base` that violates the document.
 
-    Responses outside of `base` are ignored. Unknown paths and methods must be answered with the error envelope.
+    Responses outside of `base` are ignored. Unknown paths and methods must be answered with the error envelope, those below `/v1` with an
+    error in OpenAI's format.
     """
     url, verb = response.request.url, response.request.method.lower()
     root = httpx.URL(base)
@@ -93,8 +94,10 @@ def must_fit(base: str, response: httpx.Response) -> None:
         entry = None  # a WebSocket has no HEAD
     where = f"{response.request.method} {raw}: {response.status_code} as {kind}"
     if entry is None:
-        assert response.status_code in (403, 404, 405, 400, 413, 429, 503), f"{where} for an undocumented path or method"
-        pointer = pointed("components", "schemas", "ErrorEnvelope")
+        openai = raw.removeprefix(mount).startswith("/v1/")
+        allowed = (403, 404, 405, 400, 413, 429, 503, *((401,) if openai else ()))
+        assert response.status_code in allowed, f"{where} for an undocumented path or method"
+        pointer = pointed("components", "schemas", "OpenAiError" if openai else "ErrorEnvelope")
     else:
         status = str(response.status_code)
         assert status in entry["responses"], f"{where} is undocumented"

@@ -14,6 +14,7 @@ import cloudpickle
 import pytest
 from jupyter_core.utils import ensure_event_loop
 
+from openruntime_jupyter.engines.hosts.finder import HostsSetup
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
@@ -25,16 +26,18 @@ Value = TypeVar("Value")
 
 
 @asynccontextmanager
-async def runtime_in(folder: Path, *, interpreter: str | None = None, **settings: Any) -> AsyncIterator[Runtime]:
+async def runtime_in(
+    folder: Path, *, interpreter: str | None = None, hosts: HostsSetup | None = None, **settings: Any
+) -> AsyncIterator[Runtime]:
     """Start a runtime with its data in `folder` and stop it at the end. By default it has one slot and no spare workers.
 
-    `interpreter` is the Python of its workers, by default that of this process.
+    `interpreter` is the Python of its workers, by default that of this process; `hosts` are other hosts that run its tasks.
     """
     settings.setdefault("cpu_slots", 1)
     settings.setdefault("spare_workers", 0)
     chosen = Settings(data_dir=folder, **settings)
     engine = interpreter and LocalEngine(LocalOptions(chosen.payloads, chosen.temporary, interpreter=interpreter))
-    runtime = Runtime(chosen, engine or None)
+    runtime = Runtime(chosen, engine or None, hosts=hosts)
     await runtime.start()
     try:
         yield runtime
@@ -51,7 +54,7 @@ def jp_asyncio_loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @pytest.fixture(scope="module")
-def runtime(jp_asyncio_loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+def runtime(jp_asyncio_loop: asyncio.AbstractEventLoop, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     """Runtime with one slot and no spares, which the independent tests of a module share."""
     context = runtime_in(tmp_path_factory.mktemp("runtime"))
     yield jp_asyncio_loop.run_until_complete(context.__aenter__())

@@ -31,6 +31,7 @@ FLOORS = (
         "worker",
         "engines",
         "runtime",
+        "agent",
         "ai",
     ),
     *("server", "client", "notebook", "cli"),

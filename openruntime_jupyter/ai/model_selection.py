@@ -21,6 +21,9 @@ LOGIN_REQUIRED = (
     "model (`profile` `local`; `jupyter openruntime pull` downloads one)"
 )
 
+DEFAULT = "default"
+"""Id of the default model, unless a local model has this name."""
+
 
 class LocalModels(Protocol):
     """Local models; see `local_models/catalog.py`."""
@@ -67,6 +70,28 @@ class Chooser:
         if not self._local.known():
             raise NotAllowed(LOGIN_REQUIRED.format(default))
         return self.local(None, caller)
+
+    def named(self, name: str | None, caller: Caller) -> Choice:
+        """Return the model with an id as in `names`. Other names and paths are chosen like a model without a profile; see `choose`."""
+        if not name or (name == DEFAULT and self._local.named(name) is None):
+            return self.choose(None, None, caller)
+        profile, _, model = name.partition("/")
+        if self._local.named(name) is None and (profile == LOCAL or profile in self._remote):
+            return self.choose(profile, model or None, caller)
+        return self.choose(None, name, caller)
+
+    def name_of(self, choice: Choice, caller: Caller) -> str:
+        """Return the id of a chosen model."""
+        if choice.profile is None:
+            return self._local.resolve(choice.model, caller).name
+        return f"{choice.profile}/{choice.model or self._remote[choice.profile].model}"
+
+    def names(self, caller: Caller) -> dict[str, str]:
+        """Return the providers of the models that this caller may use by default, by the id of the model."""
+        found = {each.name: LOCAL for each in self._local.known()}
+        if caller.may_spend:
+            found |= {f"{name}/{profile.model}": name for name, profile in self._remote.items() if profile.model is not None}
+        return found
 
     def local(self, model: str | None, caller: Caller) -> Choice:
         """Return a local model."""

@@ -12,21 +12,24 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from openruntime_jupyter.ai import conversations, system_data
+from openruntime_jupyter.ai import chat_completions, conversations, system_data
 from openruntime_jupyter.ai.agents import Agent, Agents
 from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.ai.conversations import Conversations
 from openruntime_jupyter.ai.insights.rewriting import Choose, ModelKind, Rewriter
-from openruntime_jupyter.ai.model_selection import Choice, Chooser
+from openruntime_jupyter.ai.model_information import model_information, resident_information
+from openruntime_jupyter.ai.model_selection import DEFAULT, Choice, Chooser
 from openruntime_jupyter.ai.number_check import unverified_numbers_of
 from openruntime_jupyter.ai.profiles import profiles_from
 from openruntime_jupyter.ai.providers.remote import RemoteProvider
 from openruntime_jupyter.ai.workflows import Shared, system_message, user_message, with_turns, workflow
-from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
+from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError, StorageUnavailable
 from openruntime_jupyter.runtime.large import LARGE
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
-from openruntime_jupyter.schemas.ai import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList, ResidentInfo
+from openruntime_jupyter.runtime.storage.model_speeds import Speed, speeds
+from openruntime_jupyter.schemas.ai import LOCAL, About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList
+from openruntime_jupyter.schemas.chat_completions import ChatCompletionRequest, CompletionHeaders
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 
 SAMPLING = ("temperature", "top_p", "max_tokens", "stop", "seed")
@@ -91,18 +94,37 @@ class AiService:
             large = len(request.prompt) > LARGE
             return await self.runtime.submission.submit(task, caller, idempotency_key, same, large=large)
 
-        user = user_message(request.prompt, parameters)
+        asked = [user_message(request.prompt, parameters), *(parameters.tool_messages or ())]
         if parameters.conversation is None:
-            return await enqueue([*system, user])
+            return await enqueue([*system, *asked])
         turn = await self.conversations.turn(caller.owner, parameters.conversation, None if request.wait else conversations.PATIENCE)
         try:
             turns = await self.conversations.turns(caller.owner, parameters.conversation)
-            task_id = await enqueue(*with_turns(system, turns, user, choice.context_length, parameters.max_tokens))
+            task_id = await enqueue(*with_turns(system, turns, asked, choice.context_length, parameters.max_tokens))
         except BaseException:
             turn.release()
             raise
         self._keep(self._release(turn, task_id))
         return task_id
+
+    async def complete(
+        self, request: ChatCompletionRequest, options: CompletionHeaders, caller: Caller, *, large: bool = False
+    ) -> tuple[str, str]:
+        """Submit a chat completion and return the id of its task and that of its model; see `submit` for the errors.
+
+        A `large` request is validated on a thread.
+        """
+        await self.runtime.catalog.refresh(request.model, caller)
+        choice = self._chooser.named(request.model, caller)
+        task = chat_completions.task_of(request, options, choice)
+        name = self._chooser.name_of(choice, caller)
+        return await self.runtime.submission.submit(task, caller, large=large), name
+
+    async def model_names(self, caller: Caller) -> dict[str, str]:
+        """Return the models for chat completions: the providers by the id of the model."""
+        await self.runtime.catalog.refresh()
+        names = self._chooser.names(caller)
+        return {DEFAULT: LOCAL if self._chooser.default is None else self._chooser.default, **names} if names else {}
 
     async def get(self, task_id: str, wait: float | None = 0.0) -> AiTask:
         """Return an AI task at its end (`wait` None), or after `wait` seconds. Raises `TaskNotFound`."""
@@ -160,36 +182,30 @@ class AiService:
 
     async def models(self, caller: Caller) -> ModelList:
         """Return the local models (marking those in memory) and the remote providers."""
-        await self.runtime.catalog.refresh()
+        catalog = self.runtime.catalog
+        await catalog.refresh()
+        speed = await self._speeds()
+        on_cpu = all(device.type == "cpu" for device in self.runtime.devices())
         found = {
-            source.name: ModelInfo(
-                name=source.name,
-                kind=source.kind,
-                engine=source.engine,
-                path=source.path if caller.may_execute else None,
-                bytes=source.bytes,
-                context_length=source.context_length,
+            source.name: model_information(
+                source, catalog.shape(source), speed.get(source.name), show_path=caller.may_execute, on_cpu=on_cpu
             )
-            for source in self.runtime.catalog.known()
+            for source in catalog.known()
         }
         for report in self.runtime.engine.models.reports():
-            info = found.setdefault(report.name, ModelInfo(name=report.name))
-            info.resident.append(
-                ResidentInfo(
-                    lane=report.lane,
-                    state=report.state,
-                    resident_bytes=report.resident,
-                    idle_seconds=report.idle_seconds,
-                    keep_alive_seconds=report.keep_alive,
-                    task_id=report.task_id,
-                )
-            )
+            found.setdefault(report.name, ModelInfo(name=report.name)).resident.append(resident_information(report))
         local = list(found.values())
-        named = self.runtime.catalog.named(self._config.default_model)
+        named = catalog.named(self._config.default_model)
         default = found[named.name] if named is not None else local[0] if local else None
         if default is not None and default.kind is not None:
             default.default = True
         return ModelList(models=local, profiles=self._provider.profiles.info())
+
+    async def _speeds(self) -> dict[str, Speed]:
+        try:
+            return await self.runtime.history.look(speeds)
+        except StorageUnavailable:  # `/health` reports it
+            return {}
 
     async def close(self) -> None:
         """Cancel background work and close connections to providers. Called after the runtime has stopped."""
@@ -225,6 +241,7 @@ class AiService:
 def _task(request: AiRequest, parameters: Shared, choice: Choice, messages: list[Message], about: About) -> TaskRequest:
     """Return the task request: `chat` for a remote profile, else `generate`."""
     given = {name: value for name in (*SAMPLING, "keep_alive") if (value := getattr(parameters, name)) is not None}
+    given |= parameters.response_options()
     sent: dict[str, Any] = {"messages": [message.model_dump() for message in messages], "about": about.model_dump()}
     if choice.model is not None:
         sent["model"] = choice.model
@@ -262,7 +279,7 @@ def answer_of(task: Task) -> AiTask:
         conversation=given.get("conversation"),
         left_out=given.get("left_out", 0),
         unverified_numbers=unverified_numbers_of(task),
-        answer=Answer.model_construct(**fields) if task.result is not None else None,
+        answer=Answer.model_validate(fields) if task.result is not None else None,
         **{name: getattr(task, name) for name in SAME},
     )
 

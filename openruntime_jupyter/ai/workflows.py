@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from openruntime_jupyter.errors import InvalidRequest
 from openruntime_jupyter.operations.base import validated
-from openruntime_jupyter.schemas.ai import Message, Turn, WorkflowInfo, WorkflowList
+from openruntime_jupyter.operations.response_options import CheckedResponseOptions
+from openruntime_jupyter.schemas.ai import Message, ResponseOptions, Turn, WorkflowInfo, WorkflowList
+from openruntime_jupyter.schemas.base import wrong
 from openruntime_jupyter.schemas.system import Timeframe
 
 SYSTEM_ANALYSIS = "system_analysis"
@@ -25,10 +27,8 @@ SETTINGS_REQUIREMENT = (
 )
 
 
-class Shared(BaseModel):
-    """Parameters of all workflows. Missing and null values are not sent."""
-
-    model_config = ConfigDict(extra="forbid")
+class PromptOptions(BaseModel):
+    """Model, instructions, context and sampling of a prompt."""
 
     profile: Short | None = Field(None, description="Name of the remote provider; `local`: a local model.")
     model: str | None = Field(None, min_length=1, max_length=4096, description="Name of the model, as in `GET /models` or at the provider.")
@@ -48,6 +48,31 @@ class Shared(BaseModel):
     keep_alive: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="Seconds that a local model stays in memory after this prompt."
     )
+
+
+class Shared(CheckedResponseOptions, PromptOptions):
+    """Parameters of all workflows. Missing and null values are not sent."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tool_messages: list[Message] | None = Field(
+        None,
+        max_length=1_000,
+        description="Tool calls of the model so far with their results: messages of the roles `assistant` and `tool`, after the prompt.",
+    )
+
+    @field_validator("tool_messages")
+    @classmethod
+    def _only_calls_and_results(cls, messages: list[Message] | None) -> list[Message] | None:
+        for message in messages or ():
+            if message.role not in ("assistant", "tool"):
+                raise wrong(f"must have only the roles assistant and tool, not {message.role}")
+        return messages
+
+    def response_options(self) -> dict[str, Any]:
+        """Return the given options of the response, as JSON."""
+        given = self.model_dump(include=set(ResponseOptions.model_fields))
+        return {name: value for name, value in given.items() if value not in (None, False)}
 
     def requirements(self) -> list[str]:
         """Return the requirements of the parameters as sentences."""
@@ -215,12 +240,15 @@ def tokens_of(*texts: str) -> int:
 
 
 def with_turns(
-    system: Sequence[Message], turns: Sequence[Turn], user: Message, context_length: int | None, max_tokens: int | None
+    system: Sequence[Message], turns: Sequence[Turn], asked: Sequence[Message], context_length: int | None, max_tokens: int | None
 ) -> tuple[list[Message], int]:
-    """Return all messages with the newest turns that fit `context_length` tokens, and the number of omitted turns."""
+    """Return all messages with the newest turns that fit `context_length` tokens, and the number of omitted turns.
+
+    `asked` is the prompt, followed by the messages of its tool calls.
+    """
     most = context_length or UNKNOWN_CONTEXT
     answer = max_tokens if max_tokens is not None else min(ANSWER_TOKENS, most // 4)
-    room = most - answer - tokens_of(user.text, *(message.text for message in system))
+    room = most - answer - tokens_of(*(message.text for message in (*system, *asked)))
     kept: list[Message] = []
     left_out = len(turns)
     for turn in reversed(turns):
@@ -229,4 +257,4 @@ def with_turns(
             break
         kept[:0] = [Message(role="user", content=turn.prompt), Message(role="assistant", content=turn.answer)]
         left_out -= 1
-    return [*system, *kept, user], left_out
+    return [*system, *kept, *asked], left_out

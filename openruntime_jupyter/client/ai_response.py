@@ -27,6 +27,8 @@ class Usage:
     completion_tokens: int | None = None
     tokens_used: int | None = None
     """Prompt and completion tokens together."""
+    cached_tokens: int | None = None
+    """Tokens of the prompt that were taken from the key-value cache."""
     tokens_per_second: float | None = None
     prompt_tokens_per_second: float | None = None
     time_to_first_token_s: float | None = None

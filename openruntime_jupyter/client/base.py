@@ -65,7 +65,7 @@ class Options:
     priority: int = 5
     """1 to 10; 10 is the most urgent."""
     device: str = "auto"
-    """`auto`, `gpu`, `cpu`, or the id of a device."""
+    """`auto`, `gpu`, `cpu`, the id of a device or the name of a host."""
     timeout: float | None = None
     """Run time limit in seconds; None for no limit."""
     retries: int = 0

@@ -164,6 +164,11 @@ def cancelled(stage: Stage, last_output: str | None = None) -> Failure:
     return Failure(kind=FailureKind.CANCELLED, message=f"Cancelled {HOW[stage]}.", last_output=last_output)
 
 
+def cancelled_with(host: str) -> Failure:
+    """Return the failure of a task that was cancelled on a host which does not respond and is lost."""
+    return Failure(kind=FailureKind.CANCELLED, message=f"Cancelled: the host {host} was lost, and its agent ends all tasks then.")
+
+
 def no_memory(needed: int, free: int, waited: float) -> Failure:
     """Return the failure of a task that an idle device had no memory for."""
     message = (

@@ -24,6 +24,7 @@ from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
     Died,
+    HostDevices,
     Job,
     Measurements,
     NeedsMemory,
@@ -409,6 +410,9 @@ class LocalEngine:
         else:
             self._pool("device_0", interpreter).adopt(worker)
         return reports
+
+    def watch(self, joined: Callable[[HostDevices], None], left: Callable[[str], None], pending: Callable[[], int]) -> None:
+        """There are no other hosts."""
 
     # Running
 

@@ -37,7 +37,7 @@ class ProcessGroups:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / secrets.token_hex(8)
-        self._boot = _boot_id()
+        self._boot = boot_id()
         self._number = 0
         self._descriptor: int | None = None
         self._problem: str | None = None
@@ -105,7 +105,7 @@ def end_left_groups(folder: Path) -> int:
 def _recorded(path: Path) -> dict[int, str]:
     """Return the start times of the recorded workers of this boot by pid."""
     lines = (line.split() for line in path.read_text(encoding="ascii", errors="replace").splitlines())
-    boot = _boot_id()
+    boot = boot_id()
     return {int(line[1]): line[2] for line in lines if len(line) == 3 and line[0] == boot and line[1].isdigit()}
 
 
@@ -154,7 +154,8 @@ def _start_time(pid: int) -> str | None:
     return None
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return an id of the start of this machine; `-` if it has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:  # start times are absolute on other systems

@@ -5,11 +5,12 @@ It uses task ids, lanes, payload names and worker names, but no paths or pids, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol
 
+from openruntime_jupyter.memory import Capacity
 from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import Failure
 from openruntime_jupyter.schemas.values import ArrayKind, ModelSource
@@ -155,6 +156,15 @@ class RaisedError:
 
 
 @dataclass(slots=True)
+class HostLoss:
+    """Loss of the host that a task was given to. If the task had `begun`, it may run there for up to `safe_in` seconds from then."""
+
+    host: str
+    begun: bool
+    safe_in: float
+
+
+@dataclass(slots=True)
 class Died:
     """Outcome of a task whose worker died or could not be started; `retry` is False if another attempt would fail as well.
 
@@ -165,6 +175,7 @@ class Died:
     measurements: Measurements = field(default_factory=Measurements)
     retry: bool = True
     no_worker: bool = False
+    host_loss: HostLoss | None = None
 
 
 @dataclass(slots=True)
@@ -193,6 +204,9 @@ class Observer(Protocol):
 
     def started(self, worker: str) -> None:
         """Handle the start of the job on a worker."""
+
+    def waiting(self, reason: str | None) -> None:
+        """Handle the reason why the job can't start or can't be reached now; None once that is over."""
 
     def progressed(self, progress: dict[str, Any]) -> None:
         """Handle a progress report of the task."""
@@ -279,6 +293,20 @@ class LoadedModels(Protocol):
         """Unload the idle models of that name, or all; return their names once their workers have ended."""
 
 
+class HostDevices(JobRunner, Protocol):
+    """Devices of another host, with the runner of their jobs. The id of a device is its host's name and its position there."""
+
+    name: str
+
+    @property
+    def devices(self) -> list[DeviceReport]:
+        """Devices of the host."""
+
+    @property
+    def machine(self) -> Capacity:
+        """Memory and cores of the host."""
+
+
 class Engine(JobRunner, Protocol):
     """Engine that owns workers."""
 
@@ -301,6 +329,16 @@ class Engine(JobRunner, Protocol):
 
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
         """Return the devices of this interpreter's workers once the first one is ready; raise `EngineError` if none starts."""
+
+    def watch(self, joined: Callable[[HostDevices], None], left: Callable[[str], None], pending: Callable[[], int]) -> None:
+        """Report the devices of other hosts from now on.
+
+        Parameters
+        ----------
+        joined : called with the devices of a host that can run jobs
+        left : called with the name of such a host once it can't
+        pending : returns the number of pending tasks, for clusters that start hosts
+        """
 
     def allocated(self, task_id: str) -> int:
         """Return the bytes by which the worker of this task has grown since the task began; 0 if unknown."""

@@ -93,6 +93,11 @@ class ModelCatalog:
         found = [source for source in known if source.name == name] or [source for source in known if _plain(source) == name]
         return found[0] if len(found) == 1 else None
 
+    def shape(self, source: ModelSource) -> Shape | None:
+        """Return what the last refresh read of a model; None for one that is not on this machine."""
+        _, shape = self._shapes.get(Path(source.path), (None, None))
+        return shape if isinstance(shape, Shape) else None
+
     def resolve(self, name: str | None, caller: Caller) -> ModelSource:
         """Return the model with that name or path; None means the default one.
 
@@ -172,15 +177,7 @@ class ModelCatalog:
             raise NotAModel(f"{os.fspath(path)!a} is not valid Unicode: rename it") from None
         kind: Literal["mlx", "gguf"] = "gguf" if path.suffix == ".gguf" or path.is_file() else "mlx"  # Ollama's files have no suffix
         shape = self._shape(path, kind)
-        return ModelSource(
-            name.removesuffix(".gguf"),
-            str(path),
-            kind,
-            shape.bytes,
-            shape.context_length,
-            shape.float32_bytes,
-            shape.cache_numbers,
-        )
+        return ModelSource(name.removesuffix(".gguf"), str(path), kind, **shape.sizes)
 
     def _shape(self, path: Path, kind: Literal["mlx", "gguf"]) -> Shape:
         """Return the shape of a model, cached while its file or folder is unchanged. A model whose parts are in several files is not."""

@@ -6,11 +6,14 @@ import contextlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
+
+from openruntime_jupyter.schemas.values import ModelAbility
 
 LONGEST_JSON = 4_000_000
 """Maximum length in bytes of a JSON text. Parsing it blocks all threads of the server, for up to 50 ms."""
@@ -19,6 +22,8 @@ LONGEST_JSON_OF_FOLDER = 50_000_000
 MOST_DIMENSIONS = 8
 LARGEST = 2**53
 """Largest valid size. All JSON parsers represent it exactly."""
+REASONING = re.compile(r"<think|enable_thinking|reasoning_content|reasoning_effort|\[THINK\]")
+"""Parts of the chat templates of models that reason before they answer."""
 GROUP_SIZE = 64
 """Default number of weights that share a scale."""
 
@@ -27,14 +32,38 @@ class NotAModel(ValueError):
     """Folder or file without a loadable model; the message says what is missing."""
 
 
+class Sizes(TypedDict):
+    """Sizes of a model; see `ModelSource`."""
+
+    bytes: int
+    context_length: int | None
+    float32_bytes: int | None
+    cache_numbers: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a model; None for unknown ones. See `ModelSource`."""
+    """Sizes of a model, type of its weights and chat template; None for unknown ones. See `ModelSource`.
+
+    `quantisation` is for example `Q4_K_M`, `4 bits` or `bfloat16`. `abilities` are those that the chat template has.
+    """
 
     bytes: int
     context_length: int | None = None
     float32_bytes: int | None = None
     cache_numbers: int | None = None
+    quantisation: str | None = None
+    abilities: tuple[ModelAbility, ...] = ()
+
+    @property
+    def sizes(self) -> Sizes:
+        """Return the fields of a `ModelSource`."""
+        return {
+            "bytes": self.bytes,
+            "context_length": self.context_length,
+            "float32_bytes": self.float32_bytes,
+            "cache_numbers": self.cache_numbers,
+        }
 
 
 def shape_of(folder: Path) -> Shape:
@@ -47,9 +76,37 @@ def shape_of(folder: Path) -> Shape:
         size = sum(file.stat().st_size for file in files)
         inner = config.get("text_config")
         sizes = {**config, **inner} if isinstance(inner, dict) else config
-        return Shape(size, _whole(sizes, "max_position_embeddings"), _float32_bytes(files, config), cache_numbers(sizes))
+        context, numbers = _whole(sizes, "max_position_embeddings"), _float32_bytes(files, config)
+        return Shape(size, context, numbers, cache_numbers(sizes), _quantisation(config), abilities_of(_template(folder)))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:  # a damaged header may be any JSON
         raise NotAModel(f"{folder} can't be read: {problem}") from None
+
+
+def abilities_of(template: str | None) -> tuple[ModelAbility, ...]:
+    """Return what a model can do according to its chat template, which is a program that mentions what it formats."""
+    if not template:
+        return ()
+    tools: tuple[ModelAbility, ...] = ("tools",) if re.search(r"\btools\b", template) else ()
+    reasoning: tuple[ModelAbility, ...] = ("reasoning",) if REASONING.search(template) else ()
+    return ("chat", *tools, *reasoning)
+
+
+def _quantisation(config: dict[str, Any]) -> str | None:
+    quantization = config.get("quantization")
+    bits = _whole(quantization, "bits") if isinstance(quantization, dict) else None
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return f"{bits} bits" if bits is not None else dtype if isinstance(dtype, str) else None
+
+
+def _template(folder: Path) -> str | None:
+    """Return the chat template of a folder, which is in a separate file or in the configuration of the tokenizer."""
+    with contextlib.suppress(OSError, ValueError, RecursionError), open_file(folder / "chat_template.jinja") as (file, _):
+        return file.read(LONGEST_JSON).decode()
+    with contextlib.suppress(OSError, ValueError, RecursionError), open_file(folder / "tokenizer_config.json") as (file, size):
+        settings = json.loads(file.read(LONGEST_JSON)) if size <= LONGEST_JSON else None
+        template = settings.get("chat_template") if isinstance(settings, dict) else None
+        return json.dumps(template) if isinstance(template, list) else template if isinstance(template, str) else None
+    return None
 
 
 @contextlib.contextmanager

@@ -12,13 +12,50 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from openruntime_jupyter.local_models.folder import LARGEST, NotAModel, Shape, open_file
+from openruntime_jupyter.local_models.folder import LARGEST, NotAModel, Shape, abilities_of, open_file
 from openruntime_jupyter.schemas.values import ModelSource
 
 QUANTISATION = re.compile(r"(UD-)?(I?Q\d\w*|B?F16|F32|MXFP4\w*|TQ\d_\d)", re.IGNORECASE)
 """Conventional suffix of a file name for the type of its weights."""
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 """Name of one file of a model in several."""
+
+FILE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    19: "IQ2_XXS",
+    20: "IQ2_XS",
+    21: "Q2_K_S",
+    22: "IQ3_XS",
+    23: "IQ3_XXS",
+    24: "IQ1_S",
+    25: "IQ4_NL",
+    26: "IQ3_S",
+    27: "IQ3_M",
+    28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS",
+    31: "IQ1_M",
+    32: "BF16",
+    36: "TQ1_0",
+    37: "TQ2_0",
+    38: "MXFP4",
+}
+"""llama.cpp's numbers of file types."""
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -60,9 +97,14 @@ def context_for(source: ModelSource, tokens: int) -> int:
     return wanted if source.context_length is None else min(wanted, source.context_length)
 
 
+def cache_bytes(source: ModelSource, tokens: int) -> int:
+    """Return the size in bytes of llama.cpp's key-value cache for `tokens`; 0 if it is unknown."""
+    return tokens * (source.cache_numbers or 0) * NUMBER
+
+
 def memory_for(source: ModelSource, context: int) -> int:
     """Return the bytes that a loaded model needs: file, key-value cache for `context` tokens, and buffers."""
-    return (source.bytes or 0) + context * (source.cache_numbers or 0) * NUMBER + BUFFERS
+    return (source.bytes or 0) + cache_bytes(source, context) + BUFFERS
 
 
 def shape_of_gguf(path: Path) -> Shape:
@@ -83,7 +125,20 @@ def shape_of_gguf(path: Path) -> Shape:
     head = width // heads if width and heads else None
     key, value = number("attention.key_length") or head, number("attention.value_length") or head
     cached = layers * (number("attention.head_count_kv") or heads or 0) * (key + value) if key and value else None
-    return Shape(sum(part.stat().st_size for part in _parts(path)), number("context_length"), None, cached)
+    size = sum(part.stat().st_size for part in _parts(path))
+    template = values.get("tokenizer.chat_template")
+    abilities = abilities_of(template if isinstance(template, str) else None)
+    return Shape(size, number("context_length"), None, cached, _quantisation(path, values), abilities)
+
+
+def _quantisation(path: Path, values: Mapping[str, Any]) -> str | None:
+    """Return the type of most weights: that in the header, else the one that the name ends with."""
+    kind = values.get("general.file_type")
+    if type(kind) is int and (known := FILE_TYPES.get(kind)) is not None:
+        return known
+    _, _, end = path.stem.rpartition(".")
+    _, _, last = end.rpartition("-")
+    return next((each.upper() for each in (end, last) if QUANTISATION.fullmatch(each)), None)
 
 
 def _parts(path: Path) -> list[Path]:

@@ -117,6 +117,7 @@ class Timing:
             "prompt_tokens": prompt,
             "completion_tokens": self.written,
             "tokens_used": prompt + self.written,
+            "cached_tokens": cached,
             "tokens_per_second": (self.written - 1) / (self.last - first) if self.last > first else None,
             "prompt_tokens_per_second": (prompt - cached) / (first - self.read) if first > self.read else None,
             "time_to_first_token_s": first - self.began,

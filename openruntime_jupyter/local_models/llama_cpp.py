@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter.errors import EngineError, InvalidRequest, MemoryRefused
 from openruntime_jupyter.local_models.folder import NotAModel
-from openruntime_jupyter.local_models.gguf import context_for, memory_for, read_header
+from openruntime_jupyter.local_models.gguf import cache_bytes, context_for, memory_for, read_header
 from openruntime_jupyter.local_models.language_model import INSTALL, Timing, loading, require_support
 from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions, ModelSource
@@ -134,7 +134,13 @@ class LlamaCppModel:
             raise MemoryRefused.because(needed, free, what)
 
     def _load(self, context: TaskContext) -> Any:
-        return open_server(self._path, self._context, context.threads, self._on_gpu)
+        return open_server(self._path, self._context, context.threads, self._on_gpu, self._room_for_caches())
+
+    def _room_for_caches(self) -> int:
+        """Return the bytes for key-value caches of earlier prompts: those of one context, or 0 if that is over half of the free memory."""
+        wanted = cache_bytes(self._source, self._context)
+        free = self._memory.read().available - (0 if self._on_gpu else memory_for(self._source, self._context))
+        return wanted if 2 * wanted <= free else 0
 
 
 class _NeedsContext(Exception):
@@ -204,11 +210,12 @@ def _chunks(ask: Callable[..., Any], body: dict[str, Any]) -> Generator[dict[str
         thread.join()
 
 
-def open_server(path: Path, tokens: int, threads: int, on_gpu: bool = False) -> Any:
+def open_server(path: Path, tokens: int, threads: int, on_gpu: bool = False, caches: int = 0) -> Any:
     """Load a file with a context of `tokens` and return llama.cpp's server for it, which frees the model when it is deleted.
 
-    The server has generated one token: it would never end if it were deleted before its first request. Raises `NotAModel` with
-    llama.cpp's reason, and `EngineError` with the install command if xllamacpp is missing.
+    The server keeps the key-value cache of its last prompt, and those of earlier ones in at most `caches` bytes of memory. It has generated
+    one token: it would never end if it were deleted before its first request. Raises `NotAModel` with llama.cpp's reason, and `EngineError`
+    with the install command if xllamacpp is missing.
     """
     xllamacpp = _import_xllamacpp()
     params = xllamacpp.CommonParams()
@@ -217,7 +224,7 @@ def open_server(path: Path, tokens: int, threads: int, on_gpu: bool = False) -> 
     params.n_batch = params.n_ubatch = BATCH_ON_GPU if on_gpu else BATCH
     params.n_gpu_layers = -1 if on_gpu else 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.fit_params, params.ui, params.cache_ram_mib = False, False, 0
+    params.fit_params, params.ui, params.cache_ram_mib = False, False, -(-caches >> 20)
     params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
     params.api_keys = [secrets.token_hex()]
     try:

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ def _with_local_files(source: ModelSource) -> ModelSource:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(source.path, allow_patterns=["*.json", "model*.safetensors", "*.jinja", "*.txt", "*.model"]))
-        return replace(source, path=str(folder), kind="mlx", **asdict(shape_of(folder)))
+        return replace(source, path=str(folder), kind="mlx", **shape_of(folder).sizes)
     if not Path(source.path).exists():
         raise NotAModel(f"{source.path} no longer exists")
     return source

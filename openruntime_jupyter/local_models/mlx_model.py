@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
 from openruntime_jupyter.local_models.language_model import Timing, require_support
+from openruntime_jupyter.local_models.mlx_prompt_cache import PromptCaches
 from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions
 
@@ -42,6 +43,7 @@ class MlxModel:
         self._heads = int(getattr(getattr(model, "args", None), "num_attention_heads", 0) or 0)
         self._memory = MemoryReader()
         self._chunking = AdaptiveChunking()
+        self._caches = PromptCaches(model, self._token_bytes)
 
     # The prompt
 
@@ -69,8 +71,9 @@ class MlxModel:
     def require_room(self, prompt: int, max_tokens: int, context: TaskContext) -> int:
         """Return the maximum number of tokens to generate after `prompt` tokens, at most `max_tokens`.
 
-        Raises `InvalidRequest` for a prompt that fills the context of the model, and `MemoryRefused` for one whose key-value cache does
-        not fit into the free memory: a failed allocation in MLX is a segmentation fault.
+        Caches of earlier prompts are deleted if memory is short. Raises `InvalidRequest` for a prompt that fills the context of the model,
+        and `MemoryRefused` for one whose key-value cache does not fit into the free memory: a failed allocation in MLX is a segmentation
+        fault.
         """
         room = max_tokens if self._context_length is None else min(max_tokens, self._context_length - prompt)
         if room < 1:
@@ -82,6 +85,10 @@ class MlxModel:
             if context.device_type == "cpu":  # the CPU computes attention per piece, for all heads at once
                 needed += 4 * total * self._heads * min(LARGEST, prompt)
             free = self._free(context)
+            if needed > free and self._caches.nbytes:
+                self._caches.release()
+                mx.clear_cache()
+                free = self._free(context)
             if needed > free:
                 raise MemoryRefused.because(
                     needed, free, f"A prompt of {prompt:,} tokens with up to {room:,} tokens to generate (max_tokens)"
@@ -116,12 +123,15 @@ class MlxModel:
                 context.token(piece)
 
         reason = None
+        cache, cached = self._caches.take(tokens)
+        generated: list[int] = []
         # The stdout of a task is only the generated text.
         with (
             contextlib.redirect_stdout(sys.stderr),
-            contextlib.closing(self._responses(tokens, room, options, timing, context)) as responses,
+            contextlib.closing(self._responses(tokens, cache, cached, room, options, timing, context)) as responses,
         ):
             for response in responses:
+                generated.append(response.token)
                 timing.token(response.generation_tokens)
                 pass_on(stops.feed(response.text))
                 context.progress(timing.written, None, "writing")
@@ -129,31 +139,39 @@ class MlxModel:
                 if reason is not None:
                     break
         pass_on(stops.flush())
-        return {"text": "".join(text), "finish_reason": reason, **timing.statistics(len(tokens))}
+        self._caches.keep(tokens + generated, cache, self._free(context))
+        return {"text": "".join(text), "finish_reason": reason, **timing.statistics(len(tokens), cached)}
 
     def _responses(
-        self, tokens: list[int], room: int, options: GenerationOptions, timing: Timing, context: TaskContext
+        self,
+        tokens: list[int],
+        cache: list[Any],
+        cached: int,
+        room: int,
+        options: GenerationOptions,
+        timing: Timing,
+        context: TaskContext,
     ) -> Generator[Any, None, None]:
-        """Yield one mlx-lm response per token. Closing the generator stops the computation and frees the buffers."""
+        """Yield one mlx-lm response per token. Closing the generator stops the computation and frees the buffers.
+
+        After each response, `cache` holds the prompt and the tokens so far.
+        """
         from mlx_lm.generate import generation_stream, stream_generate
-        from mlx_lm.models.cache import make_prompt_cache
 
         timing.read = time.perf_counter()
-        cache = make_prompt_cache(self.model)
         try:
             with mx.stream(generation_stream):
-                self._read(tokens, cache, context)
+                self._read(tokens, cache, cached, context)
             yield from stream_generate(
                 self.model, self.tokenizer, mx.array(tokens[-1:]), max_tokens=room, prompt_cache=cache, **self._sampling(tokens, options)
             )
         finally:
             mx.synchronize(generation_stream)
-            del cache
             mx.clear_cache()
 
-    def _read(self, tokens: list[int], cache: list[Any], context: TaskContext) -> None:
-        """Process all tokens except the last one, in short steps between which interrupts are handled."""
-        done, total = 0, len(tokens)
+    def _read(self, tokens: list[int], cache: list[Any], cached: int, context: TaskContext) -> None:
+        """Process the tokens from `cached` to the last but one, in short steps between which interrupts are handled."""
+        done, total = cached, len(tokens)
         context.progress(done, total, "reading the prompt")
         while done < total - 1:
             piece = tokens[done : min(done + self._chunking.tokens, total - 1)]

@@ -144,7 +144,7 @@ FLAGS: dict[str, Option] = {
 
 TASK_OPTIONS: dict[str, Option] = {
     "--priority": Option("priority", "1 to 10, default 5; 10 is the most urgent", priority),
-    "--device": Option("device", "auto, gpu, cpu, or the id of a device"),
+    "--device": Option("device", "auto, gpu, cpu, the id of a device or the name of a host"),
     "--timeout": Option("time", "maximum run time: 90 or 90s, 5m, 1h30m", seconds),
     "--retries": Option("number", "retries if the worker process dies", whole),
     "--name": Option("text", "task name"),

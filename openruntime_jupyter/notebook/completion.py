@@ -59,6 +59,7 @@ class CompletionSources:
                 "gpu",
                 "cpu",
                 *(device.id for device in self._ask("devices", lambda client: client.devices(), KEPT)),
+                *self._names("hosts", lambda client: client.hosts()),
             ),
             "finished task": lambda: self._tasks(TaskState.COMPLETED, TaskState.FAILED),
             "live task": lambda: self._tasks(TaskState.PENDING, TaskState.RUNNING),

@@ -152,8 +152,8 @@ def _devices(client: Client) -> Iterator[Check]:
 def _hosts(client: Client) -> Iterator[Check]:
     for host in client.hosts():
         if host.state != "ready":
-            said = ". ".join(filter(None, (host.problem, host.advice)))
-            yield Check(host.name, "note" if host.state == "connecting" else "wrong", f"{host.state}, {host.address}. {said}".rstrip(". "))
+            said = ": ".join(filter(None, (f"{host.state}, {host.address}", host.problem, host.advice)))
+            yield Check(host.name, "note" if host.state == "connecting" else "wrong", said)
             continue
         devices = ", ".join(host.devices) or "no devices"
         trip = "" if host.round_trip_s is None else f", {1000 * host.round_trip_s:.1f} ms away"

@@ -7,9 +7,10 @@ from typing import Any, NoReturn
 
 from pydantic import Field, field_validator
 
-from openruntime_jupyter.errors import EngineError
-from openruntime_jupyter.operations.base import Operation, Parameters
+from openruntime_jupyter.errors import EngineError, InvalidRequest
+from openruntime_jupyter.operations.base import Operation, Parameters, validated
 from openruntime_jupyter.operations.context import TaskContext
+from openruntime_jupyter.operations.response_options import CheckedResponseOptions
 from openruntime_jupyter.schemas.ai import About, Message
 from openruntime_jupyter.schemas.base import wrong
 
@@ -19,10 +20,8 @@ REJECTED = {
     "stream": "the text is always streamed",
     "stream_options": "the text is always streamed",
     "n": "a task has one response: submit several tasks",
-    "tools": "tools are not supported",
-    "tool_choice": "tools are not supported",
-    "functions": "tools are not supported",
-    "function_call": "tools are not supported",
+    "functions": "set them as tools",
+    "function_call": "set it as tool_choice",
     "api_key": "tasks are stored in the history: set the location of the key in the profile",
     "base_url": "set it in the profile",
     "extra_headers": "set them in the profile, as headers",
@@ -42,7 +41,9 @@ class Params(Parameters):
     )
     messages: list[Message] = Field([], description="Messages in order; at least one.", max_length=10_000, validate_default=True)
     parameters: dict[str, Any] = Field(
-        {}, description="Parameters of the provider, such as `temperature` and `max_tokens`; null removes one that the profile sets."
+        {},
+        description="Parameters of the provider, such as `temperature`, `max_tokens`, `response_format` and `tools`; null removes one that "
+        "the profile sets.",
     )
     about: About | None = Field(None, description="Source of the prompt.")
 
@@ -65,7 +66,7 @@ class Params(Parameters):
 
 
 def sendable(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return `parameters`; raise a pydantic error for rejected ones and for values that are not JSON."""
+    """Return `parameters`; raise a pydantic error for rejected ones, for invalid schemas and tools, and for values that are not JSON."""
     for name, instead in REJECTED.items():
         if parameters.get(name) is not None:
             raise wrong(f"{name} is not allowed here: {instead}")
@@ -73,7 +74,14 @@ def sendable(parameters: dict[str, Any]) -> dict[str, Any]:
         json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as problem:
         raise wrong(f"not JSON ({problem})") from None
-    return parameters
+    # Providers have more values of reasoning_effort than engines.
+    options = {name: value for name in CheckedResponseOptions.model_fields if (value := parameters.get(name)) is not None}
+    options.pop("reasoning_effort", None)
+    try:
+        checked = validated(CheckedResponseOptions, options)
+    except InvalidRequest as problem:
+        raise wrong(str(problem)) from None
+    return {**parameters, **{name: value for name, value in checked.model_dump(exclude_unset=True).items() if value is not None}}
 
 
 def run(_params: Params, _context: TaskContext) -> NoReturn:

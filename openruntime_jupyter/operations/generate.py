@@ -11,8 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from openruntime_jupyter.local_models.gguf import context_for, memory_for
 from openruntime_jupyter.operations.base import ModelParameters, Operation
 from openruntime_jupyter.operations.context import TaskContext
-from openruntime_jupyter.operations.json_schema import require_json_schema
-from openruntime_jupyter.schemas.ai import LOCAL, About, Answer, ChosenTool, Message, ResponseFormat, ResponseOptions, Tool
+from openruntime_jupyter.operations.response_options import CheckedResponseOptions
+from openruntime_jupyter.schemas.ai import LOCAL, About, Answer, ChosenTool, Message
 from openruntime_jupyter.schemas.base import wrong
 from openruntime_jupyter.schemas.values import GenerationOptions
 
@@ -29,7 +29,7 @@ ANY_OBJECT = {"type": "object"}
 StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class Params(ResponseOptions, ModelParameters):
+class Params(CheckedResponseOptions, ModelParameters):
     """A prompt and generation options. Without a temperature the most likely token is chosen; other options have no effect if null."""
 
     prompt: str | None = Field(None, description="Plain text that the model continues; or give messages.", min_length=1)
@@ -54,20 +54,6 @@ class Params(ResponseOptions, ModelParameters):
         if isinstance(stop, list) and len(stop) > 16:
             raise wrong(f"{len(stop)} stop texts exceed the maximum of 16")
         return stop
-
-    @field_validator("response_format")
-    @classmethod
-    def _valid_schema(cls, response_format: ResponseFormat | None) -> ResponseFormat | None:
-        if response_format is not None and response_format.json_schema is not None:
-            require_json_schema(response_format.json_schema.schema_)
-        return response_format
-
-    @field_validator("tools")
-    @classmethod
-    def _valid_arguments(cls, tools: list[Tool] | None) -> list[Tool] | None:
-        for tool in tools or ():
-            require_json_schema(tool.function.parameters or {})
-        return tools
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Params:

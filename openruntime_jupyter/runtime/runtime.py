@@ -8,9 +8,10 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.engines.hosts.connection import HostMachine
 from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine, Runner
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import Engine
@@ -22,7 +23,7 @@ from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.events import EventBus
 from openruntime_jupyter.runtime.ids import make_id
-from openruntime_jupyter.runtime.metrics.gpu import NOTHING
+from openruntime_jupyter.runtime.metrics.gpu import NOTHING, GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.metrics.service import MetricsService
 from openruntime_jupyter.runtime.permissions import private_folder
@@ -45,6 +46,9 @@ from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, SystemMetrics
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskPage, TaskRequest, TaskState
 from openruntime_jupyter.start_environment import at_start, changed_by_now
+
+if TYPE_CHECKING:
+    from openruntime_jupyter.engines.hosts.finder import HostsSetup
 
 __all__ = ["Caller", "Runtime"]
 
@@ -84,9 +88,17 @@ class Runtime:
         Engine of the device lanes; None for worker processes on this machine.
     inline
         Runners of operations that need no device, by operation name.
+    hosts
+        Other hosts that run tasks; None for none.
     """
 
-    def __init__(self, settings: Settings | None = None, engine: Engine | None = None, inline: Mapping[str, Runner] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        engine: Engine | None = None,
+        inline: Mapping[str, Runner] | None = None,
+        hosts: HostsSetup | None = None,
+    ) -> None:
         self.settings = settings or Settings()
         self.id = make_id("rt")
         self.version = __version__
@@ -97,11 +109,11 @@ class Runtime:
         self.arrays = ArrayStore(self.settings, self.id, self._machine)
         self.catalog = ModelCatalog(self.settings)
         self.sessions = Sessions(self.settings, lambda: self.engine)
-        self.engine = engine or self._local_engine()
+        self.engine = engine or (self._local_engine() if hosts is None else self._hosts_engine(hosts))
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
         self.metrics_service = MetricsService(self.settings, self._machine, self.history, self.bus, self.metrics, self.engine.workers)
         self.lanes = Lanes()
-        self._admission = Admission(self.engine, self.metrics_service.fresh, self.arrays.release_memory)
+        self._admission = Admission(self.engine, self._fresh_readings, self.arrays.release_memory)
         self.worker_stats = WorkerStats(self.engine)
         self.tasks = TaskRegistry(self.settings, self.history, self.bus, self.metrics_service.counters, self.lanes, self.engine.resident)
         self._device_lock = DeviceLock(self.settings, self.id)
@@ -165,6 +177,26 @@ class Runtime:
                 own_variables=changed_by_now() if settings.embedded else (),
             )
         )
+
+    def _hosts_engine(self, hosts: HostsSetup) -> Engine:
+        from openruntime_jupyter.engines.hosts.connection import HostsOptions  # late: most runtimes have no other hosts
+        from openruntime_jupyter.engines.hosts.engine import HostsEngine
+        from openruntime_jupyter.engines.hosts.messages import EngineSettings
+
+        settings = self.settings
+        on_hosts = EngineSettings(
+            cancel_grace=settings.cancel_grace,
+            spare_workers=settings.spare_workers,
+            idle_worker_seconds=settings.idle_worker_seconds,
+            start_timeout=settings.start_timeout,
+            max_models=settings.max_models,
+            max_output_bytes=settings.max_output_bytes,
+            secret_variables=settings.secret_variables,
+            device_lock=settings.device_lock,
+            silence=hosts.silence,
+        )
+        options = HostsOptions(self.id, settings.payloads, settings.label, on_hosts, hosts.lost, self.sessions.worker_ended)
+        return HostsEngine(self._local_engine() if hosts.local else None, hosts.finder, options)
 
     # Start and stop
 
@@ -402,10 +434,13 @@ class Runtime:
         """Return the mean over the readable GPUs, in percent: 0.0 without a GPU, None if none is readable."""
         if not self.lanes.has_gpu:
             return 0.0
-        gpus = self.metrics_service.latest.gpus
-        figures = [gpus.get(lane.id, NOTHING).utilization for lane in self.lanes.devices.values() if lane.device.type == "gpu"]
+        sample = self.metrics_service.latest
+        figures = [readings_of(lane, sample).utilization for lane in self.lanes.devices.values() if lane.device.type == "gpu"]
         known = [figure for figure in figures if figure is not None]
         return round(statistics.fmean(known), 1) if known else None
+
+    def _fresh_readings(self, lane: Lane) -> GpuReadings:
+        return readings_of(lane, self.metrics_service.latest) if lane.host else self.metrics_service.fresh(lane.id)
 
     def memory(self) -> Memory:
         """Return the memory of the machine, or of the container."""
@@ -434,8 +469,9 @@ class Runtime:
         """Return the health status and the problems."""
         # A notice reports a past event: it does not degrade the status.
         left = "No device is available: tasks wait until one is" if self.lanes.known and not self.lanes.devices else None
-        parts = (self.history.problem, self._devices.problem, self.arrays.problem, self.engine.problem, left)
-        wrong = [problem for problem in (*parts, *map(problem_of, self.engine.hosts()), *self.problems) if problem]
+        hosts = hosts_problem(self.engine.hosts())
+        parts = (self.history.problem, self._devices.problem, self.arrays.problem, self.engine.problem, hosts, left)
+        wrong = [problem for problem in (*parts, *self.problems) if problem]
         problems = [str(problem) for problem in (*wrong, self.history.notice, *left_out(), *self.notices) if problem]
         status = "stopping" if self._stopping else "degraded" if wrong else "healthy" if self.lanes.known else "starting"
         return Health(
@@ -449,10 +485,19 @@ class Runtime:
         )
 
 
+def readings_of(lane: Lane, sample: Sample) -> GpuReadings:
+    """Return the newest metrics of the lane's GPU: from `sample` on this machine, from its agent on a host."""
+    if not isinstance(lane.machine, HostMachine):
+        return sample.gpus.get(lane.id, NOTHING)
+    found = lane.machine.gpu(lane.id.removeprefix(f"{lane.host}."))
+    return GpuReadings(found.utilization, found.memory_total, found.memory_used, found.temperature, found.power)
+
+
 def view_device(lane: Lane, admission: Admission, sample: Sample) -> Device:
     """Return a device as its workers reported it, with current memory in bytes and the readable metrics."""
     report, on_gpu = lane.device, lane.device.type == "gpu"
-    figures = sample.gpus.get(lane.id, NOTHING)
+    figures = readings_of(lane, sample)
+    cpu = lane.machine.cpu_percent() if isinstance(lane.machine, HostMachine) else sample.cpu_utilization
     if lane.shares_memory or figures.memory_total is None or figures.memory_used is None:
         available = admission.free(lane)
     else:  # the driver's figures of a GPU with its own memory include other programs' use
@@ -465,7 +510,7 @@ def view_device(lane: Lane, admission: Admission, sample: Sample) -> Device:
         capabilities=list(report.capabilities),
         memory_total=admission.total(lane),
         memory_available=available,
-        utilization=figures.utilization if on_gpu else sample.cpu_utilization,
+        utilization=figures.utilization if on_gpu else cpu,
         temperature_celsius=figures.temperature,
         power_watts=figures.power,
         slots=lane.slots,
@@ -483,11 +528,18 @@ def with_lanes(host: Host, lanes: Sequence[Lane]) -> Host:
     return host.model_copy(update={"devices": [lane.id for lane in lanes], "slots": sum(lane.slots for lane in lanes), "running": running})
 
 
-def problem_of(host: Host) -> str | None:
-    """Return the problem of a host that should be ready, for `/health`; None without one."""
-    if host.state in ("ready", "connecting"):
+MOST_NAMED = 5
+"""Number of hosts that `/health` names."""
+
+
+def hosts_problem(hosts: Sequence[Host]) -> str | None:
+    """Return which hosts can't be used, for `/health`; None if all can."""
+    unusable = [f"{host.name} ({host.state})" for host in hosts if host.state not in ("ready", "connecting")]
+    if not unusable:
         return None
-    return f"The host {host.name} is {host.state}: {'. '.join(filter(None, (host.problem, host.advice)))}"
+    more = f" and {len(unusable) - MOST_NAMED:,} more" if len(unusable) > MOST_NAMED else ""
+    which = f"{', '.join(unusable[:MOST_NAMED])}{more}"
+    return f"These hosts run no tasks: {which}. `%openruntime hosts` and GET /hosts show why, and what to do"
 
 
 def format_uptime(seconds: float) -> str:

@@ -155,5 +155,9 @@ class Settings:
 
     @property
     def cpu_slot_count(self) -> int:
-        """`cpu_slots` with 0 resolved."""
-        return self.cpu_slots or max(2, (os.cpu_count() or 2) // 2)
+        """Tasks that may run on the CPU of this machine at once."""
+        return self.cpu_slots_of(os.cpu_count() or 2)
+
+    def cpu_slots_of(self, cores: int) -> int:
+        """Return `cpu_slots` with 0 resolved for a machine with so many cores."""
+        return self.cpu_slots or max(2, cores // 2)

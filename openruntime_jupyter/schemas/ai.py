@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire, absent, wrong
 from openruntime_jupyter.schemas.system import WorkerState
 from openruntime_jupyter.schemas.tasks import Failure, NotebookName, Origin, TaskState
-from openruntime_jupyter.schemas.values import Engine
+from openruntime_jupyter.schemas.values import Engine, ModelAbility
 
 DEFAULT_AI_TIMEOUT = 300.0
 """Default time limit of an AI task in seconds."""
@@ -253,7 +253,10 @@ class AiRequest(Wire):
     wait: bool = Field(True, description="false: respond with 202 immediately; the task continues if the client disconnects.", strict=True)
     priority: Priority = Field(5, description="1 to 10; 10 is the most urgent.")
     device_preference: str = Field(
-        "auto", description="Device of a local model: `auto`, `gpu`, `cpu`, or a device id.", min_length=1, max_length=100
+        "auto",
+        description="Device of a local model: `auto`, `gpu`, `cpu`, the id of a device or the name of a host.",
+        min_length=1,
+        max_length=100,
     )
     retries: int = Field(0, description="Maximum number of retries if the worker process dies.", ge=0, le=10, strict=True)
     name: str | None = Field(None, description="Display name; null for the name of the workflow.", max_length=200)
@@ -380,8 +383,23 @@ class ModelInfo(Wire):
     kind: ModelKind | None = Field(None, description="Format of the model; null if its files are no longer available.")
     engine: Engine | None = Field(None, description="Library that runs the model; null if its files are no longer available.")
     path: str | None = Field(None, description="Path of the files; only for callers who have the permission to execute code.")
+    quantisation: str | None = Field(
+        None, description="Type of the weights, for example `Q4_K_M`, `4 bits` or `bfloat16`; null if unknown."
+    )
     bytes: int | None = Field(None, description="Size of the weights on disk in bytes.")
     context_length: int | None = Field(None, description="Maximum number of tokens of prompt and response together.")
+    memory_bytes: int | None = Field(
+        None, description="Memory in bytes that the model needs when loaded, with a short prompt; null if unknown. See `resident`."
+    )
+    tokens_per_second: float | None = Field(None, description="Generation speed of the newest measured response; null without one.")
+    prompt_tokens_per_second: float | None = Field(
+        None, description="Processing speed of the prompt of that response; null if it was not measured."
+    )
+    abilities: list[ModelAbility] = Field(
+        default_factory=list,
+        description="`chat`: messages, otherwise only plain prompts. `tools`: calls of tools. `reasoning`: reasons before the text. "
+        "`schema`: text that fits a JSON schema. `logprobs`: log probabilities of tokens.",
+    )
     default: bool = Field(False, description="true for the model that is used if a prompt names no model.")
     resident: list[ResidentInfo] = Field(default_factory=list, description="Workers that keep the model in memory.")
 

@@ -13,9 +13,20 @@ from pydantic import BaseModel
 from openruntime_jupyter.schemas import ai
 from openruntime_jupyter.schemas.arrays import ArrayInfo, ArrayPage, ArrayRequest
 from openruntime_jupyter.schemas.batch import BatchAnswer, BatchRequest, ResultsAnswer, ResultsRequest, ended_tasks, outcomes
+from openruntime_jupyter.schemas.chat_completions import (
+    HEADERS,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    CompletionHeaders,
+    ModelEntries,
+    ModelEntry,
+    OpenAiError,
+)
 from openruntime_jupyter.schemas.events import ClientMessage, ServerMessage
 from openruntime_jupyter.schemas.hosts import HostList
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
+from openruntime_jupyter.schemas.problems import ErrorEnvelope
 from openruntime_jupyter.schemas.queries import (
     ConversationsQuery,
     DeleteQuery,
@@ -113,6 +124,8 @@ class Endpoint(Generic[Result]):
     """Successful responses by status."""
     errors: Mapping[int, str] = field(default_factory=dict)
     """Errors in addition to those of every endpoint: status and reason."""
+    error: type[BaseModel] = ErrorEnvelope
+    """Model of all error responses."""
     examples: Mapping[str, Any] = field(default_factory=dict)
     """Example bodies by title."""
     messages: tuple[type[BaseModel], type[BaseModel]] | None = None
@@ -190,12 +203,14 @@ TASK_EXAMPLES = {
 }
 
 SERVICE, TASKS, SESSIONS, ARRAYS, AI, EVENTS, ABOUT = "The service", "Tasks", "Sessions", "Arrays", "AI", "Events", "About the API"
+OPENAI = "OpenAI"
 TAGS = {
     SERVICE: "Version, health, hosts, devices, workers, operations and metrics.",
     TASKS: "Submit, list, inspect, reprioritise, cancel and delete tasks.",
     SESSIONS: "Workers whose variables persist between tasks.",
     ARRAYS: "Binary transfer of large arrays.",
     AI: "Prompts to models, and insights into the recorded history.",
+    OPENAI: "Chat completions and models in the format of OpenAI's API, for other programs.",
     EVENTS: "Live events by WebSocket.",
     ABOUT: "The OpenAPI document and this page.",
 }
@@ -458,6 +473,40 @@ UNLOAD_MODEL = Endpoint(
     "unload",
     errors={404: "The model is not in memory.", 409: "The model is processing a prompt."},
 )
+
+COMPLETE_CHAT = Endpoint(
+    "POST",
+    "/v1/chat/completions",
+    ChatCompletion,
+    OPENAI,
+    body=ChatCompletionRequest,
+    headers=tuple(
+        Header(HEADERS[name], str(field.description), {"type": "integer", "minimum": 1, "maximum": 10} if name == "priority" else TEXT)
+        for name, field in CompletionHeaders.model_fields.items()
+    ),
+    answers={
+        200: Answer(
+            "The response. With `stream`, chunks of it as events, and `[DONE]`. Comments keep the connection alive while the task waits.",
+            media={
+                EVENT_STREAM: {"type": "string", "description": "Events without a name; the data is a ChatCompletionChunk or `[DONE]`."}
+            },
+            events={"message": ChatCompletionChunk},
+            headers=(Header("X-Request-Id", "Id of the task."),),
+        )
+    },
+    errors={
+        400: "Invalid JSON, field, value or header; `param` names it. Options that the model does not support are rejected as well.",
+        401: "Missing or wrong token.",
+        404: "Unknown model.",
+        503: "Temporarily unavailable, or the task did not complete; `code` has the reason.",
+    },
+    error=OpenAiError,
+    examples={
+        "A question": {"model": "default", "messages": [{"role": "user", "content": "What is the capital of Germany?"}]},
+    },
+)
+LIST_MODEL_ENTRIES = Endpoint("GET", "/v1/models", ModelEntries, OPENAI, errors={401: "Missing or wrong token."}, error=OpenAiError)
+GET_MODEL_ENTRY = Endpoint("GET", "/v1/models/{model}", ModelEntry, OPENAI, errors={401: "Missing or wrong token."}, error=OpenAiError)
 
 CONNECT_EVENTS = Endpoint(
     "GET",

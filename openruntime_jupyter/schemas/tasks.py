@@ -67,7 +67,9 @@ class TaskRequest(Wire):
     parameters: dict[str, Any] = Field(
         description="Parameters of the operation NAME, with the schema `parameters.NAME`; `{}`: the defaults."
     )
-    device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or a device id.", min_length=1, max_length=100)
+    device_preference: str = Field(
+        "auto", description="`auto`, `gpu`, `cpu`, the id of a device or the name of a host.", min_length=1, max_length=100
+    )
     priority: Priority = Field(5, description="1 to 10; 10 is the most urgent.")
     timeout: float | None = Field(
         None, description="Maximum run time in seconds, after which the task is stopped; null for no limit.", gt=0, le=31_536_000
@@ -184,7 +186,7 @@ class Task(Wire):
     origin: Origin = Field("rest", description="Interface that submitted the task.")
     notebook: str | None = Field(None, description="Path or name of the notebook that submitted the task; null if unknown.")
     priority: int = Field(5, description="1 to 10; 10 is the most urgent.")
-    device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, or a device id.")
+    device_preference: str = Field("auto", description="`auto`, `gpu`, `cpu`, the id of a device or the name of a host.")
     device_used: str | None = Field(None, description="Id of the device on which the task was started.")
     session: str | None = Field(None, description="Id of the session in which the task runs.")
     session_name: str | None = Field(None, description="Name of that session.")
@@ -209,7 +211,9 @@ class Task(Wire):
         description="Estimated start time, from the progress of running tasks and the durations of completed tasks with the same code, "
         "or else with the same operation and name; null if one of them is unknown, and after the first 100 pending tasks.",
     )
-    waiting_for: str | None = Field(None, description="Reason why a pending task cannot start, other than its position in the queue.")
+    waiting_for: str | None = Field(
+        None, description="Reason why a pending task cannot start, other than its position in the queue, or what a running one waits for."
+    )
     progress: Progress | None = Field(None, description="Last progress report.")
     cancel_stage: str | None = Field(None, description="Stage that cancelled the task: `queue`, `interrupt`, `terminate` or `kill`.")
     result: TaskResult | None = Field(None, description="Result, for a completed task.")

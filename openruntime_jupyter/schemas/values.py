@@ -33,6 +33,8 @@ LEASED = "flock"
 
 
 Engine = Literal["llama.cpp", "mlx-lm"]
+ModelAbility = Literal["chat", "tools", "reasoning", "schema", "logprobs"]
+"""Messages, calls of tools, reasoning apart from the text, responses that fit a JSON schema, and log probabilities."""
 
 
 @dataclass(frozen=True, slots=True)

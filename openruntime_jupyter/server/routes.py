@@ -7,7 +7,7 @@ import re
 from tornado import web
 
 from openruntime_jupyter.schemas.endpoints import ENDPOINTS, Endpoint
-from openruntime_jupyter.server.handlers import ai, arrays, batch, pages, system, tasks
+from openruntime_jupyter.server.handlers import ai, arrays, batch, chat_completions, pages, system, tasks
 from openruntime_jupyter.server.http.base import endpoint_of
 from openruntime_jupyter.server.websocket import EventsSocket
 
@@ -24,6 +24,7 @@ HANDLERS: tuple[Handler, ...] = (
     *(system.SessionsHandler, system.SessionHandler, system.SessionRestartHandler),
     *(ai.AgentsHandler, ai.WorkflowsHandler, ai.AiTasksHandler, ai.TokensHandler, ai.InsightsHandler),
     *(ai.ConversationsHandler, ai.ConversationHandler, ai.ModelsHandler, ai.ModelHandler),
+    *(chat_completions.ChatCompletionsHandler, chat_completions.ModelEntriesHandler, chat_completions.ModelEntryHandler),
     *(EventsSocket, pages.OpenApiHandler, pages.DocsHandler, pages.DashboardHandler),
 )
 
@@ -48,4 +49,5 @@ def routes(mount: str) -> list[tuple[str, Handler]]:
     """
     shutdown = [] if mount else [("/api/shutdown", system.ShutdownHandler)]
     page_files = (f"{mount}/({'|'.join(map(re.escape, pages.FILES))})", pages.PageFileHandler)
-    return [*((mount + path, handler) for path, handler in ROUTES), page_files, *shutdown, (f"{mount}/.*", system.NotFoundHandler)]
+    others = [(f"{mount}/v1/.*", chat_completions.OtherPathsHandler), (f"{mount}/.*", system.NotFoundHandler)]
+    return [*((mount + path, handler) for path, handler in ROUTES), page_files, *shutdown, *others]

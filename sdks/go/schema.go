@@ -80,7 +80,7 @@ type AIRequest struct {
 	// 1 to 10; 10 is the most urgent.
 	Priority *int64 `json:"priority,omitempty"`
 
-	// Device of a local model: `auto`, `gpu`, `cpu`, or a device id.
+	// Device of a local model: `auto`, `gpu`, `cpu`, the id of a device or the name of a host.
 	DevicePreference *string `json:"device_preference,omitempty"`
 
 	// Maximum number of retries if the worker process dies.
@@ -445,6 +445,190 @@ type BatchRequest struct {
 	Durable *bool `json:"durable,omitempty"`
 }
 
+// Response of `POST /v1/chat/completions`.
+type ChatCompletion struct {
+	// Id of the task.
+	ID string `json:"id"`
+
+	// Always `chat.completion`.
+	Object string `json:"object"`
+
+	// Time of the response in seconds since 1970.
+	Created int64 `json:"created"`
+
+	// Id of the model as in `GET /v1/models`.
+	Model string `json:"model"`
+
+	// One response.
+	Choices []CompletionChoice `json:"choices"`
+
+	// Numbers of tokens.
+	Usage CompletionUsage `json:"usage"`
+}
+
+// Server-sent event of a streamed response. `data: [DONE]` follows the last one.
+type ChatCompletionChunk struct {
+	// Id of the task.
+	ID string `json:"id"`
+
+	// Always `chat.completion.chunk`.
+	Object string `json:"object"`
+
+	// Time of the first chunk in seconds since 1970.
+	Created int64 `json:"created"`
+
+	// Id of the model as in `GET /v1/models`.
+	Model string `json:"model"`
+
+	// One part; empty in the chunk with `usage`.
+	Choices []ChunkChoice `json:"choices"`
+
+	// Numbers of tokens, in an additional last chunk, if requested.
+	Usage *CompletionUsage `json:"usage"`
+}
+
+// Messages and options: the body of `POST /v1/chat/completions`. Options that are null or missing are not passed
+// to the model.
+type ChatCompletionRequest struct {
+	// Format of the text; null for any text.
+	ResponseFormat *ResponseFormat `json:"response_format,omitempty"`
+
+	// Functions that the model may call; the caller runs them.
+	Tools []Tool `json:"tools,omitempty"`
+
+	// `none`, `auto` (the default), `required` for at least one call, or the function that must be called.
+	ToolChoice any `json:"tool_choice,omitempty"`
+
+	// Amount of reasoning before the text; null for the default of the model.
+	ReasoningEffort *ReasoningEffort `json:"reasoning_effort,omitempty"`
+
+	// true: return the log-probability of each token.
+	Logprobs *bool `json:"logprobs,omitempty"`
+
+	// With `logprobs`: number of the most likely tokens to return at each position.
+	TopLogprobs *int64 `json:"top_logprobs,omitempty"`
+
+	// Above 0: makes tokens less likely that are already in the text.
+	PresencePenalty *float64 `json:"presence_penalty,omitempty"`
+
+	// Above 0: makes tokens less likely the more often they are in the text.
+	FrequencyPenalty *float64 `json:"frequency_penalty,omitempty"`
+
+	// Id of a model as in `GET /v1/models`; `default`, empty or null for the default model.
+	Model *string `json:"model,omitempty"`
+
+	// Messages in order.
+	Messages []ChatMessage `json:"messages"`
+
+	// true: send server-sent events while the model generates the response.
+	Stream *bool `json:"stream,omitempty"`
+
+	// Options of a streamed response.
+	StreamOptions *StreamOptions `json:"stream_options,omitempty"`
+
+	// Maximum tokens of the response.
+	MaxTokens *int64 `json:"max_tokens,omitempty"`
+
+	// Same as `max_tokens`.
+	MaxCompletionTokens *int64 `json:"max_completion_tokens,omitempty"`
+
+	// 0, and the default of local models: the most likely token is chosen.
+	Temperature *float64 `json:"temperature,omitempty"`
+
+	// Choose from the most likely tokens with this total probability.
+	TopP *float64 `json:"top_p,omitempty"`
+
+	// Choose from this number of most likely tokens.
+	TopK *int64 `json:"top_k,omitempty"`
+
+	// Choose from tokens with at least this fraction of the highest probability.
+	MinP *float64 `json:"min_p,omitempty"`
+
+	// Seed of the random choices.
+	Seed *int64 `json:"seed,omitempty"`
+
+	// Text, or up to 16 texts, before which the response ends.
+	Stop any `json:"stop,omitempty"`
+
+	// Number of responses: 1.
+	N *int64 `json:"n,omitempty"`
+
+	// Above 1: makes recent tokens less likely.
+	RepetitionPenalty *float64 `json:"repetition_penalty,omitempty"`
+
+	// Change of the probability of tokens by their id, for remote models.
+	LogitBias map[string]float64 `json:"logit_bias,omitempty"`
+
+	// false: the response has at most one tool call.
+	ParallelToolCalls *bool `json:"parallel_tool_calls,omitempty"`
+
+	// Passed to remote models.
+	User *string `json:"user,omitempty"`
+
+	// Passed to remote models.
+	SafetyIdentifier *string `json:"safety_identifier,omitempty"`
+
+	// Passed to remote models.
+	PromptCacheKey *string `json:"prompt_cache_key,omitempty"`
+
+	// Passed to remote models.
+	Metadata any `json:"metadata,omitempty"`
+
+	// Passed to remote models. Every task is in the history.
+	Store *bool `json:"store,omitempty"`
+
+	// Passed to remote models.
+	ServiceTier *string `json:"service_tier,omitempty"`
+
+	// Only `text`.
+	Modalities []string `json:"modalities,omitempty"`
+}
+
+// Message of a conversation. A message that a response contained can be sent as it is.
+type ChatMessage struct {
+	// Author of the message. `developer` is another name of `system`.
+	Role Role `json:"role"`
+
+	// Text of the message. A list of text parts is joined. null only for an assistant's message with tool calls.
+	Content *string `json:"content,omitempty"`
+
+	// Name of the author, for example of the function whose result this is.
+	Name *string `json:"name,omitempty"`
+
+	// Tool calls of the assistant.
+	ToolCalls []ToolCall `json:"tool_calls,omitempty"`
+
+	// Id of the tool call whose result this is; required for the role `tool`.
+	ToolCallID *string `json:"tool_call_id,omitempty"`
+
+	// Reasoning of the assistant before it called tools. Some models need it to continue.
+	Reasoning *string `json:"reasoning,omitempty"`
+
+	// Same as `reasoning`.
+	ReasoningContent *string `json:"reasoning_content,omitempty"`
+
+	// Refusal of an assistant's message. It is not sent to the model.
+	Refusal *string `json:"refusal,omitempty"`
+
+	// Annotations of an assistant's message. They are not sent to the model.
+	Annotations []any `json:"annotations,omitempty"`
+
+	// Always null.
+	Audio any `json:"audio,omitempty"`
+
+	// Always null: use `tool_calls`.
+	FunctionCall any `json:"function_call,omitempty"`
+}
+
+// Probabilities of the tokens of a response.
+type ChoiceLogprobs struct {
+	// Tokens of the text in order.
+	Content []TokenLogprob `json:"content"`
+
+	// Always null.
+	Refusal json.RawMessage `json:"refusal"`
+}
+
 // Name of the function that a model must call.
 type ChosenFunction struct {
 	// Name of one of the tools.
@@ -460,6 +644,21 @@ type ChosenTool struct {
 	Function ChosenFunction `json:"function"`
 }
 
+// Part of the response of a model.
+type ChunkChoice struct {
+	// Always 0.
+	Index int64 `json:"index"`
+
+	// Part of the message.
+	Delta Delta `json:"delta"`
+
+	// Reason for the end of the response, in its last chunk.
+	FinishReason *CompletionEnd `json:"finish_reason"`
+
+	// Probabilities of all tokens of the text, in its last chunk.
+	Logprobs *ChoiceLogprobs `json:"logprobs"`
+}
+
 // Message from a client: a change of its subscription.
 type ClientMessage struct {
 	// `subscribe` adds the topics, `unsubscribe` removes them.
@@ -467,6 +666,64 @@ type ClientMessage struct {
 
 	// Topics to add or remove.
 	Topics []Topic `json:"topics"`
+}
+
+// Response of a model.
+type CompletionChoice struct {
+	// Always 0.
+	Index int64 `json:"index"`
+
+	// Message of the response.
+	Message CompletionMessage `json:"message"`
+
+	// Reason for the end of the response.
+	FinishReason CompletionEnd `json:"finish_reason"`
+
+	// Probabilities of the tokens, if requested.
+	Logprobs *ChoiceLogprobs `json:"logprobs"`
+}
+
+// CompletionEnd of the API.
+type CompletionEnd string
+
+const (
+	CompletionEndStop          CompletionEnd = "stop"
+	CompletionEndLength        CompletionEnd = "length"
+	CompletionEndToolCalls     CompletionEnd = "tool_calls"
+	CompletionEndContentFilter CompletionEnd = "content_filter"
+)
+
+// Message of a response.
+type CompletionMessage struct {
+	// Always `assistant`.
+	Role string `json:"role"`
+
+	// Text of the response; null if there are only tool calls.
+	Content string `json:"content"`
+
+	// Always null.
+	Refusal json.RawMessage `json:"refusal"`
+
+	// Reasoning of the model, if it has one.
+	ReasoningContent string `json:"reasoning_content"`
+
+	// Tools that the model calls, if there are any.
+	ToolCalls []ToolCall `json:"tool_calls"`
+}
+
+// Numbers of tokens; 0 if the model does not report them.
+type CompletionUsage struct {
+	// Tokens of the prompt.
+	PromptTokens int64 `json:"prompt_tokens"`
+
+	// Tokens of the response.
+	CompletionTokens int64 `json:"completion_tokens"`
+
+	// Tokens of prompt and response together.
+	TotalTokens int64 `json:"total_tokens"`
+
+	// Details of the prompt.
+	PromptTokensDetails PromptTokensDetails `json:"prompt_tokens_details"`
 }
 
 // First message.
@@ -533,6 +790,21 @@ type ConversationInfo struct {
 type ConversationList struct {
 	// Conversations, most recently used first.
 	Conversations []ConversationInfo `json:"conversations"`
+}
+
+// Part of a response. Fields without a part in this chunk are omitted.
+type Delta struct {
+	// Author of the message, in the first chunk.
+	Role string `json:"role"`
+
+	// Next piece of the text.
+	Content string `json:"content"`
+
+	// Reasoning of the model.
+	ReasoningContent string `json:"reasoning_content"`
+
+	// All tool calls of the response.
+	ToolCalls []ToolCallDelta `json:"tool_calls"`
 }
 
 // Problem with one field of a request.
@@ -1468,6 +1740,17 @@ const (
 	MLXFunctionFastScaledDotProductAttention MLXFunction = "fast.scaled_dot_product_attention"
 )
 
+// ModelAbility of the API.
+type ModelAbility string
+
+const (
+	ModelAbilityChat      ModelAbility = "chat"
+	ModelAbilityTools     ModelAbility = "tools"
+	ModelAbilityReasoning ModelAbility = "reasoning"
+	ModelAbilitySchema    ModelAbility = "schema"
+	ModelAbilityLogprobs  ModelAbility = "logprobs"
+)
+
 // ModelEngine of the API.
 type ModelEngine string
 
@@ -1475,6 +1758,30 @@ const (
 	ModelEngineLlamaCpp ModelEngine = "llama.cpp"
 	ModelEngineMLXLm    ModelEngine = "mlx-lm"
 )
+
+// Response of `GET /v1/models`.
+type ModelEntries struct {
+	// Always `list`.
+	Object string `json:"object"`
+
+	// Models.
+	Data []ModelEntry `json:"data"`
+}
+
+// Model that can be named in a chat completion.
+type ModelEntry struct {
+	// Name of a local model, `PROFILE/MODEL` for a remote one, or `default`.
+	ID string `json:"id"`
+
+	// Always `model`.
+	Object string `json:"object"`
+
+	// Always 0.
+	Created int64 `json:"created"`
+
+	// `local`, or the name of the profile.
+	OwnedBy string `json:"owned_by"`
+}
 
 // Local model, and the workers that keep it in memory.
 type ModelInfo struct {
@@ -1490,11 +1797,27 @@ type ModelInfo struct {
 	// Path of the files; only for callers who have the permission to execute code.
 	Path string `json:"path"`
 
+	// Type of the weights, for example `Q4_K_M`, `4 bits` or `bfloat16`; null if unknown.
+	Quantisation string `json:"quantisation"`
+
 	// Size of the weights on disk in bytes.
 	Bytes *int64 `json:"bytes"`
 
 	// Maximum number of tokens of prompt and response together.
 	ContextLength *int64 `json:"context_length"`
+
+	// Memory in bytes that the model needs when loaded, with a short prompt; null if unknown. See `resident`.
+	MemoryBytes *int64 `json:"memory_bytes"`
+
+	// Generation speed of the newest measured response; null without one.
+	TokensPerSecond *float64 `json:"tokens_per_second"`
+
+	// Processing speed of the prompt of that response; null if it was not measured.
+	PromptTokensPerSecond *float64 `json:"prompt_tokens_per_second"`
+
+	// `chat`: messages, otherwise only plain prompts. `tools`: calls of tools. `reasoning`: reasons before the text.
+	// `schema`: text that fits a JSON schema. `logprobs`: log probabilities of tokens.
+	Abilities []ModelAbility `json:"abilities"`
 
 	// true for the model that is used if a prompt names no model.
 	Default bool `json:"default"`
@@ -1531,6 +1854,27 @@ type NumericalError struct {
 
 	// Number of compared elements.
 	Sampled int64 `json:"sampled"`
+}
+
+// Response for every error of `/v1`.
+type OpenAIError struct {
+	// The error.
+	Error OpenAIProblem `json:"error"`
+}
+
+// Description of an error in the format of OpenAI's API.
+type OpenAIProblem struct {
+	// Error message with a suggested fix.
+	Message string `json:"message"`
+
+	// Kind of the error, for example `invalid_request_error`.
+	Type string `json:"type"`
+
+	// Parameter or header of the request with the problem; null for other errors.
+	Param string `json:"param"`
+
+	// Code of the error for programs.
+	Code string `json:"code"`
 }
 
 // Entry of `GET /operations`.
@@ -1685,6 +2029,12 @@ type ProgressNews struct {
 
 	// Id of the task.
 	TaskID string `json:"task_id"`
+}
+
+// Details of the tokens of a prompt.
+type PromptTokensDetails struct {
+	// Tokens that were in the key-value cache of a previous prompt; 0 if unknown.
+	CachedTokens int64 `json:"cached_tokens"`
 }
 
 // ReasoningEffort of the API.
@@ -1928,6 +2278,15 @@ const (
 	StreamNameStderr StreamName = "stderr"
 )
 
+// Options of a streamed response.
+type StreamOptions struct {
+	// true: the last chunk has `usage` and no choices.
+	IncludeUsage *bool `json:"include_usage,omitempty"`
+
+	// Has no effect: chunks have no padding.
+	IncludeObfuscation *bool `json:"include_obfuscation,omitempty"`
+}
+
 // Response to a changed subscription.
 type Subscribed struct {
 	// Number that never decreases. Send that of the last message as `since` to miss none.
@@ -2016,7 +2375,7 @@ type Task struct {
 	// 1 to 10; 10 is the most urgent.
 	Priority int64 `json:"priority"`
 
-	// `auto`, `gpu`, `cpu`, or a device id.
+	// `auto`, `gpu`, `cpu`, the id of a device or the name of a host.
 	DevicePreference string `json:"device_preference"`
 
 	// Id of the device on which the task was started.
@@ -2070,7 +2429,7 @@ type Task struct {
 	// pending tasks.
 	EstimatedStart time.Time `json:"estimated_start"`
 
-	// Reason why a pending task cannot start, other than its position in the queue.
+	// Reason why a pending task cannot start, other than its position in the queue, or what a running one waits for.
 	WaitingFor string `json:"waiting_for"`
 
 	// Last progress report.
@@ -2225,7 +2584,7 @@ type TaskRequest struct {
 	// Parameters of the operation NAME, with the schema `parameters.NAME`; `{}`: the defaults.
 	Parameters any `json:"parameters"`
 
-	// `auto`, `gpu`, `cpu`, or a device id.
+	// `auto`, `gpu`, `cpu`, the id of a device or the name of a host.
 	DevicePreference *string `json:"device_preference,omitempty"`
 
 	// 1 to 10; 10 is the most urgent.
@@ -2391,6 +2750,21 @@ type ToolCall struct {
 
 	// Function with its arguments.
 	Function FunctionCall `json:"function"`
+}
+
+// Tool call in a chunk, complete.
+type ToolCallDelta struct {
+	// Id of the call, for `tool_call_id`.
+	ID string `json:"id"`
+
+	// Always `function`.
+	Type string `json:"type"`
+
+	// Function with its arguments.
+	Function FunctionCall `json:"function"`
+
+	// Position of the call.
+	Index int64 `json:"index"`
 }
 
 // ToolMode of the API.
@@ -2898,7 +3272,8 @@ type ChatParameters struct {
 	// Messages in order; at least one.
 	Messages []Message `json:"messages,omitempty"`
 
-	// Parameters of the provider, such as `temperature` and `max_tokens`; null removes one that the profile sets.
+	// Parameters of the provider, such as `temperature`, `max_tokens`, `response_format` and `tools`; null removes
+	// one that the profile sets.
 	Parameters any `json:"parameters,omitempty"`
 
 	// Source of the prompt.

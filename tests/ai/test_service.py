@@ -13,15 +13,17 @@ import pytest
 from openruntime_jupyter.ai import conversations
 from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.ai.insights.rewriting import ModelKind
-from openruntime_jupyter.ai.service import AiService, host
+from openruntime_jupyter.ai.model_selection import Choice
+from openruntime_jupyter.ai.service import AiService, _task, host
+from openruntime_jupyter.ai.workflows import Shared
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, TaskConflict
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks.submission import Caller
-from openruntime_jupyter.schemas.ai import AiRequest
+from openruntime_jupyter.schemas.ai import About, AiRequest, AiTask, Message
 from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.server.handlers.ai import with_pauses
 from tests.ai.conftest import Provide
-from tests.ai.provider_server import ProviderServer, says
+from tests.ai.provider_server import Connection, ProviderServer, Request, chunk, says
 from tests.runtimes import ended, submit, until
 from tests.server.ai_support import KEY, profile, steered
 
@@ -153,3 +155,48 @@ async def test_pauses_are_reported_without_losing_items() -> None:
     got = [item async for item in with_pauses(cooperatively(), 0.02)]
     assert [item for item in got if item is not None] == [1, 2]
     assert None in got
+
+
+async def test_tools_and_schemas_are_options_of_prompts(tmp_path: Path, provide: Provide) -> None:
+    called = {"index": 0, "id": "call_0", "function": {"name": "weather", "arguments": "{}"}}
+
+    def answer(connection: Connection, request: Request) -> None:
+        messages = request.json["messages"]
+        connection.begin()
+        if "tools" in request.json and messages[-1]["role"] == "user":
+            connection.event(chunk(None, tool_calls=[called]))
+            connection.event(chunk(None, "tool_calls"))
+        else:
+            connection.text(f'{{"said": "{messages[-1]["content"]}"}}')
+
+    server = provide(answer)
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    form = {"type": "json_schema", "json_schema": {"name": "said", "schema": {"type": "object"}}}
+    async with serving(tmp_path, server.url) as service:
+
+        async def ask(text: str, **parameters: Any) -> AiTask:
+            return await service.get(await service.submit(prompt(text, conversation="c", **parameters), ME), None)
+
+        first = await ask("hello", tools=tools, reasoning_effort="low")
+        assert first.answer is not None
+        assert [call.function.name for call in first.answer.tool_calls or ()] == ["weather"]
+        assert (server.requests[0].json["tools"], server.requests[0].json["reasoning_effort"]) == (tools, "low")
+        calls = first.answer.model_dump()["tool_calls"]
+        results = [{"role": "assistant", "tool_calls": calls}, {"role": "tool", "content": "rain", "tool_call_id": "call_0"}]
+        second = await ask("hello", tools=tools, tool_messages=results, response_format=form)
+        assert second.result == '{"said": "rain"}'
+        assert [message["role"] for message in server.requests[-1].json["messages"]] == ["user", "assistant", "tool"]
+        await ask("more")
+        assert [message["content"] for message in server.requests[-1].json["messages"]] == ["hello", '{"said": "rain"}', "more"]
+        with pytest.raises(InvalidRequest, match=r"tool_messages: must have only the roles assistant and tool, not user"):
+            await ask("hello", tool_messages=[{"role": "user", "content": "x"}])
+        local = _task_of("generate", response_format=form, presence_penalty=1.0)
+        assert (local["response_format"]["type"], local["presence_penalty"]) == ("json_schema", 1.0)
+
+
+def _task_of(operation: str, **parameters: Any) -> dict[str, Any]:
+    """Return the parameters of the task for a prompt with these parameters."""
+    shared = Shared(**parameters)
+    made = _task(prompt("hello"), shared, Choice(None, None, None), [Message(role="user", content="hello")], About())
+    assert made.operation == operation
+    return made.parameters

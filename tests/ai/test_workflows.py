@@ -102,7 +102,7 @@ def test_messages_combine_instructions_parts_and_context() -> None:
 
 def test_conversation_sends_all_turns_that_fit() -> None:
     user = Message(role="user", content="next")
-    messages, left_out = with_turns([Message(role="system", content="Be.")], turns(2), user, 4096, None)
+    messages, left_out = with_turns([Message(role="system", content="Be.")], turns(2), [user], 4096, None)
     assert [message.content for message in messages] == ["Be.", "question 0", "answer 0", "question 1", "answer 1", "next"]
     assert [message.role for message in messages] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert left_out == 0
@@ -112,12 +112,12 @@ def test_oldest_turns_are_left_out_and_counted() -> None:
     user = Message(role="user", content="next")
     one = tokens_of("question 0", "answer 0")
     room = tokens_of("next") + 100 + 3 * one
-    messages, left_out = with_turns([], turns(10), user, room, 100)
+    messages, left_out = with_turns([], turns(10), [user], room, 100)
     assert [message.content for message in messages[:2]] == ["question 7", "answer 7"]
     assert (len(messages), left_out) == (7, 7)
-    assert with_turns([], turns(10), user, room - 1, 100)[1] == 8
+    assert with_turns([], turns(10), [user], room - 1, 100)[1] == 8
     long = Message(role="user", content="x" * 10_000)
-    assert with_turns([], turns(3), long, 1000, None) == ([long], 3)
+    assert with_turns([], turns(3), [long], 1000, None) == ([long], 3)
 
 
 def test_token_estimate_counts_bytes() -> None:

@@ -29,6 +29,9 @@ class Deaf:
     def started(self, worker: str) -> None:
         pass
 
+    def waiting(self, reason: str | None) -> None:
+        pass
+
     def progressed(self, progress: dict[str, Any]) -> None:
         self.begun.set()
 

@@ -15,8 +15,17 @@ from openruntime_jupyter.notebook.commands import HELP
 from openruntime_jupyter.notebook.display.errors import ErrorCard
 from openruntime_jupyter.notebook.display.format import clock, duration, local_times, number, ordinal, unit_head, with_unit
 from openruntime_jupyter.notebook.display.html import View, tag
-from openruntime_jupyter.notebook.display.tables import DeviceTable, HostTable, InsightsCard, OperationTable, Status, WorkerTable
+from openruntime_jupyter.notebook.display.tables import (
+    DeviceTable,
+    HostTable,
+    InsightsCard,
+    ModelTable,
+    OperationTable,
+    Status,
+    WorkerTable,
+)
 from openruntime_jupyter.notebook.display.tasks import ResultCard, TaskCard, TaskLine, TaskTable
+from openruntime_jupyter.schemas.ai import ModelInfo, ModelList, ProfileInfo, ResidentInfo
 from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.insights import Finding, Insights
 from openruntime_jupyter.schemas.system import Device, Health, Metrics, OperationInfo, Worker
@@ -54,6 +63,32 @@ def status(advice: str | None = None) -> Status:
         "memory_available": 4e9,
     }
     return Status(EVIL, health, [Device.model_validate({**known, "advice": advice, "blas": "OpenBLAS"})])
+
+
+def model() -> ModelInfo:
+    resident = ResidentInfo(lane="device_0", state="idle", resident_bytes=359_000_000, idle_seconds=60.0, keep_alive_seconds=300.0)
+    return ModelInfo(
+        name=EVIL,
+        kind="gguf",
+        engine="llama.cpp",
+        quantisation="Q4_K_M",
+        bytes=98_000_000,
+        context_length=8192,
+        memory_bytes=391_000_000,
+        tokens_per_second=37.94,
+        abilities=["chat", "tools"],
+        resident=[resident],
+    )
+
+
+def test_model_table_tells_engine_type_needs_speed_and_abilities() -> None:
+    text = ModelTable(ModelList(models=[model().model_copy(update={"name": "small"})]))._repr_mimebundle_()["text/plain"]
+    for told in ("llama.cpp", "Q4_K_M", "98.0 MB", "391 MB", "8,192 tokens", "37.9 tokens/s", "chat, tools", "idle, 359 MB, for 4 min"):
+        assert told in text
+    assert (
+        "speed"
+        not in ModelTable(ModelList(models=[model().model_copy(update={"tokens_per_second": None})]))._repr_mimebundle_()["text/plain"]
+    )
 
 
 def worker(model: str | None = None) -> Worker:
@@ -104,6 +139,7 @@ EVERY = [
     HELP,
     ErrorCard(failed(), {}),
     ErrorCard(failed(kind=FailureKind.WORKER_DIED, traceback=None), {}, watched=False),
+    ModelTable(ModelList(models=[model()], profiles=[ProfileInfo(name="cloud", model=EVIL, default=True)])),
 ]
 
 
@@ -332,6 +368,6 @@ def test_hosts_show_their_states_figures_and_what_to_do() -> None:
     table = HostTable([ready, lost])
     assert table.caption.startswith("2 hosts, 1 lost")
     assert {"mac2", "device_0", "1 of 2", "8.00 of 32.0 GB", "2.1 ms"} <= set(re.split(r"\s{2,}", table.text().replace("\n", "  ")))
-    assert "gpu1: no answer for 15 s. wake it" in table.text()
+    assert "gpu1: no answer for 15 s: wake it" in table.text()
     assert "2 hosts, 1 lost" in Status("here", status().health, [], [ready, lost]).text()
     assert "host" not in Status("here", status().health, [], []).text()

@@ -182,7 +182,7 @@ def test_examples_of_readme_run(python: Path, server: Server) -> None:
     assert len(EXAMPLES) > 6
     shown = run(python, server, "\n".join(EXAMPLES)).splitlines()
     assert shown[0] == "12"
-    assert "You said: What is the capital of France?15" in shown
+    assert "You said: What is the capital of Germany?15" in shown
     assert "float32 (2, 2) [[1.0, 2.0], [3.0, 4.0]]" in shown
     assert "[0, 1, 4]" in shown
     assert shown[-1].startswith("[{'field': 'parameters.size'")

@@ -62,6 +62,14 @@ def test_model_list_shows_loaded_model_and_unload_frees_it(server: Server) -> No
         True,
     )
     assert model["path"].endswith("/models/tiny")
+    assert model["abilities"][0] == "chat"
+    assert model["memory_bytes"] > 0
+    newest = ask(server, "how fast?", parameters=short())["answer"]
+    measured = server.get("/models")["models"][0]
+    assert (measured["tokens_per_second"], measured["prompt_tokens_per_second"]) == (
+        newest["tokens_per_second"],
+        newest["prompt_tokens_per_second"],
+    )
     (resident,) = model["resident"]
     assert (resident["state"], resident["lane"]) == ("idle", "device_0")
     assert resident["resident_bytes"] > 0

@@ -39,7 +39,16 @@ def test_response_exposes_headers_of_api(server: Server) -> None:
     response = server.request("GET", "/health", headers={"Origin": PAGE})
     assert response.headers[ALLOWED] == PAGE
     assert response.headers["OpenRuntime-Version"] == __version__
-    ours = {"openruntime-version", "retry-after", "location", "preference-applied", "etag", "content-range", "x-openruntime-encoding"}
+    ours = {
+        "openruntime-version",
+        "retry-after",
+        "location",
+        "preference-applied",
+        "etag",
+        "content-range",
+        "x-openruntime-encoding",
+        "x-request-id",
+    }
     assert names(response, "Access-Control-Expose-Headers") == ours
 
 

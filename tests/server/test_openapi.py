@@ -87,12 +87,13 @@ def test_every_operation_and_parameter_has_description() -> None:
 
 
 def test_errors_use_envelope_and_retry_after() -> None:
-    for verbs in DOCUMENT["paths"].values():
+    for path, verbs in DOCUMENT["paths"].items():
+        model = "OpenAiError" if path.startswith("/v1/") else "ErrorEnvelope"
         for operation in verbs.values():
             for status, answer in operation["responses"].items():
                 if int(status) >= 400:
                     real = DOCUMENT["components"]["responses"][status] if "$ref" in answer else answer
-                    assert real["content"] == {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorEnvelope"}}}
+                    assert real["content"] == {"application/json": {"schema": {"$ref": f"#/components/schemas/{model}"}}}
                     assert ("Retry-After" in real.get("headers", {})) == (status in ("429", "503"))
 
 

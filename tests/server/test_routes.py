@@ -44,6 +44,14 @@ def expected(verb: str, path: str) -> int:
     return 404 if NO_SUCH_TASK in path else 200
 
 
+def login_error(response: httpx.Response, path: str) -> str:
+    """Return the message for a missing login: in the envelope, or below `/v1` in OpenAI's format."""
+    if path.startswith("/v1/"):
+        assert response.status_code == 401
+        return str(response.json()["error"]["message"])
+    return str(error_of(response, 403)["error"])
+
+
 def asked(server: Server, verb: str, path: str, **headers: str) -> httpx.Response:
     return server.client.request(verb, server.url + path, headers=headers, timeout=30.0)
 
@@ -53,9 +61,9 @@ def test_every_route_rejects_missing_login(jupyter: Server, path: str) -> None:
     for verb, headers in product(VERBS, ({}, {"Authorization": "token wrong"}, {"Authorization": "Basic dXNlcjpwYXNz"})):
         response = asked(jupyter, verb, path, **headers)
         if verb == "HEAD":
-            assert response.status_code == 403
+            assert response.status_code == (401 if path.startswith("/v1/") else 403)
         else:
-            assert "token" in error_of(response, 403)["error"]
+            assert "token" in login_error(response, path)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -66,6 +74,8 @@ def test_every_route_accepts_token(jupyter: Server, path: str) -> None:
             assert response.status_code == status
         elif status == 200:
             assert isinstance(response.json(), dict)
+        elif path.startswith("/v1/"):
+            assert (response.status_code, set(response.json())) == (status, {"error"})
         else:
             error_of(response, status)
         if status == 405:

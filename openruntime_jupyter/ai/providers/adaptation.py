@@ -11,6 +11,8 @@ from openruntime_jupyter.local_models.system_role import without_system_role
 
 Body = dict[str, Any]
 
+REASONING = "reasoning_content"
+"""Name of the reasoning in a message. Some models need it to continue after tool calls, and some providers reject it."""
 NO_SYSTEM_ROLE = re.compile(
     r"roles must alternate|only user\b.*\broles|developer instruction|(?:unexpected|unknown|unsupported|invalid) role\W+system"
     r"|system (?:role|message|prompt|instruction)s?\b.*\bnot\b|(?:not|n't) support\W+(?:the |a )?system|'system' is not one of",
@@ -36,6 +38,10 @@ def _rename_max_tokens(body: Body) -> None:
         body["max_completion_tokens"] = body.pop("max_tokens")
 
 
+def _omit_reasoning(body: Body) -> None:
+    body["messages"] = [{name: value for name, value in each.items() if name != REASONING} for each in body["messages"]]
+
+
 def _rename_developer(body: Body) -> None:
     body["messages"] = [{**each, "role": "system"} if each["role"] == "developer" else each for each in body["messages"]]
 
@@ -59,6 +65,10 @@ ADAPTATIONS = {
         _omit_stream_options,
     ),
     "max_tokens": Adaptation(_max_tokens_rejected, _rename_max_tokens),
+    REASONING: Adaptation(
+        lambda body, message: REASONING in message and any(REASONING in each for each in body["messages"]),
+        _omit_reasoning,
+    ),
     "developer role": Adaptation(lambda body, message: _has_role(body, "developer") and "developer" in message.lower(), _rename_developer),
     "system role": Adaptation(
         lambda body, message: NO_SYSTEM_ROLE.search(message) is not None and without_system_role(body["messages"]) != body["messages"],

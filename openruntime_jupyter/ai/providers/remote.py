@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from openruntime_jupyter.ai.keys import KeyNotFound, Redactor, look_up
 from openruntime_jupyter.ai.profiles import KEY, Profile, Profiles
-from openruntime_jupyter.ai.providers.adaptation import adapted, missing_adaptation
+from openruntime_jupyter.ai.providers.adaptation import REASONING, adapted, missing_adaptation
+from openruntime_jupyter.ai.providers.checks import check
 from openruntime_jupyter.ai.providers.errors import ErrorTranslator, error_text, one_line
 from openruntime_jupyter.ai.providers.responses import IncompleteResponse, ResponseParser
 from openruntime_jupyter.errors import InvalidRequest, KeyMissing, OpenRuntimeError, ProviderBroken, ProviderRefused
 from openruntime_jupyter.operations import chat
+from openruntime_jupyter.schemas.ai import Message
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, AsyncStream
@@ -128,7 +130,12 @@ class RemoteProvider:
                 raise IncompleteResponse(f"responded with {page or 'a web page'}: check the end of base_url (often /v1)")
             else:
                 await _read(stream, parser)
-        return parser.answer(profile.name)
+        answer = parser.answer(profile.name)
+        if "response_format" in body:
+            await asyncio.to_thread(check, body, answer)
+        else:
+            check(body, answer)
+        return answer
 
     async def _client(self, profile: Profile) -> Client:
         """Return the profile's client. The first call imports `openai` (0.8 s) in a thread, without blocking the loop."""
@@ -177,9 +184,14 @@ def _body(request: chat.Params, profile: Profile) -> dict[str, Any]:
     given = {**profile.parameters, **request.parameters}
     return {
         "model": model,
-        "messages": [message.model_dump() for message in request.messages],
+        "messages": [_message(message) for message in request.messages],
         **{name: value for name, value in given.items() if value is not None},
     }
+
+
+def _message(message: Message) -> dict[str, Any]:
+    fields = message.model_dump()
+    return {REASONING if name == "reasoning" else name: value for name, value in fields.items()}
 
 
 async def _opened(client: Client, body: dict[str, Any], headers: dict[str, Any]) -> AsyncStream[object]:

@@ -6,10 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import ValidationError
+
 from openruntime_jupyter.ai.keys import RedactedStream, Redactor
 from openruntime_jupyter.ai.providers.errors import error_text, one_line
-from openruntime_jupyter.local_models.characters import WholeCharacters
+from openruntime_jupyter.ai.providers.tool_calls import ToolCalls
+from openruntime_jupyter.local_models.characters import WholeCharacters, joined
 from openruntime_jupyter.local_models.reasoning import ReasoningSplitter, split_unopened
+from openruntime_jupyter.schemas.ai import TokenLogprob
 
 LONGEST_ANSWER = 10_000_000
 """Maximum characters of a response. Longer responses are treated as malfunctions."""
@@ -43,7 +47,8 @@ class ResponseParser:
         self._pieces: list[str] = []
         self._length = 0
         self._reasoning: list[str] = []
-        self._tools = False
+        self._tool_calls = ToolCalls()
+        self._logprobs: list[Any] = []
         self._refusal = ""
         self._odd = ""
         self._model: str | None = None
@@ -72,11 +77,15 @@ class ResponseParser:
         delta = member(choice, "delta") or member(choice, "message")
         text = content(member(delta, "content")) or content(member(choice, "text"))
         reasoning = content(member(delta, "reasoning_content")) or content(member(delta, "reasoning")) or thinking(member(delta, "content"))
-        if text or reasoning:
+        function = member(delta, "function_call")
+        called = self._tool_calls.add(member(delta, "tool_calls") or ([{"function": function}] if function else ()))
+        if text or reasoning or called:
             self._sign()
-            self._limit(len(text) + len(reasoning))
+            self._limit(len(text) + len(reasoning) + called)
         self._reason(reasoning)
-        self._tools |= bool(member(delta, "tool_calls") or member(delta, "function_call"))
+        logprobs = member(member(choice, "logprobs"), "content")
+        if isinstance(logprobs, (list, tuple)):
+            self._logprobs += logprobs
         refusal = member(delta, "refusal")
         if isinstance(refusal, str):
             self._refusal = (self._refusal + refusal)[:10_000]
@@ -124,7 +133,8 @@ class ResponseParser:
             raise IncompleteResponse(f"blocked the response by its content filter{so_far(text)}: rephrase the prompt", refused=True)
         if reason == "error":
             raise IncompleteResponse(f"ended the response with an error{so_far(text)}: try again")
-        if not text:
+        calls = self._tool_calls.finished()
+        if not text and not calls:
             self._why_empty(reason, bool(reasoning.strip()))
         prompt, completion = (count(member(self._usage, name)) for name in ("prompt_tokens", "completion_tokens"))
         total = count(member(self._usage, "total_tokens"))
@@ -132,16 +142,29 @@ class ResponseParser:
             total = prompt + completion
         return {
             "text": text,
+            "reasoning": self._redactor.clean(joined(reasoning.strip())) or None,
+            "tool_calls": [self._redacted(call) for call in calls] or None,
+            "logprobs": [each for each in map(token_logprob, self._logprobs) if each is not None] or None,
             "model_used": None if self._model is None else self._redactor.clean(self._model[:500]),
             "provider": provider,
             "finish_reason": self._redactor.clean(reason[:100]),
             "prompt_tokens": prompt,
+            "cached_tokens": self._cached(),
             "completion_tokens": completion,
             "tokens_used": total,
             "tokens_per_second": self._rate(completion),
             "prompt_tokens_per_second": None,  # providers do not report the prompt processing time
             "time_to_first_token_s": None if self._first_text is None else self._first_text - self._began,
         }
+
+    def _cached(self) -> int | None:
+        details = member(self._usage, "prompt_tokens_details")
+        cached = count(member(details, "cached_tokens"))
+        return cached if cached is not None else count(member(self._usage, "prompt_cache_hit_tokens"))
+
+    def _redacted(self, call: dict[str, Any]) -> dict[str, Any]:
+        texts = {name: self._redactor.clean(joined(text)) for name, text in call["function"].items()}
+        return {**call, "id": self._redactor.clean(joined(call["id"])), "function": texts}
 
     def _rate(self, tokens: int | None) -> float | None:
         """Return the rate after the first piece, which counts as an average piece, or None if there was only one."""
@@ -153,8 +176,6 @@ class ResponseParser:
     def _why_empty(self, reason: str, reasoned: bool) -> None:
         if self._refusal:
             raise IncompleteResponse(f"declined to respond: {one_line(self._refusal)}", refused=True)
-        if self._tools:
-            raise IncompleteResponse("requested tool calls, which are not supported: use a model or server without tools")
         if reasoned and reason == "length":
             raise IncompleteResponse("used all tokens for reasoning and wrote no text: raise max_tokens")
         if reasoned:
@@ -187,6 +208,14 @@ def thinking(value: Any) -> str:
     """Return the reasoning in a message's content that is a list of parts."""
     parts = value if isinstance(value, (list, tuple)) else ()
     return "".join(content(member(part, "thinking")) for part in parts if member(part, "type") == "thinking")
+
+
+def token_logprob(value: Any) -> dict[str, Any] | None:
+    """Return the fields of a `TokenLogprob`, or None for a malformed one."""
+    try:
+        return TokenLogprob.model_validate(value).model_dump()
+    except ValidationError:
+        return None
 
 
 def so_far(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from openruntime_jupyter.engines.hosts.link import ByteStream
@@ -33,6 +34,20 @@ class Way(Protocol):
 
     async def connect_for_arrays(self, folder: str) -> ByteStream:
         """Open a second connection, for files in `folder`, the agent's own. Raises `HostUnusable` or `OSError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostsSetup:
+    """Other hosts of a runtime, and whether this machine runs tasks as well (`local`).
+
+    The agent of a host ends its tasks `silence` seconds after the last ping, and the runtime counts the host as lost after `lost` seconds,
+    which must be longer.
+    """
+
+    finder: Finder
+    local: bool = True
+    silence: float = 10.0
+    lost: float = 15.0
 
 
 class Finder(Protocol):

@@ -125,11 +125,13 @@ class AnswerLine(StatusLine):
 
 
 def statistics(output: Mapping[str, Any]) -> list[str]:
-    """Return the available statistics of an answer: tokens, speed, model, finish reason."""
+    """Return the available statistics of an answer: tokens, speed, reused tokens of the prompt, model, finish reason."""
     tokens, speed, model, provider = (output.get(name) for name in ("completion_tokens", "tokens_per_second", "model_used", "provider"))
+    cached, prompt = output.get("cached_tokens"), output.get("prompt_tokens")
     parts = [
         f"{tokens:,} tokens" if tokens is not None else None,
         f"{speed:,.{1 if speed < 1000 else 0}f} tokens/s" if speed is not None else None,
+        f"{cached:,} of {prompt:,} prompt tokens cached" if cached and prompt else None,
         f"{model or 'a model'}{'' if provider in (LOCAL, None) else f' of {provider}'}",
         "truncated at max_tokens" if output.get("finish_reason") == "length" else None,
     ]

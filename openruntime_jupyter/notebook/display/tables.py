@@ -144,7 +144,7 @@ class HostTable(RecordTable[Host]):
 
 
 def _host_problems(hosts: Iterable[Host]) -> list[str]:
-    return [f"{host.name}: {'. '.join(filter(None, (host.problem, host.advice)))}" for host in hosts if host.problem]
+    return [": ".join(filter(None, (host.name, host.problem, host.advice))) for host in hosts if host.problem]
 
 
 def summary_of(hosts: Sequence[Host]) -> str:
@@ -273,12 +273,15 @@ class ModelTable(RecordTable[ModelInfo]):
     )
     rows: tuple[Column[Sequence[str]], ...] = (
         Column("model", lambda row: row[0], "wrap", labelled=False),
-        Column("kind", lambda row: row[1], labelled=False),
-        Column("engine", lambda row: row[2]),
+        Column("engine", lambda row: row[1], labelled=False),
+        Column("type", lambda row: row[2]),
         Column("size", lambda row: row[3]),
-        Column("context", lambda row: row[4]),
-        Column("in memory", lambda row: row[5]),
-        Column("default", lambda row: row[6]),
+        Column("needs", lambda row: row[4]),
+        Column("context", lambda row: row[5]),
+        Column("speed", lambda row: row[6]),
+        Column("can", lambda row: row[7], "wrap"),
+        Column("in memory", lambda row: row[8]),
+        Column("default", lambda row: row[9]),
     )
 
     def __init__(self, found: ModelList) -> None:
@@ -292,17 +295,20 @@ class ModelTable(RecordTable[ModelInfo]):
         local = [
             (
                 model.name,
-                model.kind or "",
                 model.engine or "",
+                model.quantisation or "",
                 _size(model.bytes),
+                _size(model.memory_bytes),
                 "" if model.context_length is None else f"{model.context_length:,} tokens",
+                "" if model.tokens_per_second is None else f"{model.tokens_per_second:.3g} tokens/s",
+                ", ".join(model.abilities),
                 "; ".join(_held(model)) or "—",
                 "✓" if model.default and not remote_first else "",
             )
             for model in self
         ]
         remote = [
-            (f"{each.name}: {each.model or 'no model set'}", "profile", "", "", "", "remote", "✓" if each.default else "")
+            (f"{each.name}: {each.model or 'no model set'}", "profile", *[""] * 6, "remote", "✓" if each.default else "")
             for each in self.profiles
         ]
         rows = [*local, *remote]

@@ -15,14 +15,14 @@ from openruntime_jupyter.schemas.values import ModelSource
 class Admission:
     """Admission by sessions, models, the operations' estimates and the memory that workers hold.
 
-    `gpu(device)` returns a GPU's figures. `release_memory(bytes)` begins to release memory that is kept only for speed, and returns whether
-    there is any.
+    `gpu(lane)` returns the figures of a lane's GPU. `release_memory(bytes)` begins to release memory that is kept only for speed, and
+    returns whether there is any.
     """
 
     def __init__(
         self,
         engine: Engine,
-        gpu: Callable[[str], GpuReadings] = lambda device: NOTHING,
+        gpu: Callable[[Lane], GpuReadings] = lambda lane: NOTHING,
         release_memory: Callable[[int], bool] = lambda wanted: False,
     ) -> None:
         self._engine = engine
@@ -41,7 +41,7 @@ class Admission:
             if entry.needs is not None:
                 left -= max(0, entry.needs - (self._engine.allocated(entry.task_id)) if shared else entry.needs)
         if not shared:
-            figures = self._gpu(lane.id)  # the driver's include other programs' use
+            figures = self._gpu(lane)  # the driver's include other programs' use
             if figures.memory_total is not None and figures.memory_used is not None:
                 left = min(left, figures.memory_total - figures.memory_used)
         return max(0, left)

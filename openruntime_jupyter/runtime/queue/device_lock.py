@@ -29,7 +29,9 @@ class DeviceLock:
         self._refused = False
 
     def shared(self, lane: Lane) -> bool:
-        """Return whether the lane's device is shared with other runtimes."""
+        """Return whether the lane's device is shared with other runtimes of this machine. The agents of other hosts take their locks."""
+        if lane.host:
+            return False
         if self._settings.device_lock == "all":
             return lane.device.type in ("gpu", "cpu")
         return self._settings.device_lock == "gpu" and lane.device.type == "gpu"
@@ -52,7 +54,7 @@ class DeviceLock:
         waiting = asyncio.ensure_future(lock.acquire(holder))
         try:
             while not waiting.done() and lane.open:
-                lane.waiting_for = describe(lane, lock.holder())
+                lane.waiting_for = describe(lane.device.name, lock.holder())
                 lane.pass_on()
                 await asyncio.wait({waiting}, timeout=HOLDER_SECONDS)
             if waiting.done():
@@ -93,11 +95,11 @@ class DeviceLock:
         }
 
 
-def describe(lane: Lane, holder: dict[str, Any] | None) -> str:
-    """Describe the holder of the device, for `waiting_for`."""
+def describe(device: str, holder: dict[str, Any] | None) -> str:
+    """Describe the holder of the device with that name, for `waiting_for`."""
     if holder is None:
-        return f"the {lane.device.name}, used by another runtime on this machine"
+        return f"the {device}, used by another runtime on this machine"
     who = holder.get("label") or f"process {holder.get('pid')}"
     what = holder.get("name")
     task = f" runs {what} ({holder.get('task_id')})" if what else " has it"
-    return f"the {lane.device.name}: the runtime of {who}{task}"
+    return f"the {device}: the runtime of {who}{task}"

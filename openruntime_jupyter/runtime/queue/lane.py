@@ -15,7 +15,7 @@ from typing import NamedTuple
 from sortedcontainers import SortedDict
 
 from openruntime_jupyter.engines.protocol import DeviceReport, JobRunner
-from openruntime_jupyter.memory import Machine
+from openruntime_jupyter.memory import Capacity
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 
 LOOK_PAST = 100
@@ -177,7 +177,7 @@ class Lane:
         slots: int,
         aging_seconds: float,
         engine: JobRunner,
-        machine: Machine,
+        machine: Capacity,
         durations: Durations | None = None,
     ) -> None:
         self.id = lane_id

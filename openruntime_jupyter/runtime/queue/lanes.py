@@ -9,7 +9,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from itertools import islice
 
 from openruntime_jupyter.errors import UnknownDevice
-from openruntime_jupyter.memory import Machine
+from openruntime_jupyter.memory import Capacity
 from openruntime_jupyter.runtime.queue.lane import Counts, Durations, Lane, Queue, in_order, key_of
 from openruntime_jupyter.runtime.tasks.entry import Entry, QueueKey
 
@@ -25,7 +25,8 @@ class Lanes:
     """Queues and open lanes of a runtime.
 
     A queue is made when its first lane opens, and stays when its last lane leaves. A lane serves the queues of its id and its device type.
-    The GPUs serve `auto`, or the CPUs while there is no GPU. `gpu` is served by the CPUs until there has been a GPU.
+    The GPUs serve `auto`, or the CPUs while there is no GPU. `gpu` is served by the CPUs until there has been a GPU. The queue of another
+    host is served by its GPUs, or by its CPUs if it has no GPU.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,7 @@ class Lanes:
         self._counts = Counts()
         self._queues: dict[str, Queue] = {}
         self._running_on: dict[str, Lane] = {}
-        self._sharing: dict[Machine, dict[str, Entry]] = {}
+        self._sharing: dict[Capacity, dict[str, Entry]] = {}
         """Running tasks in the memory of each machine."""
         self._durations: dict[tuple[str, str], Durations] = {}
         self._gpus = 0
@@ -87,10 +88,15 @@ class Lanes:
             names.add("auto")
         if not self._had_gpu:
             names.add("gpu")
+        if lane.host and (on_gpu or not self._has_gpu(lane.host)):
+            names.add(lane.host)
         for queue in [queue for name, queue in lane.queues.items() if name not in names]:
             lane.stop_serving(queue)
         for name in sorted(names - lane.queues.keys()):
             lane.serve(self._queue(name))
+
+    def _has_gpu(self, host: str) -> bool:
+        return any(lane.host == host and lane.device.type == "gpu" for lane in self.devices.values())
 
     def _queue(self, name: str) -> Queue:
         if name not in self._queues:

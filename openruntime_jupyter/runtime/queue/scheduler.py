@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from openruntime_jupyter.engines.protocol import (
     DeviceReport,
     Died,
     Engine,
+    HostDevices,
+    HostLoss,
     Job,
     Measurements,
     NeedsMemory,
@@ -53,7 +56,7 @@ RETRY_ELSEWHERE = 10.0
 """Seconds during which another device is preferred for a task whose worker died or did not start."""
 
 MOST_MOVES = 2
-"""Maximum number of devices from which a task is moved because they start no worker for it."""
+"""Maximum number of devices from which a task is moved because they start no worker for it, and of hosts that are lost while it runs."""
 
 
 class Scheduler:
@@ -81,6 +84,8 @@ class Scheduler:
         self._arrays = arrays
         self._sessions = sessions
         self._slots: set[asyncio.Task[None]] = set()
+        self._held: dict[str, asyncio.Event] = {}
+        """Tasks that may still run on a lost host, each with an event that ends its wait."""
         self._stopping = False
 
     # Lanes
@@ -127,6 +132,8 @@ class Scheduler:
             entry.stop_reason = StopReason.CANCELLED
             if (lane := self._lanes.lane_of(entry)) is not None:
                 lane.engine.halt(entry.task_id, StopReason.CANCELLED)
+            elif entry.task_id in self._held:
+                self._held[entry.task_id].set()
         await entry.done.wait()
 
     def _withdraw(self, entry: Entry) -> bool:
@@ -148,6 +155,8 @@ class Scheduler:
     async def stop(self) -> list[Entry]:
         """Start no more tasks, and return the pending ones, removed from the queues. The engine ends running tasks."""
         self._stopping = True
+        for released in self._held.values():
+            released.set()
         return self._lanes.take_all()
 
     async def close(self, deadline: float) -> None:
@@ -305,7 +314,9 @@ class Scheduler:
 
     async def _repeat_or_fail(self, lane: Lane, entry: Entry, outcome: Died) -> None:
         """Move a task that no worker began to another device, or retry it after its worker died, or fail it."""
-        if outcome.no_worker and self._may_move(lane, entry):
+        if outcome.host_loss is not None:
+            await self._move_or_fail(entry, outcome, outcome.host_loss)
+        elif outcome.no_worker and self._may_move(lane, entry):
             log.warning("%s starts no worker for %s, which is moved to another device: %s", lane.id, entry.task_id, outcome.failure.message)
             lane.fail(outcome.failure.message)
             self._avoid(lane, entry)
@@ -320,6 +331,31 @@ class Scheduler:
             if outcome.no_worker:  # the task is at fault, and not the devices
                 self._recover(entry)
             await self._end(entry, TaskState.FAILED, outcome.failure)
+
+    async def _move_or_fail(self, entry: Entry, outcome: Died, loss: HostLoss) -> None:
+        """Queue a task again whose host was lost, if the task had not begun or has retries. A move is no attempt."""
+        if entry.stop_reason is StopReason.CANCELLED:
+            entry.cancel_stage = Stage.KILL.value
+            await self._end(entry, TaskState.CANCELLED, failures.cancelled_with(loss.host))
+            return
+        if not self._may_repeat(entry) or (loss.begun and (not entry.retries or entry.moves >= MOST_MOVES)):
+            await self._end(entry, TaskState.FAILED, outcome.failure)
+            return
+        if loss.begun:
+            entry.moves += 1
+            entry.output.note(f"[{outcome.failure.message}; it runs again on another host]\n")
+            self._registry.output_changed(entry)
+            entry.waiting_for = f"the host {loss.host}, which may still run it"
+            released = self._held[entry.task_id] = asyncio.Event()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(released.wait(), loss.safe_in)
+            del self._held[entry.task_id]
+        if self._stopping:
+            await self._end(entry, TaskState.FAILED, outcome.failure)
+            return
+        entry.waiting_for = None
+        entry.attempt -= 1
+        await self._requeue(entry)
 
     def _may_repeat(self, entry: Entry) -> bool:
         """Return whether the task may start again after its worker died. Not in a session, whose variables are lost."""
@@ -420,6 +456,7 @@ class AttemptObserver:
         self.close()
         entry = self._entry
         entry.worker = worker
+        entry.waiting_for = None
         entry.started, entry.started_mono = time.time(), time.monotonic()
         lane = self._lane
         if lane.device.type == "gpu":
@@ -433,6 +470,10 @@ class AttemptObserver:
         """Stop the timeout at the end of the attempt."""
         if self._timer is not None:
             self._timer.cancel()
+
+    def waiting(self, reason: str | None) -> None:
+        """Keep the reason for users."""
+        self._entry.waiting_for = reason
 
     def progressed(self, progress: dict[str, Any]) -> None:
         """Keep progress, with the estimated remaining time."""
@@ -484,9 +525,17 @@ class DeviceDiscovery:
         self._lanes = lanes
         self._scheduler = scheduler
         self._set_gpus = set_gpus
+        self._opened = False
+        """True once the lanes of this machine are open."""
+        self._of_host: dict[str, list[str]] = {}
+        """Ids of the open lanes of each other host."""
 
     def begin(self) -> None:
-        """Start the discovery in the background."""
+        """Start the discovery in the background, and watch other hosts."""
+        self._engine.watch(self._join, self._leave, lambda: self._lanes.pending)
+        self._begin()
+
+    def _begin(self) -> None:
         opening = asyncio.get_running_loop().create_task(self._open(None))
         opening.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.tasks = [opening]
@@ -499,7 +548,7 @@ class DeviceDiscovery:
         if self._lanes.known:
             return
         if self.tasks[0].done():
-            self.begin()
+            self._begin()
         try:
             await asyncio.shield(self.tasks[0])
         except EngineError as problem:
@@ -516,8 +565,9 @@ class DeviceDiscovery:
             self.problem = problem
             log.warning("%s", problem)
             raise
-        if self._lanes.known:
+        if self._opened:
             return
+        self._opened = True
         lanes = [self._lane(number, report) for number, report in enumerate(found)]
         for lane in lanes:
             self._scheduler.join(lane)
@@ -525,10 +575,25 @@ class DeviceDiscovery:
         self._set_gpus([Gpu(lane_id, device.index, device.name, device.capabilities) for lane_id, device in gpus])
         self.problem = None
 
-    def _lane(self, number: int, report: DeviceReport) -> Lane:
-        slots = self._settings.gpu_slots if report.type == "gpu" else self._settings.cpu_slot_count
-        durations = self._lanes.durations(report.type, report.name)
-        return Lane(f"device_{number}", report, slots, self._settings.aging_seconds, self._engine, self._machine, durations)
+    def _lane(self, number: int, report: DeviceReport, host: HostDevices | None = None) -> Lane:
+        settings, durations = self._settings, self._lanes.durations(report.type, report.name)
+        if host is None:
+            slots = settings.gpu_slots if report.type == "gpu" else settings.cpu_slot_count
+            return Lane(f"device_{number}", report, slots, settings.aging_seconds, self._engine, self._machine, durations)
+        slots = settings.gpu_slots if report.type == "gpu" else settings.cpu_slots_of(host.machine.cores)
+        return Lane(f"{host.name}.device_{number}", report, slots, settings.aging_seconds, host, host.machine, durations)
+
+    def _join(self, host: HostDevices) -> None:
+        """Open the lanes of another host."""
+        lanes = [self._lane(number, report, host) for number, report in enumerate(host.devices)]
+        self._of_host[host.name] = [lane.id for lane in lanes]
+        for lane in lanes:
+            self._scheduler.join(lane)
+        self.problem = None
+
+    def _leave(self, name: str) -> None:
+        for lane_id in self._of_host.pop(name, ()):
+            self._scheduler.leave(lane_id)
 
 
 FORGET_AT = 200

@@ -43,6 +43,19 @@ END;
 
 GROUPS = "SELECT conversation, owner, count(*), min(submitted), max(finished) FROM turns"
 
+TOOLS_SCHEMA = """
+-- A response that only calls tools is not a turn. The prompt is the last message of the user: results of tools may follow it.
+DROP VIEW answered;
+CREATE VIEW answered AS
+SELECT id AS task_id, ifnull(owner, '') AS owner, json_extract(parameters, '$.about.conversation') AS conversation, submitted, finished,
+    (SELECT json_extract(value, '$.content') FROM json_each(parameters, '$.messages')
+        WHERE json_extract(value, '$.role') = 'user' ORDER BY key DESC LIMIT 1) AS prompt,
+    json_extract(document, '$.result.output.text') AS answer, json_extract(document, '$.result.output.model_used') AS model
+FROM tasks
+WHERE state = 'completed' AND id GLOB 'ai_task_*' AND json_valid(parameters) AND json_valid(document)
+    AND json_extract(document, '$.result.output.tool_calls') IS NULL;
+"""
+
 
 def page(connection: sqlite3.Connection, owner: str | None, limit: int) -> list[ConversationInfo]:
     """Return up to `limit` conversations, last used first: of this owner (empty for no owner), or of all if None."""

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from openruntime_jupyter.errors import StorageUnavailable
-from openruntime_jupyter.runtime.storage.conversations import TURNS_SCHEMA
+from openruntime_jupyter.runtime.storage.conversations import TOOLS_SCHEMA, TURNS_SCHEMA
 
 TASKS_SCHEMA = """
 CREATE TABLE tasks (
@@ -276,7 +276,7 @@ CREATE TRIGGER task_groups_deleted AFTER DELETE ON task_groups BEGIN
 END;
 """  # noqa: S608 - constants
 
-MIGRATIONS: Sequence[str] = (TASKS_SCHEMA, METRICS_SCHEMA, TURNS_SCHEMA, PROVENANCE_SCHEMA, LISTS_SCHEMA, SEARCH_SCHEMA)
+MIGRATIONS: Sequence[str] = (TASKS_SCHEMA, METRICS_SCHEMA, TURNS_SCHEMA, PROVENANCE_SCHEMA, LISTS_SCHEMA, SEARCH_SCHEMA, TOOLS_SCHEMA)
 """The script at index n makes version n + 1 of version n. Released ones are never edited."""
 IDENTIFIED = MIGRATIONS.index(LISTS_SCHEMA) + 1
 """First version with an `application_id`."""

@@ -509,6 +509,8 @@ class Entry:
     """Lanes where its worker died or did not start."""
     avoids_until: float = 0.0
     """Monotonic time until which another lane is preferred to those."""
+    moves: int = 0
+    """Number of hosts that were lost while it ran."""
     stop_reason: StopReason | None = None
     cancel_stage: str | None = None
     device_used: str | None = None

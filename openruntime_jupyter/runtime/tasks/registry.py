@@ -268,6 +268,7 @@ class TaskRegistry:
         elif not entry.state.terminal:
             task.execution_time = entry.elapsed()
             task.resident_bytes = self._resident(entry.task_id)
+            task.waiting_for = entry.waiting_for
             if task.progress is not None and (left := entry.time_left()) is not None:
                 task.progress = task.progress.model_copy(update={"remaining": left})
         return task

@@ -25,7 +25,7 @@ from openruntime_jupyter.schemas.ai import AiTask
 from openruntime_jupyter.schemas.endpoints import ENVELOPE, REQUEST_HEADERS, RESPONSE_HEADERS, VERSION_HEADER, Endpoint
 from openruntime_jupyter.schemas.tasks import Task
 from openruntime_jupyter.server.auth.identity import ExplainedRefusal, LocalUser, OwnUser, owner_of
-from openruntime_jupyter.server.http.errors import envelope, enveloped, problem_of
+from openruntime_jupyter.server.http.errors import Problem, envelope, enveloped, problem_of
 from openruntime_jupyter.server.http.requests import Preference, QueryModel, read_json, read_query
 from openruntime_jupyter.server.services import SERVICES, STALLED_SECONDS, Services
 
@@ -221,9 +221,12 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
         return read_query(model, {name: self.get_query_arguments(name) for name in model.model_fields})
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Send the error in the envelope; see `server/http/errors.py`."""
+        """Send the error; see `server/http/errors.py`."""
         info = kwargs.get("exc_info")
-        problem = problem_of(info[1] if info else None, status_code)
+        self.send_problem(problem_of(info[1] if info else None, status_code))
+
+    def send_problem(self, problem: Problem) -> None:
+        """Send an error as the response."""
         self.set_status(problem.status)
         if hasattr(self, "_jupyter_current_user"):  # tornado removed the headers that were set after the authentication
             self.set_cors_headers()
@@ -232,7 +235,11 @@ class BaseHandler(ExplainedRefusal, JupyterHandler):
         if problem.status == 405:
             self.set_header("Allow", ", ".join(self.verbs()))
         self.set_header("Content-Type", "application/json")
-        self.finish(to_json(envelope(problem)))
+        self.finish(to_json(self.error_body(problem)))
+
+    def error_body(self, problem: Problem) -> dict[str, Any]:
+        """Return the body of an error response."""
+        return envelope(problem)
 
     def _log(self) -> None:
         """Write the access log like Jupyter, but log status 503 as a warning, because it is not a fault of the server."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tornado import web
@@ -13,7 +13,8 @@ from tornado import web
 from openruntime_jupyter import errors
 from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.endpoints import RETRY_AFTER
-from openruntime_jupyter.schemas.problems import HTTP_CODES, code_of, status_of
+from openruntime_jupyter.schemas.problems import CLASSES, HTTP_CODES, code_of, snake_case, status_of
+from openruntime_jupyter.schemas.tasks import Failure
 
 ADVICE = {
     400: "The request could not be read: see GET /operations and the API reference for the expected format",
@@ -61,6 +62,17 @@ def problem_of(error: BaseException | None, status: int = 500) -> Problem:
     return unexpected(error)
 
 
+def problem_of_failure(failure: Failure) -> Problem:
+    """Return the HTTP representation of a task's failure, for endpoints that do not respond with the task.
+
+    An exception of this package has its own status and code, others have status 503 and the kind of the failure as the code.
+    """
+    kind = CLASSES.get(snake_case(failure.type or ""))
+    if kind is None:
+        return Problem(503, str(failure.kind), failure.message[:LONGEST_ERROR])
+    return _expected(kind(failure.message))
+
+
 def unexpected(error: BaseException | None) -> Problem:
     """Log an unexpected error and return a generic problem with the id of the log entry."""
     name = uuid.uuid4().hex[:12]
@@ -102,6 +114,43 @@ def envelope(problem: Problem) -> dict[str, Any]:
     """Return the envelope of an error, as defined by the reference."""
     data = {"code": problem.code, "details": problem.details or []}
     return {"status": "error", "data": data, "error": problem.message, "timestamp": timestamp(time.time())}
+
+
+OPENAI_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+"""Types of errors in OpenAI's format by status. Others are errors of the request or, from 500 on, of the server."""
+OPENAI_CODES = {"rate_limited": "rate_limit_exceeded"}
+"""Codes in OpenAI's format that differ from those of this package."""
+
+
+def openai_problem(problem: Problem, *, logged_in: bool) -> Problem:
+    """Return a problem with the status, code and headers that clients of OpenAI's API expect; `logged_in` is False without a valid token.
+
+    A header prevents these clients from repeating a request that would fail again.
+    """
+    status, code, headers = problem.status, OPENAI_CODES.get(problem.code, problem.code), dict(problem.headers)
+    if status == 403 and not logged_in:
+        status, code = 401, "invalid_api_key"
+        headers["WWW-Authenticate"] = "Bearer"
+    elif status == 422:
+        status, code = (404, "model_not_found") if _field(problem) == "parameters.model" else (400, code)
+    elif code == code_of(errors.ProviderBusy("")):
+        status = 429
+    if status >= 500 and RETRY_AFTER not in headers:
+        headers["X-Should-Retry"] = "false"
+    return replace(problem, status=status, code=code, headers=headers)
+
+
+def openai_error(problem: Problem) -> dict[str, Any]:
+    """Return the body of an error in OpenAI's format. Fields of a task's parameters have the name of the request's field."""
+    kind = OPENAI_KINDS.get(problem.status, "invalid_request_error" if problem.status < 500 else "server_error")
+    field = _field(problem)
+    param = None if field is None else field.replace("parameters.", "")
+    return {"error": {"message": problem.message, "type": kind, "param": param, "code": problem.code}}
+
+
+def _field(problem: Problem) -> str | None:
+    """Return the first invalid field of a request."""
+    return problem.details[0]["field"] if problem.details else None
 
 
 def enveloped(data: bytes) -> bytes:

@@ -38,8 +38,8 @@ VERBS = ("get", "put", "post", "delete", "patch")
 ABOUT = f"""One shared, visible, killable queue for MLX work.
 
 Bodies are JSON, UTF-8. Times are UTC in ISO 8601 and end in `Z`. Sizes are in bytes and durations in seconds, unless the name has
-another unit. Unknown values are `null`. All errors are an `ErrorEnvelope`. All routes with `GET` support `HEAD`. To get successful
-JSON responses in a `SuccessEnvelope`, send `Accept: {ENVELOPE}`.
+another unit. Unknown values are `null`. All errors are an `ErrorEnvelope`, except for those below `/v1`, which have OpenAI's format. All
+routes with `GET` support `HEAD`. To get successful JSON responses in a `SuccessEnvelope`, send `Accept: {ENVELOPE}`.
 
 Responses may have further fields, because newer servers say more. The parameters of an operation NAME are the schema `parameters.NAME`, and
 its output is `output.NAME` if it is built in.
@@ -123,7 +123,7 @@ def document(routes: Sequence[Route], url: str = "/", *, without_token: bool = F
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "responses": {str(status): _error(meaning, status) for status, meaning in ALWAYS.items()},
+            "responses": {str(status): _error(meaning, status, reference(ErrorEnvelope.__name__)) for status, meaning in ALWAYS.items()},
             "securitySchemes": SECURITY_SCHEMES,
         },
     }
@@ -137,7 +137,7 @@ def _uses(endpoints: list[Endpoint[Any]]) -> list[Use]:
     for each in endpoints:
         client, server = each.messages or (None, None)
         requests = (each.query, each.body, client)
-        responses = (each.model, server, *(model for answer in each.answers.values() for model in answer.events.values()))
+        responses = (each.model, each.error, server, *(model for answer in each.answers.values() for model in answer.events.values()))
         uses.update({(model, "validation"): None for model in requests if model is not None})
         uses.update({(model, "serialization"): None for model in responses if model is not None})
     return list(uses)
@@ -206,10 +206,13 @@ def _in_header(header: Header) -> Schema:
 def _responses(endpoint: Endpoint[Any], refs: dict[type[BaseModel], Schema]) -> Schema:
     """Return the responses by status."""
     result = {str(status): _answer(endpoint, answer, refs) for status, answer in endpoint.answers.items()}
+    enveloped = endpoint.error is ErrorEnvelope
     errors = {404: NOT_FOUND} if endpoint.names else {}
-    if endpoint.query is not None or endpoint.body is not None:
+    if not enveloped:
+        errors |= ALWAYS
+    if enveloped and (endpoint.query is not None or endpoint.body is not None):
         errors[422] = INVALID
-    result |= {str(status): _error(meaning, status) for status, meaning in {**errors, **endpoint.errors}.items()}
+    result |= {str(status): _error(meaning, status, refs[endpoint.error]) for status, meaning in {**errors, **endpoint.errors}.items()}
     for status in ALWAYS:
         result.setdefault(str(status), {"$ref": f"#/components/responses/{status}"})
     return dict(sorted(result.items()))
@@ -228,8 +231,8 @@ def _answer(endpoint: Endpoint[Any], answer: Answer, refs: dict[type[BaseModel],
     return {**result, "headers": _headers(answer.headers)} if answer.headers else result
 
 
-def _error(meaning: str, status: int) -> Schema:
-    result: Schema = {"description": meaning, "content": {JSON: {"schema": reference("ErrorEnvelope")}}}
+def _error(meaning: str, status: int, schema: Schema) -> Schema:
+    result: Schema = {"description": meaning, "content": {JSON: {"schema": schema}}}
     return {**result, "headers": _headers((RETRY_AFTER_HEADER,))} if status in (429, 503) else result
 
 

@@ -10,7 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from openruntime_jupyter.operations import memory_bandwidth, numerics, vector_operations
 from openruntime_jupyter.operations.mlx import functions
 from openruntime_jupyter.operations.registry import operations
-from openruntime_jupyter.schemas import ai, arrays, events, hosts, insights, system, tasks, values
+from openruntime_jupyter.schemas import ai, arrays, chat_completions, events, hosts, insights, system, tasks, values
 from openruntime_jupyter.schemas.outputs import OUTPUTS
 from openruntime_jupyter.schemas.problems import CODES
 
@@ -33,6 +33,7 @@ def _named_values() -> dict[tuple[Any, ...], str]:
         "ArrayDtype": values.ArrayDtype,
         "ArrayKind": values.ArrayKind,
         "ArrayState": arrays.ArrayState,
+        "CompletionEnd": chat_completions.CompletionEnd,
         "DeviceStatus": system.DeviceStatus,
         "DeviceType": system.DeviceType,
         "FindingKind": insights.FindingKind,
@@ -42,6 +43,7 @@ def _named_values() -> dict[tuple[Any, ...], str]:
         "MemoryKernel": memory_bandwidth.KernelName,
         "MetricType": insights.MetricType,
         "MetricUnit": system.MetricUnit,
+        "ModelAbility": values.ModelAbility,
         "ModelEngine": values.Engine,
         "ModelKind": ai.ModelKind,
         "Origin": tasks.Origin,

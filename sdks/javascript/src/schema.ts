@@ -52,7 +52,7 @@ export interface AiRequest {
   wait?: boolean;
   /** 1 to 10; 10 is the most urgent. */
   priority?: number;
-  /** Device of a local model: `auto`, `gpu`, `cpu`, or a device id. */
+  /** Device of a local model: `auto`, `gpu`, `cpu`, the id of a device or the name of a host. */
   device_preference?: string;
   /** Maximum number of retries if the worker process dies. */
   retries?: number;
@@ -310,6 +310,138 @@ export interface BatchRequest {
   durable?: boolean;
 }
 
+/** Response of `POST /v1/chat/completions`. */
+export interface ChatCompletion {
+  /** Id of the task. */
+  id: string;
+  /** Always `chat.completion`. */
+  object: "chat.completion";
+  /** Time of the response in seconds since 1970. */
+  created: number;
+  /** Id of the model as in `GET /v1/models`. */
+  model: string;
+  /** One response. */
+  choices: CompletionChoice[];
+  /** Numbers of tokens. */
+  usage: CompletionUsage;
+}
+
+/** Server-sent event of a streamed response. `data: [DONE]` follows the last one. */
+export interface ChatCompletionChunk {
+  /** Id of the task. */
+  id: string;
+  /** Always `chat.completion.chunk`. */
+  object: "chat.completion.chunk";
+  /** Time of the first chunk in seconds since 1970. */
+  created: number;
+  /** Id of the model as in `GET /v1/models`. */
+  model: string;
+  /** One part; empty in the chunk with `usage`. */
+  choices: ChunkChoice[];
+  /** Numbers of tokens, in an additional last chunk, if requested. */
+  usage?: CompletionUsage;
+}
+
+/** Messages and options: the body of `POST /v1/chat/completions`. Options that are null or missing are not passed to the model. */
+export interface ChatCompletionRequest {
+  /** Format of the text; null for any text. */
+  response_format?: ResponseFormat | null;
+  /** Functions that the model may call; the caller runs them. */
+  tools?: Tool[] | null;
+  /** `none`, `auto` (the default), `required` for at least one call, or the function that must be called. */
+  tool_choice?: ToolMode | ChosenTool | null;
+  /** Amount of reasoning before the text; null for the default of the model. */
+  reasoning_effort?: ReasoningEffort | null;
+  /** true: return the log-probability of each token. */
+  logprobs?: boolean | null;
+  /** With `logprobs`: number of the most likely tokens to return at each position. */
+  top_logprobs?: number | null;
+  /** Above 0: makes tokens less likely that are already in the text. */
+  presence_penalty?: number | null;
+  /** Above 0: makes tokens less likely the more often they are in the text. */
+  frequency_penalty?: number | null;
+  /** Id of a model as in `GET /v1/models`; `default`, empty or null for the default model. */
+  model?: string | null;
+  /** Messages in order. */
+  messages: ChatMessage[];
+  /** true: send server-sent events while the model generates the response. */
+  stream?: boolean | null;
+  /** Options of a streamed response. */
+  stream_options?: StreamOptions | null;
+  /** Maximum tokens of the response. */
+  max_tokens?: number | null;
+  /** Same as `max_tokens`. */
+  max_completion_tokens?: number | null;
+  /** 0, and the default of local models: the most likely token is chosen. */
+  temperature?: number | null;
+  /** Choose from the most likely tokens with this total probability. */
+  top_p?: number | null;
+  /** Choose from this number of most likely tokens. */
+  top_k?: number | null;
+  /** Choose from tokens with at least this fraction of the highest probability. */
+  min_p?: number | null;
+  /** Seed of the random choices. */
+  seed?: number | null;
+  /** Text, or up to 16 texts, before which the response ends. */
+  stop?: string | string[] | null;
+  /** Number of responses: 1. */
+  n?: number | null;
+  /** Above 1: makes recent tokens less likely. */
+  repetition_penalty?: number | null;
+  /** Change of the probability of tokens by their id, for remote models. */
+  logit_bias?: Record<string, number>;
+  /** false: the response has at most one tool call. */
+  parallel_tool_calls?: boolean | null;
+  /** Passed to remote models. */
+  user?: string | null;
+  /** Passed to remote models. */
+  safety_identifier?: string | null;
+  /** Passed to remote models. */
+  prompt_cache_key?: string | null;
+  /** Passed to remote models. */
+  metadata?: Record<string, unknown>;
+  /** Passed to remote models. Every task is in the history. */
+  store?: boolean | null;
+  /** Passed to remote models. */
+  service_tier?: string | null;
+  /** Only `text`. */
+  modalities?: "text"[] | null;
+}
+
+/** Message of a conversation. A message that a response contained can be sent as it is. */
+export interface ChatMessage {
+  /** Author of the message. `developer` is another name of `system`. */
+  role: Role;
+  /** Text of the message. A list of text parts is joined. null only for an assistant's message with tool calls. */
+  content?: string | null;
+  /** Name of the author, for example of the function whose result this is. */
+  name?: string;
+  /** Tool calls of the assistant. */
+  tool_calls?: ToolCall[];
+  /** Id of the tool call whose result this is; required for the role `tool`. */
+  tool_call_id?: string;
+  /** Reasoning of the assistant before it called tools. Some models need it to continue. */
+  reasoning?: string;
+  /** Same as `reasoning`. */
+  reasoning_content?: string;
+  /** Refusal of an assistant's message. It is not sent to the model. */
+  refusal?: string;
+  /** Annotations of an assistant's message. They are not sent to the model. */
+  annotations?: unknown[];
+  /** Always null. */
+  audio?: null;
+  /** Always null: use `tool_calls`. */
+  function_call?: null;
+}
+
+/** Probabilities of the tokens of a response. */
+export interface ChoiceLogprobs {
+  /** Tokens of the text in order. */
+  content: TokenLogprob[] | null;
+  /** Always null. */
+  refusal: null;
+}
+
 /** Name of the function that a model must call. */
 export interface ChosenFunction {
   /** Name of one of the tools. */
@@ -324,12 +456,64 @@ export interface ChosenTool {
   function: ChosenFunction;
 }
 
+/** Part of the response of a model. */
+export interface ChunkChoice {
+  /** Always 0. */
+  index: number;
+  /** Part of the message. */
+  delta: Delta;
+  /** Reason for the end of the response, in its last chunk. */
+  finish_reason: CompletionEnd | null;
+  /** Probabilities of all tokens of the text, in its last chunk. */
+  logprobs: ChoiceLogprobs | null;
+}
+
 /** Message from a client: a change of its subscription. */
 export interface ClientMessage {
   /** `subscribe` adds the topics, `unsubscribe` removes them. */
   type: SubscriptionChange;
   /** Topics to add or remove. */
   topics: Topic[];
+}
+
+/** Response of a model. */
+export interface CompletionChoice {
+  /** Always 0. */
+  index: number;
+  /** Message of the response. */
+  message: CompletionMessage;
+  /** Reason for the end of the response. */
+  finish_reason: CompletionEnd;
+  /** Probabilities of the tokens, if requested. */
+  logprobs: ChoiceLogprobs | null;
+}
+
+export type CompletionEnd = "stop" | "length" | "tool_calls" | "content_filter";
+
+/** Message of a response. */
+export interface CompletionMessage {
+  /** Always `assistant`. */
+  role: "assistant";
+  /** Text of the response; null if there are only tool calls. */
+  content: string | null;
+  /** Always null. */
+  refusal: null;
+  /** Reasoning of the model, if it has one. */
+  reasoning_content?: string;
+  /** Tools that the model calls, if there are any. */
+  tool_calls?: ToolCall[];
+}
+
+/** Numbers of tokens; 0 if the model does not report them. */
+export interface CompletionUsage {
+  /** Tokens of the prompt. */
+  prompt_tokens: number;
+  /** Tokens of the response. */
+  completion_tokens: number;
+  /** Tokens of prompt and response together. */
+  total_tokens: number;
+  /** Details of the prompt. */
+  prompt_tokens_details: PromptTokensDetails;
 }
 
 /** First message. */
@@ -382,6 +566,18 @@ export interface ConversationInfo {
 export interface ConversationList {
   /** Conversations, most recently used first. */
   conversations: ConversationInfo[];
+}
+
+/** Part of a response. Fields without a part in this chunk are omitted. */
+export interface Delta {
+  /** Author of the message, in the first chunk. */
+  role?: "assistant";
+  /** Next piece of the text. */
+  content?: string;
+  /** Reasoning of the model. */
+  reasoning_content?: string;
+  /** All tool calls of the response. */
+  tool_calls?: ToolCallDelta[];
 }
 
 /** Problem with one field of a request. */
@@ -805,7 +1001,29 @@ export interface MetricsUpdate {
 
 export type MlxFunction = "abs" | "acos" | "acosh" | "add" | "addmm" | "all" | "allclose" | "any" | "arange" | "arccos" | "arccosh" | "arcsin" | "arcsinh" | "arctan" | "arctan2" | "arctanh" | "argmax" | "argmin" | "argpartition" | "argsort" | "array_equal" | "asin" | "asinh" | "astype" | "atan" | "atan2" | "atanh" | "atleast_1d" | "atleast_2d" | "atleast_3d" | "bartlett" | "bitwise_and" | "bitwise_invert" | "bitwise_left_shift" | "bitwise_or" | "bitwise_right_shift" | "bitwise_xor" | "blackman" | "block_masked_mm" | "broadcast_arrays" | "broadcast_to" | "ceil" | "clip" | "concat" | "concatenate" | "conj" | "conjugate" | "contiguous" | "conv1d" | "conv2d" | "conv3d" | "conv_general" | "conv_transpose1d" | "conv_transpose2d" | "conv_transpose3d" | "convolve" | "cos" | "cosh" | "count_nonzero" | "cummax" | "cummin" | "cumprod" | "cumsum" | "cumulative_prod" | "cumulative_sum" | "degrees" | "dequantize" | "diag" | "diagonal" | "diff" | "divide" | "divmod" | "einsum" | "empty" | "empty_like" | "equal" | "erf" | "erfinv" | "exp" | "expand_dims" | "expm1" | "eye" | "flatten" | "flip" | "floor" | "floor_divide" | "from_fp8" | "full" | "full_like" | "greater" | "greater_equal" | "hadamard_transform" | "hamming" | "hanning" | "identity" | "imag" | "inner" | "isclose" | "isfinite" | "isinf" | "isnan" | "isneginf" | "isposinf" | "kron" | "left_shift" | "less" | "less_equal" | "linspace" | "log" | "log10" | "log1p" | "log2" | "logaddexp" | "logcumsumexp" | "logical_and" | "logical_not" | "logical_or" | "logical_xor" | "logsumexp" | "matmul" | "matrix_norm" | "matrix_transpose" | "max" | "maximum" | "mean" | "median" | "meshgrid" | "min" | "minimum" | "minmax" | "moveaxis" | "multiply" | "nan_to_num" | "negative" | "not_equal" | "ones" | "ones_like" | "outer" | "pad" | "partition" | "permute_dims" | "positive" | "pow" | "power" | "prod" | "qqmm" | "quantize" | "quantized_matmul" | "radians" | "real" | "reciprocal" | "remainder" | "repeat" | "reshape" | "right_shift" | "roll" | "round" | "rsqrt" | "searchsorted" | "sigmoid" | "sign" | "sin" | "sinh" | "softmax" | "sort" | "sqrt" | "square" | "squeeze" | "stack" | "std" | "stop_gradient" | "subtract" | "sum" | "swapaxes" | "tan" | "tanh" | "tensordot" | "tile" | "to_fp8" | "topk" | "trace" | "transpose" | "tri" | "tril" | "triu" | "trunc" | "unflatten" | "unique" | "var" | "vecdot" | "view" | "where" | "zeros" | "zeros_like" | "linalg.cholesky" | "linalg.cholesky_inv" | "linalg.cross" | "linalg.det" | "linalg.eig" | "linalg.eigh" | "linalg.eigvals" | "linalg.eigvalsh" | "linalg.inv" | "linalg.lu" | "linalg.lu_factor" | "linalg.norm" | "linalg.pinv" | "linalg.qr" | "linalg.slogdet" | "linalg.solve" | "linalg.solve_triangular" | "linalg.svd" | "linalg.tri_inv" | "fft.fft" | "fft.fft2" | "fft.fftfreq" | "fft.fftn" | "fft.fftshift" | "fft.ifft" | "fft.ifft2" | "fft.ifftn" | "fft.ifftshift" | "fft.irfft" | "fft.irfft2" | "fft.irfftn" | "fft.istft" | "fft.rfft" | "fft.rfft2" | "fft.rfftfreq" | "fft.rfftn" | "fft.stft" | "random.bernoulli" | "random.categorical" | "random.gumbel" | "random.key" | "random.laplace" | "random.multivariate_normal" | "random.normal" | "random.permutation" | "random.randint" | "random.split" | "random.truncated_normal" | "random.uniform" | "fast.gated_delta_update" | "fast.layer_norm" | "fast.rms_norm" | "fast.rope" | "fast.scaled_dot_product_attention";
 
+export type ModelAbility = "chat" | "tools" | "reasoning" | "schema" | "logprobs";
+
 export type ModelEngine = "llama.cpp" | "mlx-lm";
+
+/** Response of `GET /v1/models`. */
+export interface ModelEntries {
+  /** Always `list`. */
+  object: "list";
+  /** Models. */
+  data: ModelEntry[];
+}
+
+/** Model that can be named in a chat completion. */
+export interface ModelEntry {
+  /** Name of a local model, `PROFILE/MODEL` for a remote one, or `default`. */
+  id: string;
+  /** Always `model`. */
+  object: "model";
+  /** Always 0. */
+  created: number;
+  /** `local`, or the name of the profile. */
+  owned_by: string;
+}
 
 /** Local model, and the workers that keep it in memory. */
 export interface ModelInfo {
@@ -817,10 +1035,23 @@ export interface ModelInfo {
   engine: ModelEngine | null;
   /** Path of the files; only for callers who have the permission to execute code. */
   path: string | null;
+  /** Type of the weights, for example `Q4_K_M`, `4 bits` or `bfloat16`; null if unknown. */
+  quantisation: string | null;
   /** Size of the weights on disk in bytes. */
   bytes: number | null;
   /** Maximum number of tokens of prompt and response together. */
   context_length: number | null;
+  /** Memory in bytes that the model needs when loaded, with a short prompt; null if unknown. See `resident`. */
+  memory_bytes: number | null;
+  /** Generation speed of the newest measured response; null without one. */
+  tokens_per_second: number | null;
+  /** Processing speed of the prompt of that response; null if it was not measured. */
+  prompt_tokens_per_second: number | null;
+  /**
+   * `chat`: messages, otherwise only plain prompts. `tools`: calls of tools. `reasoning`: reasons before the text. `schema`: text that
+   * fits a JSON schema. `logprobs`: log probabilities of tokens.
+   */
+  abilities: ModelAbility[];
   /** true for the model that is used if a prompt names no model. */
   default: boolean;
   /** Workers that keep the model in memory. */
@@ -845,6 +1076,24 @@ export interface NumericalError {
   max_relative: number | null;
   /** Number of compared elements. */
   sampled: number;
+}
+
+/** Response for every error of `/v1`. */
+export interface OpenAiError {
+  /** The error. */
+  error: OpenAiProblem;
+}
+
+/** Description of an error in the format of OpenAI's API. */
+export interface OpenAiProblem {
+  /** Error message with a suggested fix. */
+  message: string;
+  /** Kind of the error, for example `invalid_request_error`. */
+  type: string;
+  /** Parameter or header of the request with the problem; null for other errors. */
+  param: string | null;
+  /** Code of the error for programs. */
+  code: string | null;
 }
 
 /** Entry of `GET /operations`. */
@@ -959,6 +1208,12 @@ export interface ProgressNews {
   remaining: number | null;
   /** Id of the task. */
   task_id: string;
+}
+
+/** Details of the tokens of a prompt. */
+export interface PromptTokensDetails {
+  /** Tokens that were in the key-value cache of a previous prompt; 0 if unknown. */
+  cached_tokens: number;
 }
 
 export type ReasoningEffort = "none" | "minimal" | "low" | "medium" | "high";
@@ -1123,6 +1378,14 @@ export interface Spread {
 
 export type StreamName = "stdout" | "stderr";
 
+/** Options of a streamed response. */
+export interface StreamOptions {
+  /** true: the last chunk has `usage` and no choices. */
+  include_usage?: boolean;
+  /** Has no effect: chunks have no padding. */
+  include_obfuscation?: boolean;
+}
+
 /** Response to a changed subscription. */
 export interface Subscribed {
   /** Number that never decreases. Send that of the last message as `since` to miss none. */
@@ -1185,7 +1448,7 @@ export interface Task {
   notebook: string | null;
   /** 1 to 10; 10 is the most urgent. */
   priority: number;
-  /** `auto`, `gpu`, `cpu`, or a device id. */
+  /** `auto`, `gpu`, `cpu`, the id of a device or the name of a host. */
   device_preference: string;
   /** Id of the device on which the task was started. */
   device_used: string | null;
@@ -1225,7 +1488,7 @@ export interface Task {
    * same operation and name; null if one of them is unknown, and after the first 100 pending tasks.
    */
   estimated_start: string | null;
-  /** Reason why a pending task cannot start, other than its position in the queue. */
+  /** Reason why a pending task cannot start, other than its position in the queue, or what a running one waits for. */
   waiting_for: string | null;
   /** Last progress report. */
   progress: Progress | null;
@@ -1339,7 +1602,7 @@ export interface TaskRequest {
   operation: string;
   /** Parameters of the operation NAME, with the schema `parameters.NAME`; `{}`: the defaults. */
   parameters: Record<string, unknown>;
-  /** `auto`, `gpu`, `cpu`, or a device id. */
+  /** `auto`, `gpu`, `cpu`, the id of a device or the name of a host. */
   device_preference?: string;
   /** 1 to 10; 10 is the most urgent. */
   priority?: number;
@@ -1454,6 +1717,18 @@ export interface ToolCall {
   type?: "function";
   /** Function with its arguments. */
   function: FunctionCall;
+}
+
+/** Tool call in a chunk, complete. */
+export interface ToolCallDelta {
+  /** Id of the call, for `tool_call_id`. */
+  id: string;
+  /** Always `function`. */
+  type: "function";
+  /** Function with its arguments. */
+  function: FunctionCall;
+  /** Position of the call. */
+  index: number;
 }
 
 export type ToolMode = "none" | "auto" | "required";
@@ -1805,7 +2080,10 @@ export interface ChatParameters {
   model?: string | null;
   /** Messages in order; at least one. */
   messages?: Message[];
-  /** Parameters of the provider, such as `temperature` and `max_tokens`; null removes one that the profile sets. */
+  /**
+   * Parameters of the provider, such as `temperature`, `max_tokens`, `response_format` and `tools`; null removes one that the profile
+   * sets.
+   */
   parameters?: Record<string, unknown>;
   /** Source of the prompt. */
   about?: About | null;

@@ -73,7 +73,7 @@ FAULTS: dict[type[ProviderError], dict[str, tuple[Answer, str]]] = {
         "reasoning alone in the text": (sends(chunk("<think>Hm</think>"), chunk(None, "stop")), "reasoning but no text"),
         "reasoning to the end of the text": (sends(chunk("<think>Hm"), chunk(None, "length")), "raise max_tokens"),
         "reasoning to the end": (sends(chunk(None, reasoning="Hm"), chunk(None, "length")), "raise max_tokens"),
-        "tool calls alone": (sends(chunk(None, tool_calls=[TOOL_CALL]), chunk(None, "tool_calls")), "tool calls"),
+        "tool calls alone": (sends(chunk(None, tool_calls=[TOOL_CALL]), chunk(None, "tool_calls")), "called the tool 'f'"),
         "a failure": (refuses("500 Internal Server Error", {"error": "oops"}), "status 500: oops"),
         "a gateway's page": (refuses("502 Bad Gateway", PAGE, "text/html"), "status 502: a web page"),
     },

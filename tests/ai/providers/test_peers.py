@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from openruntime_jupyter.errors import OpenRuntimeError
+from openruntime_jupyter.errors import OpenRuntimeError, ProviderBroken
 from openruntime_jupyter.schemas.ai import Answer
 from tests.ai.providers.support import Question, ask
 from tests.gguf_twin import write_twin
@@ -114,3 +115,27 @@ async def test_cancel_leaves_the_server_free(peer: Peer) -> None:
         await asking
     await asked.provider.close()
     assert (await answered(peer, max_tokens=4, temperature=0.0))["text"]
+
+
+FLAG = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+
+
+async def test_json_schema_is_kept_or_its_loss_is_reported(peer: Peer) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "flag", "schema": FLAG}}
+    if peer.name == "llama.cpp":
+        for seed in range(3):
+            answer = await answered(peer, max_tokens=64, temperature=1.0, seed=seed, response_format=form)
+            assert answer["finish_reason"] == "stop"
+            assert list(json.loads(answer["text"])) == ["ok"]
+        return
+    whole = (await answered(peer, max_tokens=20, temperature=0.0))["text"]
+    stop = next(character for character in whole[1:] if character.isascii() and character.isalnum())
+    with pytest.raises(ProviderBroken, match="ignored response_format: the text is not JSON"):  # this server has no schemas
+        await answered(peer, max_tokens=20, temperature=0.0, stop=[stop], response_format=form)
+
+
+async def test_ignored_tools_are_reported(peer: Peer) -> None:
+    """Both servers ignore tools without an error if the chat template of the model has none."""
+    tool = {"type": "function", "function": {"name": "set_flag", "parameters": FLAG}}
+    with pytest.raises(ProviderBroken, match="called no tool, although tool_choice requires it"):
+        await answered(peer, max_tokens=20, temperature=0.0, tools=[tool], tool_choice="required")

@@ -1,6 +1,6 @@
 // Form field for the JSON schema of a parameter: control, help text and validation error.
 import { id, make, show, write } from "./dom.js";
-import { spaced } from "./format.js";
+import { sentence, spaced } from "./format.js";
 
 const MOST = Number.MAX_SAFE_INTEGER;
 
@@ -13,10 +13,6 @@ export function resolved(schema, root) {
 
 function amount(value) {
   return value.toLocaleString("en", { maximumSignificantDigits: 6 });
-}
-
-function sentence(words) {
-  return words[0].toUpperCase() + words.slice(1).replace(/([^.?!}])$/, "$1.");
 }
 
 /** Describe the valid values, such as "a whole number from 1 to 65,536". */

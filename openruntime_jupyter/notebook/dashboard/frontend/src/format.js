@@ -91,3 +91,8 @@ export function fileName(path) {
 export function spaced(name) {
   return name.replaceAll("_", " ");
 }
+
+/** Return words as a sentence, with a capital letter and a full stop. */
+export function sentence(words) {
+  return words[0].toUpperCase() + words.slice(1).replace(/([^.?!}])$/, "$1.");
+}

@@ -1,6 +1,6 @@
 // Hosts: other machines that run tasks of the runtime.
 import { Children, make, show, write } from "./dom.js";
-import { bytes, clock, percent } from "./format.js";
+import { bytes, clock, percent, sentence } from "./format.js";
 
 /** Number of hosts in the list. Hosts that are not ready come first. */
 const MOST = 50;
@@ -35,8 +35,8 @@ function line(host) {
       write(state, now.state);
       state.dataset.state = now.state;
       write(facts, about(now));
-      const words = [now.problem, now.advice].filter(Boolean).join(". ");
-      write(advice, words);
+      const words = [now.problem, now.advice].filter(Boolean).join(": ");
+      write(advice, words && sentence(words));
       show(advice, words !== "");
     },
   };

@@ -1,0 +1,1 @@
+"""Agent: runs tasks on this host for the runtimes of other machines."""

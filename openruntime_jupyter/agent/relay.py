@@ -1,0 +1,88 @@
+"""Relay of a job's events to its runtime: output is coalesced, and what makes no sense is rejected here, as a runtime would."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed, Progressed, Started, Waiting
+from openruntime_jupyter.runtime.tasks.entry import OutputBuffer
+from openruntime_jupyter.schemas.tasks import Progress
+
+INTERVAL = 0.1
+"""Minimum seconds between two messages of output."""
+
+
+class Relay:
+    """Observer of one job, whose messages carry `number`. The first output after a pause is sent at once."""
+
+    def __init__(self, number: int, send: Callable[[Message], None], max_output: int) -> None:
+        self._number = number
+        self._send = send
+        self._max_output = max_output
+        self._loop = asyncio.get_running_loop()
+        self._texts: list[Printed | Generated] = []
+        self._progress: Progressed | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._sent_at = 0.0
+
+    def started(self, worker: str) -> None:
+        """Report the start on a worker."""
+        self._send(Started(self._number, worker))
+
+    def waiting(self, reason: str | None) -> None:
+        """Report why the job does not start."""
+        self._send(Waiting(self._number, reason))
+
+    def progressed(self, progress: dict[str, Any]) -> None:
+        """Report progress, the newest only."""
+        checked = Progress(n=progress["n"], total=progress.get("total"), message=progress.get("message"))
+        self._progress = Progressed(self._number, checked.n, checked.total, checked.message)
+        self._send_soon()
+
+    def printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
+        """Report text of the task."""
+        last = self._texts[-1] if self._texts else None
+        if isinstance(last, Printed) and last.stream == stream:
+            last.text += text
+        else:
+            self._texts.append(Printed(self._number, stream, text))
+        self._send_soon()
+
+    def displayed(self, item: dict[str, Any]) -> None:
+        """Report a display."""
+        OutputBuffer(self._max_output).apply(item)
+        self.flush()
+        self._send(Displayed(self._number, item))
+
+    def generated(self, text: str) -> None:
+        """Report text of a model."""
+        last = self._texts[-1] if self._texts else None
+        if isinstance(last, Generated):
+            last.text += text
+        else:
+            self._texts.append(Generated(self._number, text))
+        self._send_soon()
+
+    def _send_soon(self) -> None:
+        if self._timer is None:
+            pause = self._sent_at + INTERVAL - time.monotonic()
+            if pause <= 0:
+                self.flush()
+            else:
+                self._timer = self._loop.call_later(pause, self.flush)
+
+    def flush(self) -> None:
+        """Send what is left."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._sent_at = time.monotonic()
+        texts, self._texts = self._texts, []
+        progress, self._progress = self._progress, None
+        for text in texts:
+            self._send(text)
+        if progress is not None:
+            self._send(progress)

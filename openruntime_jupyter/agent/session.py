@@ -1,0 +1,371 @@
+"""Session of a runtime on this host: one engine of worker processes, which lives as long as the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openruntime_jupyter import __version__
+from openruntime_jupyter.agent.folder import SessionFolder, remove_left_folders
+from openruntime_jupyter.agent.guard import Guard
+from openruntime_jupyter.agent.relay import Relay
+from openruntime_jupyter.agent.state import HostState, platform_name
+from openruntime_jupyter.agent.turns import Turns
+from openruntime_jupyter.engines.hosts.link import MAX_DATA, ByteStream, Link, LinkClosed
+from openruntime_jupyter.engines.hosts.messages import (
+    PROTOCOL,
+    Ended,
+    EndSession,
+    Halt,
+    Hello,
+    InvalidMessage,
+    MakeRoom,
+    Message,
+    Ping,
+    Pong,
+    Refused,
+    Run,
+    SessionEnded,
+    Unload,
+    Unloaded,
+    Welcome,
+    decode,
+    encode,
+)
+from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
+from openruntime_jupyter.engines.process_groups import boot_id
+from openruntime_jupyter.engines.protocol import (
+    Completed,
+    DeviceReport,
+    Died,
+    Job,
+    Measurements,
+    Outcome,
+    RaisedError,
+    SessionUse,
+    Stage,
+    Stopped,
+    StopReason,
+)
+from openruntime_jupyter.errors import EngineError, NoBackend
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind
+
+log = logging.getLogger(__name__)
+
+HELLO_SECONDS = 30.0
+"""Time for the runtime to introduce itself."""
+
+STATE_SECONDS = 1.0
+CHANGED_SECONDS = 0.25
+"""Interval of state reports, and the shorter one after a job has started or ended."""
+
+END_SHARE = 0.2
+"""Share of the time of silence in which all workers are ended after it. The runtime counts the host as lost later than that."""
+
+GUARD_SHARE = 1.2
+"""Share of the time of silence after which the guard kills this process, because it is suspended."""
+
+
+class RefusedRuntime(Exception):
+    """This host can't run tasks for the runtime; `remedy` is what to do here."""
+
+    def __init__(self, reason: str, remedy: str | None = None) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+async def serve(stream: ByteStream, data_dir: Path, environment: Mapping[str, str]) -> None:
+    """Serve one runtime over `stream` until the connection ends; never raises for what the runtime sends.
+
+    Parameters
+    ----------
+    data_dir : data folder of this user on this host
+    environment : environment variables of workers
+    """
+    link = Link(stream)
+    try:
+        hello = await _hello(link)
+        session = await Session.open(link, hello, data_dir, environment)
+        try:
+            await session.serve()
+        finally:
+            await session.close()
+    except RefusedRuntime as problem:
+        link.send(*encode(Refused(str(problem), problem.remedy)))
+    except (LinkClosed, InvalidMessage, asyncio.TimeoutError) as problem:
+        log.warning("The runtime did not introduce itself: %s", str(problem) or "it does not respond")
+    finally:
+        await link.close()
+
+
+async def _hello(link: Link) -> Hello:
+    hello = decode(*await asyncio.wait_for(link.receive(), HELLO_SECONDS))
+    if not isinstance(hello, Hello):
+        raise InvalidMessage(f"{type(hello).__name__} instead of a greeting")
+    if (hello.protocol, hello.version) != (PROTOCOL, __version__):
+        remedy = f"{sys.executable} -m pip install openruntime-jupyter=={hello.version}"
+        raise RefusedRuntime(f"It has openruntime-jupyter {__version__}, and this runtime is version {hello.version}", remedy)
+    return hello
+
+
+@dataclass(slots=True)
+class _Running:
+    job: Job
+    relay: Relay
+    task: asyncio.Task[None] | None = None
+    begun: bool = False
+    """True once the engine has the job."""
+    stop_reason: StopReason | None = None
+
+
+class Session:
+    """Engine for one runtime, and the messages from and to it. `open` makes a session."""
+
+    def __init__(self, link: Link, hello: Hello, folder: SessionFolder, data_dir: Path, environment: Mapping[str, str]) -> None:
+        settings = hello.settings
+        self._link = link
+        self._settings = settings
+        self._folder = folder
+        self._engine = LocalEngine(
+            LocalOptions(
+                payloads=folder.payloads,
+                temporary=folder.temporary,
+                groups=data_dir / "workers",
+                cancel_grace=settings.cancel_grace,
+                spare_workers=settings.spare_workers,
+                idle_worker_seconds=settings.idle_worker_seconds,
+                start_timeout=settings.start_timeout,
+                max_models=settings.max_models,
+                secret_variables=frozenset(settings.secret_variables),
+                environment=environment,
+                session_ended=self._session_ended,
+            )
+        )
+        facts = {"runtime": hello.runtime, "label": hello.label}
+        self._turns = Turns(Settings(data_dir=data_dir).locks, settings.device_lock, facts)
+        self._devices: dict[str, DeviceReport] = {}
+        self._state: HostState | None = None
+        self._runs: dict[int, _Running] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._answered = self._renewed = _now()
+        self._guard: Guard | None = None
+
+    @classmethod
+    async def open(cls, link: Link, hello: Hello, data_dir: Path, environment: Mapping[str, str]) -> Session:
+        """Return a new session; raise `RefusedRuntime` if its folder can't be used."""
+        facts = {"runtime": hello.runtime, "label": hello.label, "pid": os.getpid()}
+        try:
+            folder = await asyncio.get_running_loop().run_in_executor(None, SessionFolder, data_dir, facts)
+        except OSError as problem:
+            raise RefusedRuntime(
+                f"Its data folder {data_dir} can't be used ({problem.strerror or problem})",
+                f"make {data_dir} writable for this user and no other, or choose another by OPENRUNTIME_DATA_DIR",
+            ) from problem
+        return cls(link, hello, folder, data_dir, environment)
+
+    # Life
+
+    async def serve(self) -> None:
+        """Welcome the runtime and serve it until its connection ends or it is silent. Raises `RefusedRuntime`."""
+        loop = asyncio.get_running_loop()
+        receiving = loop.create_task(self._receive())
+        opening = loop.create_task(self._open())
+        tasks = {receiving, opening}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                return
+            welcome = opening.result()
+            self._answered = self._renewed = _now()
+            self._send(welcome)
+            tasks |= {loop.create_task(self._report_state()), loop.create_task(self._end_in_silence())}
+            done, _ = await asyncio.wait(tasks - {opening}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _open(self) -> Welcome:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, remove_left_folders, self._folder.path.parent)
+        await self._engine.end_left_processes()
+        await self._engine.start()
+        try:
+            devices = await self._engine.devices()
+        except NoBackend as problem:
+            raise RefusedRuntime(str(problem), f"{sys.executable} -m pip install 'openruntime-jupyter[cpu]'") from problem
+        except EngineError as problem:
+            raise RefusedRuntime(str(problem)) from problem
+        try:
+            self._guard = await Guard.start(GUARD_SHARE * self._settings.silence)
+        except OSError as problem:
+            raise RefusedRuntime(f"It can't start processes ({problem.strerror})") from problem
+        self._devices = {f"device_{number}": device for number, device in enumerate(devices)}
+        self._state = HostState(devices)
+        machine = self._state.machine
+        return Welcome(
+            version=__version__,
+            python=platform.python_version(),
+            platform=platform_name(),
+            boot_id=boot_id(),
+            cores=machine.cores,
+            memory=machine.total,
+            devices=tuple(devices),
+        )
+
+    async def close(self) -> None:
+        """End all workers and remove the session's folder."""
+        guard = [self._guard.stop()] if self._guard is not None else []
+        await asyncio.gather(self._engine.stop(END_SHARE * self._settings.silence), *guard)
+        for run in self._runs.values():
+            if not run.begun and run.task is not None:
+                run.task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+        for task in self._tasks:
+            task.cancel()
+        self._turns.close()
+        if self._state is not None:
+            self._state.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._folder.remove)
+
+    async def _receive(self) -> None:
+        while True:
+            try:
+                self._take(decode(*await self._link.receive()))
+            except LinkClosed:
+                return
+            except InvalidMessage as problem:
+                log.warning("The runtime sent an invalid message: %s", problem)
+                return
+
+    async def _end_in_silence(self) -> None:
+        """Return once the runtime may count this host as lost soon, because no ping proves that it has received a recent answer."""
+        while True:
+            # Neither clock alone counts a sleep of the machine on every system.
+            silent = max(now - before for now, before in zip(_now(), self._renewed, strict=True))
+            left = self._settings.silence - silent
+            if left <= 0:
+                log.error("The runtime has been silent for %.1f s: its tasks are ended", silent)
+                return
+            await asyncio.sleep(min(left, self._settings.silence / 20))
+
+    async def _report_state(self) -> None:
+        while True:
+            self._changed.clear()
+            if self._state is not None:
+                self._send(self._state.read(self._engine, {number: run.job.task_id for number, run in self._runs.items()}))
+            await asyncio.sleep(CHANGED_SECONDS)
+            try:
+                await asyncio.wait_for(self._changed.wait(), STATE_SECONDS - CHANGED_SECONDS)
+            except asyncio.TimeoutError:
+                continue
+
+    def _send(self, message: Message) -> None:
+        self._link.send(*encode(message))
+
+    def _session_ended(self, use: SessionUse, reason: str) -> None:
+        self._send(SessionEnded(use, reason))
+
+    # Messages
+
+    def _take(self, message: Message) -> None:
+        if isinstance(message, Run):
+            run = _Running(message.job, Relay(message.number, self._send, self._settings.max_output_bytes))
+            self._runs[message.number] = run
+            run.task = self._keep(self._run(message.number, run))
+        elif isinstance(message, Halt):
+            self._halt(message.number, message.reason)
+        elif isinstance(message, Ping):
+            # This ping shows that the runtime has received the last answer.
+            self._renewed, self._answered = self._answered, _now()
+            if self._guard is not None:
+                self._guard.renew()
+            self._send(Pong())
+        elif isinstance(message, EndSession):
+            self._engine.end_session(message.session_id, message.reason)
+        elif isinstance(message, MakeRoom):
+            self._engine.models.make_room(message.lane, message.keep)
+        elif isinstance(message, Unload):
+            self._keep(self._unload(message))
+        else:
+            raise InvalidMessage(f"{type(message).__name__} is a message of agents")
+
+    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _halt(self, number: int, reason: StopReason) -> None:
+        run = self._runs.get(number)
+        if run is None:
+            return
+        run.stop_reason = run.stop_reason or reason
+        if run.begun:
+            self._engine.halt(run.job.task_id, reason)
+        elif run.task is not None:
+            run.task.cancel()
+
+    async def _run(self, number: int, run: _Running) -> None:
+        try:
+            outcome = await self._outcome(run)
+        except asyncio.CancelledError:  # while it waited for the device
+            outcome = Stopped(run.stop_reason or StopReason.ENDED, Stage.QUEUE, Measurements())
+        except Exception as problem:  # a fault must end this task only
+            log.exception("The engine failed on %s", run.job.task_id)
+            outcome = _fault(f"The engine failed: {problem!r}")
+        finally:
+            del self._runs[number]
+        run.relay.flush()
+        self._send(Ended(number, outcome))
+        self._changed.set()
+
+    async def _outcome(self, run: _Running) -> Outcome:
+        job = run.job
+        device = self._devices.get(job.lane)
+        if device is None:
+            return _fault(f"This host has no device {job.lane}")
+        async with self._turns.take(device, job.task_id, run.relay.waiting):
+            run.begun = True
+            self._changed.set()
+            outcome = await self._engine.run(job, run.relay)
+        if isinstance(outcome, Completed) and outcome.payload_stored:
+            return await asyncio.get_running_loop().run_in_executor(None, self._attach_payload, job, outcome)
+        return outcome
+
+    def _attach_payload(self, job: Job, outcome: Completed) -> Outcome:
+        path = self._folder.payloads / job.payload_name
+        if outcome.payload_size > MAX_DATA:
+            message = f"The result has {outcome.payload_size:,} bytes, and other hosts return at most {MAX_DATA:,}: return arrays instead"
+            path.unlink(missing_ok=True)
+            return RaisedError(Failure(kind=FailureKind.RAISED, message=message), outcome.measurements)
+        payload = path.read_bytes()
+        path.unlink()
+        return dataclasses.replace(outcome, payload=payload, payload_stored=False)
+
+    async def _unload(self, message: Unload) -> None:
+        self._send(Unloaded(message.ask, tuple(await self._engine.models.unload(message.name))))
+        self._changed.set()
+
+
+def _now() -> tuple[float, float]:
+    return time.monotonic(), time.time()
+
+
+def _fault(what: str) -> Died:
+    message = f"{what}. This is a bug in openruntime; the log of the agent has the traceback."
+    return Died(Failure(kind=FailureKind.NOT_STARTED, message=message), retry=False)

@@ -1,0 +1,433 @@
+"""Connection to the agent of a host: it runs the jobs of that host's lanes, and ends when the link or the agent does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from openruntime_jupyter import __version__
+from openruntime_jupyter.engines.hosts.finder import HostUnusable
+from openruntime_jupyter.engines.hosts.link import Link, LinkClosed
+from openruntime_jupyter.engines.hosts.messages import (
+    PROTOCOL,
+    Displayed,
+    Ended,
+    EndSession,
+    EngineSettings,
+    Generated,
+    GpuState,
+    Halt,
+    Hello,
+    InvalidMessage,
+    MakeRoom,
+    Message,
+    Ping,
+    Pong,
+    Printed,
+    Progressed,
+    Refused,
+    Run,
+    RunState,
+    SessionEnded,
+    Started,
+    State,
+    Unload,
+    Unloaded,
+    Waiting,
+    Welcome,
+    decode,
+    encode,
+)
+from openruntime_jupyter.engines.protocol import (
+    Completed,
+    DeviceReport,
+    Died,
+    HostLoss,
+    Job,
+    Measurements,
+    ModelReport,
+    Observer,
+    Outcome,
+    RaisedError,
+    SessionUse,
+    Stage,
+    Stopped,
+    StopReason,
+    WorkerReport,
+)
+from openruntime_jupyter.memory import Memory
+from openruntime_jupyter.schemas.tasks import Failure, FailureKind
+from openruntime_jupyter.schemas.values import ModelSource
+from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
+
+log = logging.getLogger(__name__)
+
+HELLO_SECONDS = 30.0
+"""Time for an agent to respond, in addition to that for the start of its first worker."""
+
+PINGS = 10
+"""Pings in the time after which a silent agent ends its tasks."""
+
+SILENT_PINGS = 3
+"""Unanswered pings after which a host counts as silent."""
+
+
+@dataclass(slots=True)
+class HostsOptions:
+    """Options of an engine over hosts. Times are in seconds.
+
+    A host is lost `lost` seconds after its last answered ping. By then its agent has ended its tasks, because that happens after
+    `settings.silence`, which is shorter.
+    """
+
+    runtime: str
+    payloads: Path
+    """Folder for the results of jobs, by `payload_name`."""
+    label: str = ""
+    settings: EngineSettings = dataclasses.field(default_factory=EngineSettings)
+    lost: float = 15.0
+    session_ended: Callable[[SessionUse, str], None] = lambda use, reason: None
+    """Called with the reason when a session's worker ends without `end_session`."""
+
+
+class HostMachine:
+    """Memory, cores and load of a host, as its agent reported them last."""
+
+    def __init__(self, total: int, cores: int) -> None:
+        self.total = total
+        self.cores = cores
+        self._available = total
+        self._cpu: float | None = None
+        self._gpus: dict[str, GpuState] = {}
+
+    def memory(self) -> Memory:
+        """Return the total and available memory."""
+        return Memory(self.total, self._available)
+
+    def cpu_percent(self) -> float | None:
+        """Return the load of all cores in percent; None if unknown."""
+        return self._cpu
+
+    def gpu(self, device: str) -> GpuState:
+        """Return the readings of a GPU by the id that it has on the host."""
+        return self._gpus.get(device) or GpuState()
+
+    def update(self, state: State) -> None:
+        """Take over a report."""
+        self.total, self._available, self._cpu, self._gpus = state.memory_total, state.memory_available, state.cpu, state.gpus
+
+
+class _Running:
+    """Job that runs on the host."""
+
+    def __init__(self, job: Job, observer: Observer) -> None:
+        self.job = job
+        self.observer = observer
+        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.halted = False
+
+    def end(self, outcome: Outcome) -> None:
+        """Resolve the outcome, once."""
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+class Connection:
+    """Runner of the jobs of one host, from the agent's welcome until the connection ends.
+
+    `silent` and `in_use` are called when that changes. A host is in use while it runs jobs or keeps sessions or models.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        link: Link,
+        welcome: Welcome,
+        options: HostsOptions,
+        silent: Callable[[bool], None],
+        in_use: Callable[[bool], None],
+    ) -> None:
+        self.name = name
+        self.welcome = welcome
+        self.machine = HostMachine(welcome.memory, welcome.cores)
+        self.round_trip: float | None = None
+        """Seconds from the last answered ping to its answer."""
+        self.ended: str | None = None
+        """Why the connection has ended; None while it lasts."""
+        self._link = link
+        self._options = options
+        self._silent = silent
+        self._in_use = in_use
+        self._used = False
+        self._state = State(welcome.memory, welcome.memory, None)
+        self._numbers = itertools.count(1)
+        self._runs: dict[int, _Running] = {}
+        self._of_task: dict[str, int] = {}
+        self._asks: dict[int, asyncio.Future[list[str]]] = {}
+        self._sessions: dict[str, SessionUse] = {}
+        self._pinged = time.monotonic()
+        self._answered = asyncio.Event()
+        self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @property
+    def devices(self) -> list[DeviceReport]:
+        """Devices of the host; their lanes there are `device_0`, `device_1` and so on."""
+        return list(self.welcome.devices)
+
+    def _local(self, lane: str) -> str:
+        return lane.removeprefix(f"{self.name}.")
+
+    def _global(self, lane: str) -> str:
+        return f"{self.name}.{lane}"
+
+    def _send(self, message: Message) -> None:
+        self._link.send(*encode(message))
+
+    # Life
+
+    async def serve(self) -> str:
+        """Handle messages until the connection ends, and return the reason."""
+        loop = asyncio.get_running_loop()
+        tasks: set[asyncio.Future[str]] = {loop.create_task(self._receive()), loop.create_task(self._ping()), self._closed}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            self._end(done.pop().result())
+        finally:
+            self._end("the runtime closed the connection")
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await self._link.close()
+        return self.ended or ""
+
+    def close(self, reason: str) -> None:
+        """End the connection; `serve` returns soon."""
+        if not self._closed.done():
+            self._closed.set_result(reason)
+
+    async def _receive(self) -> str:
+        while True:
+            try:
+                message = decode(*await self._link.receive())
+            except LinkClosed as problem:
+                return str(problem)
+            except InvalidMessage as problem:
+                return f"its agent sent an invalid message ({problem})"
+            try:
+                self._take(message)
+            except Exception as problem:  # whatever it sent, other hosts must not be affected
+                log.exception("A message of the host %s could not be handled", self.name)
+                return f"its agent sent a message that can't be handled ({problem!r})"
+
+    async def _ping(self) -> str:
+        """Ping the agent: each ping follows the answer to the last one. Return when the host is lost."""
+        pause = self._options.settings.silence / PINGS
+        while True:
+            self._answered.clear()
+            self._pinged = time.monotonic()
+            self._send(Ping())
+            if not await self._answer(SILENT_PINGS * pause):
+                self._set_silent(True)
+                if not await self._answer(self._pinged + self._options.lost - time.monotonic()):
+                    return f"it has not responded for {self._options.lost:g} s"
+                self._set_silent(False)
+            self.round_trip = time.monotonic() - self._pinged
+            await asyncio.sleep(pause)
+
+    async def _answer(self, seconds: float) -> bool:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._answered.wait(), max(0.0, seconds))
+        return self._answered.is_set()
+
+    def _set_silent(self, silent: bool) -> None:
+        for run in self._runs.values():
+            run.observer.waiting(f"the host {self.name}, which does not respond" if silent else None)
+        self._silent(silent)
+
+    def _end(self, reason: str) -> None:
+        """Resolve everything that waits for the agent."""
+        if self.ended is not None:
+            return
+        self.ended = reason
+        for run in self._runs.values():
+            run.end(self._loss(begun=True))
+        for ask in self._asks.values():
+            if not ask.done():
+                ask.set_result([])
+        for use in self._sessions.values():
+            self._options.session_ended(use, f"The host {self.name} was lost: {reason}")
+        self._note_use()
+
+    def _loss(self, *, begun: bool, running: bool = True) -> Died:
+        safe_in = max(0.0, self._pinged + self._options.lost - time.monotonic()) if begun and running else 0.0
+        message = f"The host {self.name} was lost while it ran: {self.ended or 'its agent was stopped'}"
+        return Died(Failure(kind=FailureKind.WORKER_DIED, message=message), host_loss=HostLoss(self.name, begun, safe_in))
+
+    # Messages
+
+    def _take(self, message: Message) -> None:
+        if isinstance(message, Started | Waiting | Progressed | Printed | Displayed | Generated | Ended):
+            run = self._runs.get(message.number)
+            if run is not None:
+                self._report(run, message)
+        elif isinstance(message, Pong):
+            self._answered.set()
+        elif isinstance(message, State):
+            self._state = message
+            self.machine.update(message)
+            self._note_use()
+        elif isinstance(message, SessionEnded):
+            if self._sessions.pop(message.session.id, None) is not None:
+                self._options.session_ended(message.session, message.reason)
+        elif isinstance(message, Unloaded):
+            ask = self._asks.get(message.ask)
+            if ask is not None and not ask.done():
+                ask.set_result(list(message.names))
+        else:
+            raise InvalidMessage(f"{type(message).__name__} is a message of runtimes")
+
+    def _report(self, run: _Running, message: Started | Waiting | Progressed | Printed | Displayed | Generated | Ended) -> None:
+        observer = run.observer
+        if isinstance(message, Started):
+            observer.started(f"{self.name}/{message.worker}")
+        elif isinstance(message, Waiting):
+            observer.waiting(message.reason)
+        elif isinstance(message, Progressed):
+            observer.progressed({"n": message.n, "total": message.total, "message": message.message})
+        elif isinstance(message, Printed):
+            observer.printed(message.stream, message.text)
+        elif isinstance(message, Displayed):
+            observer.displayed(message.item)
+        elif isinstance(message, Generated):
+            observer.generated(message.text)
+        else:
+            run.end(message.outcome)
+
+    # Jobs
+
+    async def run(self, job: Job, observer: Observer) -> Outcome:
+        """Run the job and return its outcome; the loss of the host is an outcome as well."""
+        if self.ended is not None:
+            return self._loss(begun=False)
+        if job.arrays:
+            message = f"The host {self.name} has no access to the arrays of this machine: choose another device"
+            return Died(Failure(kind=FailureKind.NOT_STARTED, message=message), retry=False)
+        run, number = _Running(job, observer), next(self._numbers)
+        self._runs[number], self._of_task[job.task_id] = run, number
+        if job.session is not None:
+            self._sessions[job.session.id] = job.session
+        self._note_use()
+        try:
+            self._send(Run(number, dataclasses.replace(job, lane=self._local(job.lane))))
+            outcome = await run.outcome
+        finally:
+            del self._runs[number], self._of_task[job.task_id]
+            self._note_use()
+        if isinstance(outcome, Stopped) and outcome.reason is StopReason.ENDED and not run.halted:
+            return self._loss(begun=True, running=False)  # the agent leaves
+        if isinstance(outcome, Completed) and outcome.payload is not None and len(outcome.payload) > INLINE_PAYLOAD:
+            return await self._store(job, outcome, outcome.payload)
+        return outcome
+
+    def _note_use(self) -> None:
+        used = self.ended is None and bool(self._runs or self._sessions or self._state.models)
+        if used != self._used:
+            self._used = used
+            self._in_use(used)
+
+    async def _store(self, job: Job, outcome: Completed, payload: bytes) -> Outcome:
+        path = self._options.payloads / job.payload_name
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, path.write_bytes, payload)
+        except OSError as problem:
+            path.unlink(missing_ok=True)
+            message = f"The result of {len(payload):,} bytes can't be stored in {path.parent}: {problem.strerror}"
+            return RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.measurements)
+        return dataclasses.replace(outcome, payload=None, payload_stored=True)
+
+    def halt(self, task_id: str, reason: StopReason) -> None:
+        """Stop a running task in stages."""
+        number = self._of_task.get(task_id)
+        if number is not None:
+            self._runs[number].halted = True
+            self._send(Halt(number, reason))
+
+    async def stop(self, deadline: float) -> None:
+        """Stop all jobs and wait for their ends, for `deadline` seconds."""
+        for task_id in tuple(self._of_task):
+            self.halt(task_id, StopReason.ENDED)
+        waited = [run.outcome for run in self._runs.values()]
+        if waited:
+            await asyncio.wait(waited, timeout=deadline)
+        for run in self._runs.values():
+            run.end(Stopped(StopReason.ENDED, Stage.KILL, Measurements()))
+
+    # What the agent reported
+
+    def runs(self, task_id: str) -> bool:
+        """Return whether the task runs on this host."""
+        return task_id in self._of_task
+
+    def memory_of(self, task_id: str) -> RunState:
+        """Return the memory of the worker that runs the task."""
+        return self._state.runs.get(self._of_task.get(task_id, 0)) or RunState(0, None)
+
+    def workers(self) -> list[WorkerReport]:
+        """Return the workers of the host."""
+        return [
+            dataclasses.replace(each, name=f"{self.name}/{each.name}", lane=self._global(each.lane) if each.lane is not None else None)
+            for each in self._state.workers
+        ]
+
+    def models(self) -> list[ModelReport]:
+        """Return the models that workers of the host keep, least recently used first."""
+        return [dataclasses.replace(each, lane=self._global(each.lane)) for each in self._state.models]
+
+    def make_room(self, lane: str, keep: ModelSource | None) -> None:
+        """Start unloading the least recently used idle model of this lane except `keep`."""
+        self._send(MakeRoom(self._local(lane), keep))
+
+    async def unload(self, name: str | None) -> list[str]:
+        """Unload the idle models of that name, or all; return their names once their workers have ended."""
+        if self.ended is not None:
+            return []
+        ask = next(self._numbers)
+        self._asks[ask] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(Unload(ask, name))
+            return await self._asks[ask]
+        finally:
+            del self._asks[ask]
+
+    def session_worker(self, session_id: str) -> WorkerReport | None:
+        """Return the worker of a session."""
+        return next((each for each in self.workers() if each.session is not None and each.session.id == session_id), None)
+
+    def end_session(self, session_id: str, reason: str) -> None:
+        """End the worker of a session, and the task that it runs."""
+        if self._sessions.pop(session_id, None) is not None:
+            self._send(EndSession(session_id, reason))
+
+
+async def connect(
+    name: str, link: Link, options: HostsOptions, silent: Callable[[bool], None], in_use: Callable[[bool], None]
+) -> Connection:
+    """Introduce this runtime to an agent and return the connection; for the callbacks see `Connection`.
+
+    Raises `HostUnusable` if the agent refuses, and `LinkClosed`, `InvalidMessage` or `asyncio.TimeoutError`.
+    """
+    settings = options.settings
+    link.send(*encode(Hello(PROTOCOL, __version__, options.runtime, options.label, settings)))
+    answer = decode(*await asyncio.wait_for(link.receive(), HELLO_SECONDS + settings.start_timeout))
+    if isinstance(answer, Refused):
+        raise HostUnusable(answer.reason, answer.remedy)
+    if not isinstance(answer, Welcome):
+        raise InvalidMessage(f"{type(answer).__name__} instead of a welcome")
+    return Connection(name, link, answer, options, silent, in_use)

@@ -1,0 +1,146 @@
+"""Host of an engine over hosts: connects to its agent, again after each loss, and knows why it can't."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from openruntime_jupyter.engines.hosts.connection import Connection, HostsOptions, connect
+from openruntime_jupyter.engines.hosts.finder import HostUnusable, Way
+from openruntime_jupyter.engines.hosts.link import Link, LinkClosed
+from openruntime_jupyter.engines.hosts.messages import InvalidMessage
+from openruntime_jupyter.schemas import hosts
+from openruntime_jupyter.schemas.base import timestamp
+
+log = logging.getLogger(__name__)
+
+PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds until the next attempts to connect. The last pause is repeated."""
+
+
+class Host:
+    """Host with its way, and with its connection while there is one.
+
+    Parameters
+    ----------
+    joined, left : called with the new connection, and after its end
+    in_use : called with True when tasks, sessions or models are on the host, and with False when none is
+    """
+
+    def __init__(
+        self,
+        way: Way,
+        options: HostsOptions,
+        joined: Callable[[Connection], None],
+        left: Callable[[Connection], None],
+        in_use: Callable[[bool], None],
+    ) -> None:
+        self.name = way.name
+        self.connection: Connection | None = None
+        self.state: hosts.HostState = "connecting"
+        self.problem: str | None = None
+        """Why it is not ready."""
+        self._way = way
+        self._options = options
+        self._joined = joined
+        self._left = left
+        self._in_use = in_use
+        self._advice: str | None = None
+        self._since = time.time()
+        self._slots = 0
+        self._leaving = False
+        self._changed = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._stay_connected(), name=f"host {self.name}")
+
+    def find(self, way: Way) -> None:
+        """Use this way from now on, at once if it has another address."""
+        before, self._way = self._way, way
+        if before.address != way.address and self.connection is not None:
+            self.connection.close(f"it has a new address: {way.address}")
+        self._changed.set()
+
+    async def leave(self, reason: str) -> None:
+        """Close the connection and connect no more."""
+        self._leaving = True
+        if self.connection is not None:
+            self.connection.close(reason)
+            await asyncio.wait({self._task}, timeout=self._options.lost)
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    async def _stay_connected(self) -> None:
+        failures = 0
+        while True:
+            self._changed.clear()
+            try:
+                if await self._connect():
+                    failures = 0
+            except HostUnusable as problem:
+                self._become("refused", str(problem), problem.remedy)
+            except asyncio.TimeoutError:
+                self._become("lost", "its agent does not respond")
+            except (OSError, LinkClosed, InvalidMessage) as problem:
+                self._become("lost", str(problem) or type(problem).__name__)
+            if self._leaving:
+                return
+            pause = PAUSES[min(failures, len(PAUSES) - 1)]
+            failures += 1
+            try:
+                await asyncio.wait_for(self._changed.wait(), pause)
+            except asyncio.TimeoutError:
+                continue
+            failures = 0
+
+    async def _connect(self) -> bool:
+        """Connect, and stay connected until the end. Return True; raises what `Way.connect` and `connect` raise."""
+        link = Link(await self._way.connect())
+        try:
+            connection = await connect(self.name, link, self._options, self._set_silent, self._in_use)
+        except BaseException:
+            await link.close()
+            raise
+        serving = asyncio.get_running_loop().create_task(connection.serve())
+        self.connection = connection
+        self._become("ready")
+        try:
+            self._joined(connection)
+            reason = await asyncio.shield(serving)
+            self._become("lost", reason)
+        finally:
+            serving.cancel()
+            await asyncio.wait({serving})
+            self.connection = None
+            self._left(connection)
+        return True
+
+    def _set_silent(self, silent: bool) -> None:
+        self._become("silent" if silent else "ready", "it does not respond" if silent else None)
+
+    def _become(self, state: hosts.HostState, problem: str | None = None, advice: str | None = None) -> None:
+        if problem is not None and problem != self.problem and not self._leaving:
+            log.warning("The host %s is %s: %s", self.name, state, problem)
+        if state != self.state:
+            self._since = time.time()
+        self.state, self.problem, self._advice = state, problem, advice
+
+    def view(self) -> hosts.Host:
+        """Return the host as users see it."""
+        view = hosts.Host(
+            name=self.name,
+            state=self.state,
+            address=self._way.address,
+            problem=self.problem,
+            advice=self._advice,
+            since=timestamp(self._since),
+        )
+        connection = self.connection
+        if connection is not None:
+            welcome, memory = connection.welcome, connection.machine.memory()
+            view.memory_total, view.memory_available = memory.total, memory.available
+            view.cores, view.cpu_utilization = connection.machine.cores, connection.machine.cpu_percent()
+            view.python, view.version, view.platform = welcome.python, welcome.version, welcome.platform
+            view.mlx_version = connection.devices[0].mlx_version if connection.devices else None
+            view.round_trip_s = connection.round_trip
+        return view

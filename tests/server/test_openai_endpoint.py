@@ -1,0 +1,219 @@
+"""`/v1` with OpenAI's own client, sync and async, stand-alone and below the base URL of a JupyterHub user."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from openruntime_jupyter.schemas.chat_completions import ChatCompletionChunk
+from tests.ai.provider_server import ProviderServer, providing
+from tests.gguf_twin import write_twin
+from tests.server.ai_support import KEY, profile, steered
+from tests.support import JUPYTER, STANDALONE, Server, running_server, wait_until
+from tests.tiny_model import make_tiny_model
+
+PAGE = Path(__file__).parents[2] / "docs" / "other-tools.md"
+QUESTION: list[Any] = [{"role": "user", "content": "Who waits?"}]
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[ProviderServer]:
+    with providing(steered) as serving:
+        yield serving
+
+
+@pytest.fixture(scope="module", params=["standalone", "hub"])
+def server(request: pytest.FixtureRequest, provider: ProviderServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Run a server with a local model and the profile `cloud`."""
+    folder = tmp_path_factory.mktemp("v1")
+    (folder / "models").mkdir()
+    write_twin(make_tiny_model(folder / "tiny", context=4096), folder / "models" / "tiny.gguf")
+    config = profile(provider.url)
+    config["OpenRuntimeApp"] |= {"default_profile": "local", "models_dir": str(folder / "models"), "cpu_slots": 1}
+    options: dict[str, Any] = {"config": config, "environment": {"THE_KEY": KEY}}
+    if request.param == "hub":
+        with running_server(folder, JUPYTER, base_url="/user/jo/", **options) as running:
+            yield running
+    else:
+        with running_server(folder, STANDALONE, **options) as running:
+            yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key=str(server.token), http_client=openai.DefaultHttpxClient(trust_env=False)
+    ) as made:
+        yield made
+
+
+def test_models_are_listed_by_their_ids(client: openai.OpenAI) -> None:
+    assert {each.id: each.owned_by for each in client.models.list()} == {"default": "local", "tiny": "local", "cloud/tiny": "cloud"}
+    assert client.models.retrieve("cloud/tiny").id == "cloud/tiny"
+    with pytest.raises(openai.NotFoundError, match="Unknown model 'huge'"):
+        client.models.retrieve("huge")
+
+
+def test_whole_answer_is_a_task_with_priority_name_and_notebook(client: openai.OpenAI, server: Server) -> None:
+    headers = {"X-OpenRuntime-Priority": "8", "X-OpenRuntime-Name": "from a tool", "X-OpenRuntime-Notebook": "work/a.ipynb"}
+    made = client.chat.completions.with_raw_response.create(model="tiny", messages=QUESTION, max_tokens=8, extra_headers=headers)
+    answer = made.parse()
+    (choice,) = answer.choices
+    assert (answer.model, choice.message.role, choice.finish_reason) == ("tiny", "assistant", "length")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 8
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 8
+    assert answer.usage.prompt_tokens_details is not None
+    task = server.get(f"/tasks/{answer.id}")
+    assert made.request_id == answer.id
+    assert (task["operation"], task["priority"], task["name"], task["notebook"], task["origin"], task["status"]) == (
+        *("generate", 8, "from a tool", "work/a.ipynb", "rest"),
+        "completed",
+    )
+    assert task["result"]["output"]["text"] == choice.message.content
+
+
+def test_stream_has_the_text_of_the_task_and_usage(client: openai.OpenAI, server: Server) -> None:
+    options: Any = {"stream": True, "stream_options": {"include_usage": True}, "max_completion_tokens": 8, "temperature": 0}
+    *chunks, last = client.chat.completions.create(model="default", messages=QUESTION, **options)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks][-2:] == [None, "length"]
+    assert last.usage is not None
+    assert (last.choices, last.usage.completion_tokens) == ([], 8)
+    assert server.get(f"/tasks/{last.id}")["result"]["output"]["text"] == text
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in [*chunks, last]}) == 1
+    with client.chat.completions.with_streaming_response.create(model="tiny", messages=QUESTION, stream=True, max_tokens=4) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    for line in lines[:-1]:
+        ChatCompletionChunk.model_validate_json(line.removeprefix("data: "))
+
+
+def test_remote_model_gets_options_and_messages(client: openai.OpenAI, provider: ProviderServer) -> None:
+    parts = [{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]
+    messages: list[Any] = [
+        *({"role": "developer", "content": "Be short."}, {"role": "user", "content": "one"}),
+        *({"role": "assistant", "content": "two", "refusal": None, "annotations": []}, {"role": "user", "content": parts, "name": "jo"}),
+    ]
+    answer = client.chat.completions.create(
+        model="cloud/tiny", messages=messages, temperature=0.5, seed=3, stop=["x"], user="jo", n=1, presence_penalty=0, logprobs=False
+    )
+    assert (answer.choices[0].message.content, answer.model) == ("You said: in parts", "cloud/tiny")
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (10, 5)
+    body = provider.requests[-1].json
+    assert [message["content"] for message in body["messages"]] == ["Be short.", "one", "two", "in parts"]
+    assert (body["temperature"], body["seed"], body["stop"], body["user"]) == (0.5, 3, ["x"], "jo")
+    assert not {"presence_penalty", "logprobs", "n"} & set(body)
+
+
+def test_async_clients_share_the_queue(server: Server) -> None:
+    async def ask() -> list[str | None]:
+        async with openai.AsyncOpenAI(
+            base_url=f"{server.url}/v1", api_key=str(server.token), http_client=openai.DefaultAsyncHttpxClient(trust_env=False)
+        ) as client:
+
+            async def stream(text: str) -> str:
+                chunks = await client.chat.completions.create(model="cloud", messages=[{"role": "user", "content": text}], stream=True)
+                return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
+
+            whole = client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=4)
+            *texts, last = await asyncio.gather(stream("a"), stream("b"), whole)
+            return [*texts, last.choices[0].message.role]
+
+    assert asyncio.run(ask()) == ["You said: a", "You said: b", "assistant"]
+
+
+def test_closed_stream_cancels_the_task(client: openai.OpenAI, server: Server) -> None:
+    chunks = client.chat.completions.create(model="cloud/tiny", messages=[{"role": "user", "content": "hold"}], stream=True)
+    first = next(chunks)
+    assert first.choices[0].delta.content == "You said: "
+    assert server.get(f"/tasks/{first.id}")["status"] == "running"
+    chunks.close()
+    assert wait_until(lambda: (status := server.get(f"/tasks/{first.id}")["status"]) != "running" and status, 30) == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "param"),
+    [
+        ({"model": "a/b/c"}, openai.NotFoundError, "model"),
+        ({"max_tokens": 0}, openai.BadRequestError, "max_tokens"),
+        ({"n": 2}, openai.BadRequestError, "n"),
+        ({"messages": []}, openai.BadRequestError, "messages"),
+        ({"extra_body": {"best_of": 3}}, openai.BadRequestError, "best_of"),
+        ({"logit_bias": {"7": 1}}, openai.BadRequestError, "logit_bias"),
+        ({"seed": -1}, openai.BadRequestError, "seed"),
+        ({"extra_headers": {"X-OpenRuntime-Priority": "11"}}, openai.BadRequestError, "X-OpenRuntime-Priority"),
+    ],
+    ids=str,
+)
+def test_rejected_option_is_named(client: openai.OpenAI, options: dict[str, Any], kind: type[openai.APIStatusError], param: str) -> None:
+    with pytest.raises(kind) as caught:
+        client.chat.completions.create(**{"model": "tiny", "messages": QUESTION, **options})
+    assert caught.value.param == param
+    assert caught.value.type == "invalid_request_error"
+
+
+def test_picture_is_rejected_with_its_place(client: openai.OpenAI) -> None:
+    picture: Any = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+    with pytest.raises(openai.BadRequestError, match="text") as caught:
+        client.chat.completions.create(model="tiny", messages=picture)
+    assert str(caught.value.param).startswith("messages.0.content")
+
+
+def test_wrong_token_is_an_authentication_error(client: openai.OpenAI, server: Server) -> None:
+    with pytest.raises(openai.AuthenticationError, match="token") as caught:
+        client.with_options(api_key="wrong").chat.completions.create(model="tiny", messages=QUESTION)
+    assert (caught.value.code, caught.value.response.headers["WWW-Authenticate"]) == ("invalid_api_key", "Bearer")
+    other = server.request("POST", "/v1/embeddings", json={})
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "route_not_found")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_failed_task_is_an_error_and_is_not_repeated(client: openai.OpenAI, server: Server, provider: ProviderServer, stream: bool) -> None:
+    before = len(provider.requests)
+    with pytest.raises(openai.InternalServerError, match="no such thing") as caught:
+        client.chat.completions.create(model="cloud/tiny", messages=[{"role": "user", "content": "fail"}], stream=stream)
+    assert (caught.value.status_code, caught.value.code, len(provider.requests)) == (503, "provider_refused", before + 1)
+    too_long: Any = [{"role": "user", "content": "word " * 20_000}]
+    with pytest.raises(openai.BadRequestError, match="4,096"):
+        client.chat.completions.create(model="tiny", messages=too_long, stream=stream)
+
+
+def test_request_without_token_gets_no_remote_model(server: Server) -> None:
+    """A stand-alone server lets local programs use local models; `fits` checks that every error has OpenAI's format."""
+    found = server.client.get(f"{server.url}/v1/models")
+    if server.url == server.root:  # stand-alone: the same system user, who may spend
+        assert [each["id"] for each in found.json()["data"]] == ["default", "tiny", "cloud/tiny"]
+    else:
+        assert (found.status_code, found.json()["error"]["type"]) == (401, "authentication_error")
+
+
+@pytest.mark.parametrize("language", ["python", "bash"])
+def test_example_of_the_page_runs(server: Server, monkeypatch: pytest.MonkeyPatch, language: str) -> None:
+    monkeypatch.setenv("TOKEN", str(server.token))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (code,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    code = code.replace("http://localhost:8000", server.url)
+    if language == "python":
+        exec(code, {})
+    else:
+        shown = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+        assert json.loads(shown)["model"] == "tiny"
+
+
+def test_page_may_send_the_headers_of_openais_client(server: Server) -> None:
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Headers": "authorization,x-stainless-os,x-other"}
+    told = httpx.options(f"{server.url}/v1/chat/completions", headers=asked, trust_env=False).headers["Access-Control-Allow-Headers"]
+    assert {"x-stainless-os", "X-OpenRuntime-Priority"} <= set(told.split(", "))
+    assert "x-other" not in told
