@@ -31,10 +31,15 @@ def used(server: Server, code: str = "pass") -> str:
 
 
 def test_hosts_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ssh_that(tmp_path, monkeypatch, 'case "$1" in *gone*) echo "ssh: Could not resolve hostname gone" >&2; exit 255;; esac; exec sh -c "$2"')
+    ssh_that(
+        tmp_path, monkeypatch, 'case "$1" in *gone*) echo "ssh: Could not resolve hostname gone" >&2; exit 255;; esac; exec sh -c "$2"'
+    )
     config_dir = tmp_path / "config"
     config_dir.mkdir()
-    tables = [f'["{name}"]\npython = "{sys.executable}"\nenv = {{ OPENRUNTIME_DATA_DIR = "{tmp_path}/{name}" }}\n' for name in ("me@gpu1", "mac2.local")]
+    tables = [
+        f'["{name}"]\npython = "{sys.executable}"\nenv = {{ OPENRUNTIME_DATA_DIR = "{tmp_path}/{name}" }}\n'
+        for name in ("me@gpu1", "mac2.local")
+    ]
     (config_dir / "hosts.toml").write_text("\n".join(tables))
     environment = {"OPENRUNTIME_CONFIG_DIR": str(config_dir), "PATH": os.environ["PATH"]}
     config = settings(engine="ssh", hosts=["me@gpu1", "mac2.local", "gone"], hosts_only=False)

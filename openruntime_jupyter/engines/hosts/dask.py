@@ -118,8 +118,9 @@ class DaskWay:
         return await self._open(op=ARRAYS, folder=folder)
 
     async def _open(self, **message: Any) -> CommStream:
-        from distributed.comm.core import connect
+        from distributed.comm import core
 
+        connect: Any = core.connect  # untyped
         comm = await connect(self.address, timeout=CONNECT_SECONDS, **self._client().security.get_connection_args("client"))
         try:
             await comm.write({**message, "reply": False}, serializers=["msgpack"])
@@ -338,7 +339,7 @@ class ClusterSize:
             self._wanted = wanted
             await _result(self.cluster.scale(wanted))
         elif not self.pending and hasattr(self.cluster, "scale_down"):
-            ended = [name for name, since in self._idle_since.items() if now - since >= IDLE_SECONDS]
+            ended = [name for name, since in sorted(self._idle_since.items()) if now - since >= IDLE_SECONDS]
             ended = ended[: max(0, min(len(members), self._wanted) - self._minimum)]
             if ended:
                 self._wanted -= len(ended)

@@ -40,7 +40,7 @@ class DaskProcesses:
         file.unlink(missing_ok=True)
         arguments = ("--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--scheduler-file", str(file), *options)
         self.scheduler = self._start("scheduler", "distributed.cli.dask_scheduler", arguments)
-        self.address: str = wait_until(lambda: file.exists() and _json(file), 60, self.log)["address"]
+        self.address: str = wait_until(lambda: _address(file), 60, self.log)
 
     def worker(self, name: str, *options: str, nanny: bool = False) -> subprocess.Popen[bytes]:
         """Start a worker of one thread, by default without a nanny."""
@@ -71,8 +71,8 @@ class DaskProcesses:
             process.wait()
 
 
-def _json(file: Path) -> dict[str, str] | None:
+def _address(file: Path) -> str | None:
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError:  # half written
+        return json.loads(file.read_text())["address"]
+    except (FileNotFoundError, json.JSONDecodeError):  # not yet, or half written
         return None

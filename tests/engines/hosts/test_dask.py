@@ -136,9 +136,9 @@ def test_lost_scheduler_is_reported_and_found_again(tmp_path: Path, monkeypatch:
             first.scheduler.kill()
             failure = await failed(runtime, task_id)
             assert "he host one was lost while it ran" in failure.message
-            await until(lambda: runtime.engine.problem, 30, "the problem")
-            assert f"The Dask scheduler at {first.address} does not respond" in runtime.engine.problem
-            assert "Dask ends its workers and the tasks on them. Pending tasks wait" in runtime.engine.problem
+            problem = await until(lambda: runtime.engine.problem, 30, "the problem")
+            assert f"The Dask scheduler at {first.address} does not respond" in problem
+            assert "Dask ends its workers and the tasks on them. Pending tasks wait" in problem
             waiting = await cell(runtime, "print('back')")
             port = int(first.address.rpartition(":")[2])
             second = DaskProcesses(tmp_path / "second", port=port)
