@@ -22,7 +22,7 @@ commands:
   jupyter openruntime status         show server health, devices and metrics
   jupyter openruntime tasks          list the newest tasks
   jupyter openruntime cancel ID      cancel a task
-  jupyter openruntime pull           download a small local model; no account is needed
+  jupyter openruntime pull           install a local model; no account is needed
   Use --help with a command for its options.
 
 Local programs need the token only to run their own code (the operations python and call). The server prints the token

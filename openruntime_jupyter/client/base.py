@@ -23,6 +23,8 @@ from openruntime_jupyter.client.handles import (
 )
 from openruntime_jupyter.client.interruption import interruptible, kernel_stops_soon, shown_as_line
 from openruntime_jupyter.client.notebook_file import notebook
+from openruntime_jupyter.client.object_schema import ObjectSchema
+from openruntime_jupyter.client.tools import Rounds, Tools, definitions_of
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, MOST_BYTES, MOST_IN_BATCH, Backend, new_key
 from openruntime_jupyter.client.transport.retry import Limit
 from openruntime_jupyter.client.transport.watch import Watch
@@ -37,7 +39,7 @@ from openruntime_jupyter.errors import (
     Unavailable,
 )
 from openruntime_jupyter.schemas import endpoints as api
-from openruntime_jupyter.schemas.ai import AgentList, Conversation, ConversationInfo, ModelList, WorkflowInfo
+from openruntime_jupyter.schemas.ai import AgentList, AiTask, Conversation, ConversationInfo, ModelList, WorkflowInfo
 from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.insights import Insights, MetricType, WordingChoice
 from openruntime_jupyter.schemas.system import Device, Health, MetricsHistory, OperationInfo, Session, SystemMetrics, Timeframe, Worker
@@ -206,6 +208,9 @@ class BaseClient:
         model: str | None = None,
         agent: str | None = None,
         conversation: str | None = None,
+        schema: Any = None,
+        tools: Tools = (),
+        max_rounds: int = 8,
         **parameters: Any,
     ) -> PromptHandle:
         """Submit a prompt and return immediately. `result()` of the handle is the response; `for piece in handle` streams it.
@@ -219,6 +224,15 @@ class BaseClient:
             The prompt.
         workflow
             One of `workflows()`. The default sends the prompt unchanged.
+        schema
+            Schema of the response: a pydantic model or another type, or a JSON schema as a dict. `result()` is then an object of the type,
+            or what `json.loads` returns.
+        tools
+            Python functions that the model may call. `result()` runs them in the calling thread and sends their values to the model, until
+            it responds. Name, docstring and type hints tell the model what they do. An error of a function is sent as text. `calls` of the
+            `reply()` lists the calls. A dict is a definition in OpenAI's form: its calls are `tool_calls` of the reply.
+        max_rounds
+            Maximum number of rounds of calls.
         **parameters
             Parameters of the workflow, for example `temperature` or `max_tokens`. Values that are None are not sent.
 
@@ -232,10 +246,27 @@ class BaseClient:
             If the conversation's previous prompt is still pending.
         """
         given = {"profile": profile, "model": model, "agent": agent, "conversation": conversation, **parameters}
-        request = prompt_request(prompt, workflow, given, self.options.request(), self.origin)
+        objects = None if schema is None else ObjectSchema(schema)
+        if objects is not None:
+            given["response_format"] = objects.response_format
+        definitions, functions = definitions_of(tools)
+        if definitions:
+            given["tools"] = definitions
+
+        def send(changes: dict[str, Any]) -> AiTask:
+            request = prompt_request(prompt, workflow, {**given, **changes}, self.options.request(), self.origin)
+            with interruptible(UNCERTAIN):
+                return self.backend.call(api.SUBMIT_PROMPT, body=request, key=new_key())
+
+        def send_round(messages: list[dict[str, Any]]) -> Task:
+            # A required call would be required in each round.
+            return record(self.backend, send({"tool_messages": messages, "tool_choice": None}).task_id)
+
+        asked = send({})
+        others = frozenset(each.get("function", {}).get("name", "") for each in definitions) - set(functions)
+        rounds = Rounds(functions, send_round, max_rounds, others) if functions else None
         with interruptible(UNCERTAIN):
-            asked = self.backend.call(api.SUBMIT_PROMPT, body=request, key=new_key())
-            return PromptHandle(self.backend, record(self.backend, asked.task_id), asked.left_out)
+            return PromptHandle(self.backend, record(self.backend, asked.task_id), asked.left_out, objects, rounds)
 
     def task(self, task_id: str) -> TaskHandle:
         """Return the handle of a task by id, submitted by any program; a `PromptHandle` for AI tasks. Raises `TaskNotFound`.
@@ -495,7 +526,7 @@ class BaseClient:
 
 def _outcome(handle: TaskHandle) -> Any:
     try:
-        return handle.result(0)
+        return handle.result()
     except TaskError as problem:
         return problem
 

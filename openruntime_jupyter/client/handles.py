@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import builtins
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,8 @@ from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.array_data import download
 from openruntime_jupyter.client.interruption import interruptible
 from openruntime_jupyter.client.notebook_file import notebook
+from openruntime_jupyter.client.object_schema import ObjectSchema
+from openruntime_jupyter.client.tools import Rounds
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, Backend, new_key
 from openruntime_jupyter.client.transport.watch import OnMessage, Watch
 from openruntime_jupyter.current_task import current
@@ -258,12 +261,18 @@ def task_error(task: Task) -> TaskError:
     died = failure.kind is FailureKind.WORKER_DIED or failure.signal is not None or failure.exit_code is not None
     if kind is TaskFailed and died:
         kind = WorkerDied
-    lines = [task.error or failure.message]
-    if failure.traceback:
-        lines += ["", "In the worker:", failure.traceback.rstrip()]
-    elif failure.last_output:
-        lines += ["", "Last output:", failure.last_output.rstrip()]
-    return kind("\n".join(lines), task)
+    message = task.error or failure.message
+    if failure.last_output and not failure.traceback:
+        message += f"\n\nLast output:\n{failure.last_output.rstrip()}"
+    return kind(with_traceback(message, failure.traceback), task)
+
+
+def with_traceback(message: str, traceback: str | None) -> str:
+    """Return the message of an error with the traceback in its worker, without its last line if that repeats the message."""
+    frames = (traceback or "").rstrip()
+    if frames.endswith(message):
+        frames = frames.removesuffix(message).rpartition("\n")[0]  # before the message may be the module of the exception
+    return f"{message}\n\nIn the worker:\n{frames}" if frames else message
 
 
 def _plain(item: OutputItem) -> str:
@@ -300,16 +309,70 @@ class PromptHandle(TaskHandle):
     """Handle of an AI task. `for piece in handle` streams the text.
 
     `left_out` is the number of oldest conversation turns that did not fit the model's context. It is None if this handle did not
-    submit the prompt.
+    submit the prompt. With functions as tools, each round of calls is a task, and the handle is that of the newest one.
     """
 
-    def __init__(self, backend: Backend, task: Task, left_out: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        task: Task,
+        left_out: int | None = None,
+        schema: ObjectSchema | None = None,
+        rounds: Rounds | None = None,
+    ) -> None:
         super().__init__(backend, task, plain_result)
         self.left_out = left_out
+        self.rounds = rounds
+        """Rounds of tool calls; None without functions as tools."""
+        self._schema = schema
+        self._one_at_a_time = threading.Lock()
 
-    def result(self, timeout: float | None = None) -> Reply:
-        """Wait for the task and return the response. Raises the errors of `TaskHandle.result`."""
-        return Reply.of(self.id, super().result(timeout))
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the task and return the response: a `Reply`, or the object of the prompt's `schema`.
+
+        Functions of `tools` run in the calling thread. `timeout` is the limit for all rounds in seconds. Raises the errors of
+        `TaskHandle.result`, and `OpenRuntimeError` for a text that does not fit the schema, and after too many rounds.
+        """
+        return self.result_of(self.reply(timeout))
+
+    def result_of(self, reply: Reply) -> Any:
+        """Return the result of a reply: the object of the prompt's `schema`, or without one the reply."""
+        return reply if self._schema is None else reply.value
+
+    def reply(self, timeout: float | None = None) -> Reply:
+        """Wait for the task and return the `Reply`, with `value` if the prompt has a `schema`; see `result`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self.rounds is not None:
+            self.rounds.require_functions()
+        while True:
+            task_id = self.id
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            reply = Reply.of(task_id, super().result(left))
+            if not self._continue(reply):
+                return self.finished(reply)
+
+    def finished(self, reply: Reply) -> Reply:
+        """Return the reply of the last round with its object and the calls of all rounds."""
+        calls = () if self.rounds is None else tuple(self.rounds.runs)
+        value = None if self._schema is None or reply.tool_calls else self._schema.read(reply.text, reply.finish_reason)
+        return replace(reply, calls=calls, value=value)
+
+    def round(self) -> TaskHandle:
+        """Return the handle of the newest round's task, whose result is its output."""
+        return TaskHandle(self._backend, self._task, plain_result)
+
+    def follow(self, task: Task) -> None:
+        """Continue with the task of the next round."""
+        self._see(task)
+
+    def _continue(self, reply: Reply) -> bool:
+        """Return whether a reply has calls, after running them and submitting the next round."""
+        if self.rounds is None or not self.rounds.continues(reply):
+            return False
+        with self._one_at_a_time:
+            if reply.task_id == self.id:  # else another thread has done it
+                self.follow(self.rounds.submit(reply, [self.rounds.run(call) for call in reply.tool_calls]))
+        return True
 
     def pieces(self, since: int = 0) -> Iterator[tuple[int, str]]:
         """Stream the text after `since` characters as (offset, piece) until the task ends in any state.
@@ -320,7 +383,15 @@ class PromptHandle(TaskHandle):
         return self._backend.tokens(self.id, since)
 
     def __iter__(self) -> Iterator[str]:
-        """Stream the text. Raises the errors of `result` at the end. Leaving the loop does not cancel the task."""
+        """Stream the text, of all rounds. Raises the errors of `result` at the end. Leaving the loop does not cancel the task."""
+        if self.rounds is not None:
+            self.rounds.require_functions()
+        yield from self.stream_round()
+        while self.rounds is not None and self._continue(Reply.of(self.id, super().result())):
+            yield from self.stream_round()
+
+    def stream_round(self) -> Iterator[str]:
+        """Stream the text of the newest round. Raises the errors of `result` at the end."""
         pieces = self.pieces()
         while True:
             with interruptible(f"{self.id} continues to run: cancel() of its handle stops it"):

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from openruntime_jupyter import __version__, errors
-from openruntime_jupyter.client.ai_response import Reply
+from openruntime_jupyter.client.ai_response import Reply, ToolRun
 from openruntime_jupyter.client.array_data import ArrayData
 from openruntime_jupyter.client.async_base import AsyncPromptHandle, AsyncTaskHandle, BaseAsyncClient, in_background
 from openruntime_jupyter.client.base import BaseClient
@@ -31,6 +31,7 @@ __all__ = [
     "PromptHandle",
     "Reply",
     "TaskHandle",
+    "ToolRun",
     "__version__",
     "connect",
     "errors",

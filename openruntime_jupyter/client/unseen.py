@@ -96,12 +96,12 @@ class UnseenTasks:
 
 
 def leave(where: str, *task_ids: str) -> str:
-    """Remember tasks whose kernel stops, and return what becomes of them. `where` is that of their backend."""
+    """Remember tasks whose kernel stops, and return what becomes of them, in words that stay true. `where` is that of their backend."""
     UnseenTasks().add(*task_ids)
-    (what, s, them) = (task_ids[0], "s", "it") if len(task_ids) == 1 else (f"{len(task_ids):,} submitted tasks", "", "them")
+    (what, them) = (task_ids[0], "it") if len(task_ids) == 1 else (f"{len(task_ids):,} submitted tasks", "them")
     if where == "embedded":
-        return f"{what} end{s} with this kernel, which hosts {them}"
-    return f"{what} continue{s} to run without this kernel"
+        return f"{what} ended with this kernel, which hosted {them}"
+    return f"{what} continued when this kernel stopped"
 
 
 @atexit.register

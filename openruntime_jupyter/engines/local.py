@@ -411,7 +411,13 @@ class LocalEngine:
             self._pool("device_0", interpreter).adopt(worker)
         return reports
 
-    def watch(self, joined: Callable[[HostDevices], None], left: Callable[[str], None], pending: Callable[[], int]) -> None:
+    def watch(
+        self,
+        found: Callable[[str], None],
+        joined: Callable[[HostDevices], None],
+        left: Callable[[str], None],
+        pending: Callable[[], int],
+    ) -> None:
         """There are no other hosts."""
 
     # Running

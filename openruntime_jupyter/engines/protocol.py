@@ -330,11 +330,18 @@ class Engine(JobRunner, Protocol):
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
         """Return the devices of this interpreter's workers once the first one is ready; raise `EngineError` if none starts."""
 
-    def watch(self, joined: Callable[[HostDevices], None], left: Callable[[str], None], pending: Callable[[], int]) -> None:
+    def watch(
+        self,
+        found: Callable[[str], None],
+        joined: Callable[[HostDevices], None],
+        left: Callable[[str], None],
+        pending: Callable[[], int],
+    ) -> None:
         """Report the devices of other hosts from now on.
 
         Parameters
         ----------
+        found : called with the name of each host, which may not be ready yet
         joined : called with the devices of a host that can run jobs
         left : called with the name of such a host once it can't
         pending : returns the number of pending tasks, for clusters that start hosts

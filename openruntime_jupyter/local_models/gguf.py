@@ -125,7 +125,7 @@ def shape_of_gguf(path: Path) -> Shape:
     head = width // heads if width and heads else None
     key, value = number("attention.key_length") or head, number("attention.value_length") or head
     cached = layers * (number("attention.head_count_kv") or heads or 0) * (key + value) if key and value else None
-    size = sum(part.stat().st_size for part in _parts(path))
+    size = sum(part.stat().st_size for part in parts_of(path))
     template = values.get("tokenizer.chat_template")
     abilities = abilities_of(template if isinstance(template, str) else None)
     return Shape(size, number("context_length"), None, cached, _quantisation(path, values), abilities)
@@ -141,7 +141,7 @@ def _quantisation(path: Path, values: Mapping[str, Any]) -> str | None:
     return next((each.upper() for each in (end, last) if QUANTISATION.fullmatch(each)), None)
 
 
-def _parts(path: Path) -> list[Path]:
+def parts_of(path: Path) -> list[Path]:
     """Return all files of a model; raise `NotAModel` for another one than the first, and if one is missing."""
     split = PART.fullmatch(path.name)
     if split is None:

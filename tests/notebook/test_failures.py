@@ -129,6 +129,8 @@ def test_unpicklable_output_shows_no_internal_frames(server_kernel: Kernel) -> N
     assert "squares" in card(cell)
     for text in (card(cell, "text/html"), cell.error["evalue"]):
         assert ".py" not in text
+    assert card(cell, "text/html").count("can&#x27;t be sent back") == 1, "a traceback without frames repeats the message"
+    assert cell.error["evalue"].count("can't be sent back") == 1
 
 
 def test_caught_error_shows_no_card(server_kernel: Kernel) -> None:
@@ -181,6 +183,15 @@ def test_client_error_shows_only_user_frames(server_kernel: Kernel) -> None:
     lost = server_kernel.run("connect('http://127.0.0.1:1')")
     assert lost.error["ename"] == "NotConnected"
     assert "httpx" not in bare(lost), "no error of the HTTP library"
+
+
+@pytest.mark.parametrize("call", ["client.call(divide, 1)", "client.map(divide, [1])", "client.submit_call(divide, 1).result()"])
+def test_error_of_call_says_its_message_once(server_kernel: Kernel, call: str) -> None:
+    function = "def divide(n):\n    return n / 0\n"
+    cell = server_kernel.run(f"from openruntime_jupyter import connect\nclient = connect()\n{function}{call}")
+    assert bare(cell).count("division by zero") == 1
+    assert "in divide\n    return n / 0" in bare(cell)
+    assert "openruntime_jupyter/" not in bare(cell), "no internal frames"
 
 
 def test_client_error_keeps_exception_context(server_kernel: Kernel) -> None:

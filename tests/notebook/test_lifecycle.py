@@ -76,18 +76,18 @@ answer = 42
             pass
         kernel.manager.restart_kernel()
         kernel.client.wait_for_ready(timeout=60)
-        told = kernel.run("%load_ext openruntime_jupyter").stream()
-        assert "1 task of this notebook is still running: train" in told
+        (told,) = kernel.run("%load_ext openruntime_jupyter").shown()
+        assert told.startswith("1 task of this notebook is still running:\n  train (running): ")
         task_id = told.split("%openruntime wait ")[1].split("`")[0]
         go.touch()
         kernel.run(f"from openruntime_jupyter import connect\nended = connect().task('{task_id}').wait(30)")
         assert kernel.value("str(ended.status)") == "'completed'"
-        told = kernel.run("%reload_ext openruntime_jupyter").stream()
-        assert "1 task of this notebook finished while you were away: train" in told
+        (told,) = kernel.run("%reload_ext openruntime_jupyter").shown()
+        assert told.startswith("1 task of this notebook finished while you were away:\n  train (completed in ")
         assert f"%openruntime result {task_id} --set" in told
         assert kernel.run(f"%openruntime result {task_id} --set").status == "ok"
         assert kernel.value("answer") == "42"
-        assert kernel.run("%reload_ext openruntime_jupyter").stream() == "", "it is reported once"
+        assert kernel.run("%reload_ext openruntime_jupyter").outputs == [], "it is reported once"
 
 
 WAITING = """
@@ -118,7 +118,7 @@ def test_kernel_restart_leaves_running_calls_on_server(tmp_path: Path, calls: tu
             wait_until(partial(in_state, "running"), 30, "they run")
             kernel.manager.restart_kernel()
             kernel.client.wait_for_ready(timeout=60)
-            told = kernel.run("%load_ext openruntime_jupyter").stream()
+            (told,) = kernel.run("%load_ext openruntime_jupyter").shown()
             assert "of this notebook" in told, call
             assert call in told
             (tmp_path / "go").touch()
@@ -216,20 +216,24 @@ def test_kernel_reports_switch_to_embedded_runtime(tmp_path: Path) -> None:
         )
 
 
-def test_failing_cell_stops_nbclient_and_logs_traceback(tmp_path: Path) -> None:
+def test_failing_cell_stops_nbclient_and_says_its_error_once(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    sources = ("%load_ext openruntime_jupyter", "%%openruntime\ndef divide(n):\n    return n / 0\ndivide(1)", "reached = True")
+    divide = "%%openruntime\ndef divide(n):\n    return n / 0\ndivide(1)"
+    sources = ("%load_ext openruntime_jupyter", divide, "reached = True")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     runner = NotebookClient(notebook, timeout=60, kernel_name="python3")
-    with pytest.raises(CellExecutionError, match="in divide") as caught:
+    with pytest.raises(CellExecutionError) as caught:
         runner.execute(env=home.environment())
-    assert "return n / 0" in str(caught.value)
+    log = re.sub(r"\x1b\[\d*m", "", str(caught.value))
+    frames = "In [2], line 4\n    divide(1)\nIn [2], line 3, in divide\n    return n / 0\n"
+    assert f"{frames}TaskFailed: ZeroDivisionError: division by zero (task_" in log
     assert notebook.cells[2].outputs == []
     assert notebook.cells[2].execution_count is None
     (line, card, error) = notebook.cells[1].outputs
     assert "failed after" in line["data"]["text/plain"]
-    assert "return n / 0" in card["data"]["text/plain"]
-    assert error["output_type"] == "error"
+    assert card["data"]["text/plain"].startswith("In [2], line 3, in divide\nFull traceback: ")
+    shown = [line["data"]["text/plain"], card["data"]["text/plain"], *error["traceback"]]
+    assert "".join(shown).count("division by zero") == 1
 
 
 def test_plain_ipython_shows_text(tmp_path: Path, provider: ProviderServer) -> None:

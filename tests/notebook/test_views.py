@@ -24,7 +24,7 @@ from openruntime_jupyter.notebook.display.tables import (
     Status,
     WorkerTable,
 )
-from openruntime_jupyter.notebook.display.tasks import ResultCard, TaskCard, TaskLine, TaskTable
+from openruntime_jupyter.notebook.display.tasks import LeftTasks, ResultCard, TaskCard, TaskLine, TaskTable
 from openruntime_jupyter.schemas.ai import ModelInfo, ModelList, ProfileInfo, ResidentInfo
 from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.insights import Finding, Insights
@@ -122,6 +122,7 @@ EVERY = [
     TaskLine(task(name=EVIL, progress=Progress.model_validate({"n": 3, "total": 7, "message": EVIL})), {}),
     TaskLine(failed(), {}, note=EVIL),
     TaskCard(failed(), {"device_0": EVIL}),
+    LeftTasks([failed(), *[task(name=EVIL)] * 10], EVIL),
     TaskTable(page(failed(), task(owner=EVIL, here=False)), {}),
     TaskTable(page(), {}),
     TaskTable(page(), {}, {"operation": EVIL}),
@@ -139,6 +140,7 @@ EVERY = [
     HELP,
     ErrorCard(failed(), {}),
     ErrorCard(failed(kind=FailureKind.WORKER_DIED, traceback=None), {}, watched=False),
+    ErrorCard(failed(traceback='  File "In [1]", line 1\nError: no'), {}, logged=True),
     ModelTable(ModelList(models=[model()], profiles=[ProfileInfo(name="cloud", model=EVIL, default=True)])),
 ]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from openruntime_jupyter.engines.protocol import DeviceReport
@@ -24,6 +26,7 @@ from openruntime_jupyter.schemas.base import epoch
 from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Task, TaskState
 from openruntime_jupyter.time_left import TimeLeft
+from tests.runtime.array_support import put
 from tests.runtimes import busy, cell, completed, ended, pickled, runtime_in, submit
 
 BURST = {"burst": "one"}
@@ -111,6 +114,32 @@ async def test_pending_tasks_have_different_estimated_starts_once_they_are_known
     assert known[0] > time.time() + 2
     assert all(0.5 * seconds <= later - earlier < 10 * seconds for earlier, later in pairwise(known))
     await runtime.cancel(holder)
+
+
+async def test_operations_with_other_parameters_or_shapes_have_other_durations(runtime: Runtime) -> None:
+    async def double(size: int) -> str:
+        info = await put(runtime.arrays, np.ones(size, np.float32))
+        return await submit(runtime, "compute", {"expression": "x + x", "inputs": {"x": {"array": info.id}}})
+
+    def multiply(size: int) -> Awaitable[str]:
+        return submit(runtime, "matrix_multiply", {"size": size, "iterations": 1})
+
+    for known in (await multiply(64), await double(10)):
+        await completed(runtime, known)
+    holder = await cell(runtime, "import openruntime_jupyter as o, time\nfor n in range(1001): o.progress(n, 1000); time.sleep(0.02)")
+    waiting = [await submitted for submitted in (multiply(64), double(10), multiply(64), multiply(65), multiply(64))]
+    while (progress := (await runtime.tasks.get(holder)).progress) is None or progress.remaining is None:
+        await asyncio.sleep(0.02)
+    known_start = [(await runtime.tasks.get(each)).estimated_start is not None for each in waiting]
+    assert known_start == [True, True, True, True, False], "the one of another size before the last takes an unknown time"
+    other_shape = await double(11)
+    for each in waiting[3:]:
+        await runtime.cancel(each)
+    assert (await runtime.tasks.get(other_shape)).estimated_start is not None
+    last = await double(10)
+    assert (await runtime.tasks.get(last)).estimated_start is None
+    for each in (holder, *waiting, other_shape, last):
+        await runtime.cancel(each)
 
 
 def test_no_state_follows_a_final_one_and_every_other_can_end() -> None:

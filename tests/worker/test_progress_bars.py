@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.tasks import Progress
 from tests.runtimes import cell, ended, pickled, says, submit
@@ -46,6 +48,19 @@ async def test_outermost_bar_is_the_progress_of_its_task(runtime: Runtime) -> No
         task = await ended(runtime, await cell(runtime, f"from {module} import tqdm\n{code}", session="one"))
         assert task.error in (None, "ZeroDivisionError: division by zero"), code
         assert _seen(task.progress) == expected, code
+
+
+@pytest.mark.parametrize("leave", [False, True])
+async def test_nested_bars_share_one_line(runtime: Runtime, leave: bool) -> None:
+    inner = f"    for j in tqdm(range(50), desc='batches of this epoch', leave={leave}, mininterval=0): pass"
+    task = await ended(runtime, await cell(runtime, f"from tqdm.auto import tqdm\nfor i in tqdm(range(3), desc='epochs'):\n{inner}"))
+    text = "".join(item.text or "" for item in (await runtime.tasks.output(task.task_id)).items)
+    assert "\x1b" not in text, "pages cannot move the cursor"
+    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.rstrip("\n").split("\n")]
+    assert len(lines) == (4 if leave else 1)
+    assert lines[-1].startswith("epochs: 100%")
+    assert all(line.startswith("batches of this epoch: 100%") for line in lines[:-1])
+    assert all(line.endswith("it/s]") and line.count("it/s") == 1 for line in lines), "no rest of a longer bar"
 
 
 async def test_bar_of_a_call_is_seen_while_it_runs(runtime: Runtime) -> None:

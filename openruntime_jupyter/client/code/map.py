@@ -15,7 +15,7 @@ from openruntime_jupyter.client.code.map_progress import MapReporter, MapState
 from openruntime_jupyter.client.code.results import python_result
 from openruntime_jupyter.client.code.serialization import pack_call, sources_of
 from openruntime_jupyter.client.code_client import CodeClient, name_of
-from openruntime_jupyter.client.handles import TaskHandle, lane_of, refuse_deadlock
+from openruntime_jupyter.client.handles import TaskHandle, lane_of, refuse_deadlock, with_traceback
 from openruntime_jupyter.client.interruption import kernel_stops, kernel_stops_soon, shown_as_line
 from openruntime_jupyter.client.transport.protocol import LONGEST_WAIT, MOST_BYTES, Backend, new_key, size_of_call
 from openruntime_jupyter.client.unseen import leave
@@ -155,8 +155,8 @@ class Mapping:
             return
         self.results[chunk.first : chunk.first + chunk.size] = values
         for index, described in failures.items():
-            message = f"{described['type']}: {described['message']}\n\nIn the worker:\n{described['traceback'].rstrip()}"
-            self.failures[index] = TaskFailed(message, handle.last_seen)
+            message = ": ".join(filter(None, (described["type"], described["message"])))
+            self.failures[index] = TaskFailed(with_traceback(message, described["traceback"]), handle.last_seen)
 
     def _interrupted(self) -> str:
         """Cancel the remaining tasks of an interrupted map, unless the kernel stops, and return what became of it."""

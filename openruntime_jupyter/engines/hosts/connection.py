@@ -142,6 +142,7 @@ class _Running:
 class Connection:
     """Runner of the jobs of one host, from the agent's welcome until the connection ends.
 
+    `where` maps the running tasks of all hosts to their connections.
     `silent` and `in_use` are called when that changes. A host is in use while it runs jobs or keeps sessions or models.
     """
 
@@ -151,6 +152,7 @@ class Connection:
         link: Link,
         welcome: Welcome,
         options: HostsOptions,
+        where: dict[str, Connection],
         silent: Callable[[bool], None],
         in_use: Callable[[bool], None],
     ) -> None:
@@ -163,6 +165,7 @@ class Connection:
         """Why the connection has ended; None while it lasts."""
         self._link = link
         self._options = options
+        self._where = where
         self._silent = silent
         self._in_use = in_use
         self._used = False
@@ -320,7 +323,7 @@ class Connection:
             message = f"The host {self.name} has no access to the arrays of this machine: choose another device"
             return Died(Failure(kind=FailureKind.NOT_STARTED, message=message), retry=False)
         run, number = _Running(job, observer), next(self._numbers)
-        self._runs[number], self._of_task[job.task_id] = run, number
+        self._runs[number], self._of_task[job.task_id], self._where[job.task_id] = run, number, self
         if job.session is not None:
             self._sessions[job.session.id] = job.session
         self._note_use()
@@ -328,7 +331,7 @@ class Connection:
             self._send(Run(number, dataclasses.replace(job, lane=self._local(job.lane))))
             outcome = await run.outcome
         finally:
-            del self._runs[number], self._of_task[job.task_id]
+            del self._runs[number], self._of_task[job.task_id], self._where[job.task_id]
             self._note_use()
         if isinstance(outcome, Stopped) and outcome.reason is StopReason.ENDED and not run.halted:
             return self._loss(begun=True, running=False)  # the agent leaves
@@ -370,10 +373,6 @@ class Connection:
             run.end(Stopped(StopReason.ENDED, Stage.KILL, Measurements()))
 
     # What the agent reported
-
-    def runs(self, task_id: str) -> bool:
-        """Return whether the task runs on this host."""
-        return task_id in self._of_task
 
     def memory_of(self, task_id: str) -> RunState:
         """Return the memory of the worker that runs the task."""
@@ -417,7 +416,12 @@ class Connection:
 
 
 async def connect(
-    name: str, link: Link, options: HostsOptions, silent: Callable[[bool], None], in_use: Callable[[bool], None]
+    name: str,
+    link: Link,
+    options: HostsOptions,
+    where: dict[str, Connection],
+    silent: Callable[[bool], None],
+    in_use: Callable[[bool], None],
 ) -> Connection:
     """Introduce this runtime to an agent and return the connection; for the callbacks see `Connection`.
 
@@ -430,4 +434,4 @@ async def connect(
         raise HostUnusable(answer.reason, answer.remedy)
     if not isinstance(answer, Welcome):
         raise InvalidMessage(f"{type(answer).__name__} instead of a welcome")
-    return Connection(name, link, answer, options, silent, in_use)
+    return Connection(name, link, answer, options, where, silent, in_use)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from openruntime_jupyter.engines.failures import fault
 from openruntime_jupyter.engines.hosts.connection import Connection, HostsOptions
@@ -28,12 +30,10 @@ from openruntime_jupyter.errors import EngineError
 from openruntime_jupyter.schemas import hosts
 from openruntime_jupyter.schemas.values import ModelSource
 
+log = logging.getLogger(__name__)
+
 DEMAND_SECONDS = 1.0
 """Interval in which the finder is told the number of pending tasks."""
-
-
-READY_POLL = 0.05
-"""Seconds between two looks whether a host is ready."""
 
 
 class HostsEngine:
@@ -44,23 +44,28 @@ class HostsEngine:
         self._finder = finder
         self._options = options
         self._hosts: dict[str, Host] = {}
-        self._ready = asyncio.Event()
+        self._where: dict[str, Connection] = {}
+        """Connections to the hosts that run tasks, by task id."""
+        self._local_problem: EngineError | None = None
+        self._found: Callable[[str], None] = lambda name: None
         self._joined: Callable[[HostDevices], None] = lambda devices: None
         self._left: Callable[[str], None] = lambda name: None
         self._pending: Callable[[], int] = lambda: 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self.models: LoadedModels = _Models(local, self._connections)
+        self.models: LoadedModels = _Models(local, self._connections, self._of_lane)
 
     @property
     def problem(self) -> str | None:
-        """Why hosts are missing, for `/health`; None without a problem."""
-        return self._finder.problem
+        """Why hosts are missing or this machine runs no tasks, for `/health`; None without a problem."""
+        problems = [str(problem) for problem in (self._finder.problem, self._local_problem) if problem]
+        return ". ".join(problems) or None
 
     def _connections(self) -> list[Connection]:
         return [host.connection for host in self._hosts.values() if host.connection is not None]
 
-    def _running(self, task_id: str) -> Connection | None:
-        return next((each for each in self._connections() if each.runs(task_id)), None)
+    def _of_lane(self, lane: str) -> Connection | None:
+        host = self._hosts.get(lane.rpartition(".")[0])
+        return host.connection if host is not None else None
 
     # Life
 
@@ -68,7 +73,7 @@ class HostsEngine:
         """Start the workers of this machine, and look for hosts."""
         if self._local is not None:
             await self._local.start()
-        self._keep(self._finder.watch(self._found, self._gone))
+        self._keep(self._finder.watch(self._find, self._lose))
         self._keep(self._tell_demand())
 
     async def end_left_processes(self) -> None:
@@ -99,28 +104,37 @@ class HostsEngine:
 
     # Hosts
 
-    def watch(self, joined: Callable[[HostDevices], None], left: Callable[[str], None], pending: Callable[[], int]) -> None:
-        """Report the devices of the hosts from now on."""
-        self._joined, self._left, self._pending = joined, left, pending
+    def watch(
+        self,
+        found: Callable[[str], None],
+        joined: Callable[[HostDevices], None],
+        left: Callable[[str], None],
+        pending: Callable[[], int],
+    ) -> None:
+        """Report the hosts and their devices from now on."""
+        self._found, self._joined, self._left, self._pending = found, joined, left, pending
+        for name in self._hosts:
+            found(name)
         for connection in self._connections():
             joined(connection)
 
-    def _found(self, way: Way) -> None:
+    def _find(self, way: Way) -> None:
         host = self._hosts.get(way.name)
         if host is not None:
             host.find(way)
         else:
             name = way.name
-            self._hosts[name] = Host(way, self._options, self._join, self._leave, lambda used: self._finder.hold(name, used))
+            in_use = partial(self._finder.hold, name)
+            self._hosts[name] = Host(way, self._options, self._where, self._join, self._leave, in_use)
+            self._found(name)
 
-    def _gone(self, name: str, reason: str) -> None:
+    def _lose(self, name: str, reason: str) -> None:
         host = self._hosts.pop(name, None)
         if host is not None:
             self._keep(host.leave(reason))
 
     def _join(self, connection: Connection) -> None:
         self._joined(connection)
-        self._ready.set()
 
     def _leave(self, connection: Connection) -> None:
         self._left(connection.name)
@@ -130,51 +144,41 @@ class HostsEngine:
         return [self._hosts[name].view() for name in sorted(self._hosts)]
 
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
-        """Return the devices of this machine, none if only hosts run tasks. Raise `EngineError` if no machine can."""
-        problem: EngineError | None = None
-        if self._local is not None:
-            try:
-                return await self._local.devices(interpreter)
-            except EngineError as why:
-                problem = why
-        gives_up = time.monotonic() + self._options.settings.start_timeout
-        while not self._ready.is_set():
-            trying = not self._hosts or any(host.state == "connecting" for host in self._hosts.values())
-            if time.monotonic() >= gives_up or not trying:
-                raise problem or EngineError(self._no_host()) from problem
-            await asyncio.sleep(READY_POLL)
-        return []
-
-    def _no_host(self) -> str:
-        reasons = [f"{name}: {host.problem or host.state}" for name, host in self._hosts.items()]
-        return f"No host can run tasks yet ({'; '.join(reasons) or self._finder.problem or 'none was found'})"
+        """Return the devices of this machine, none if only hosts run tasks, or if it can't run tasks."""
+        if self._local is None:
+            return []
+        try:
+            return await self._local.devices(interpreter)
+        except EngineError as problem:
+            log.warning("This machine runs no tasks: %s", problem)
+            self._local_problem = problem
+            return []
 
     # Jobs
 
     async def run(self, job: Job, observer: Observer) -> Outcome:
         """Run the job on the host of its lane, or on this machine."""
-        connection = next((each for each in self._connections() if job.lane.startswith(f"{each.name}.")), None)
-        runner = connection or self._local
+        runner = self._of_lane(job.lane) or self._local
         if runner is None:
             return Died(fault(f"No host has the lane {job.lane}"), retry=False)
         return await runner.run(job, observer)
 
     def halt(self, task_id: str, reason: StopReason) -> None:
         """Stop a running task in stages."""
-        runner = self._running(task_id) or self._local
+        runner = self._where.get(task_id) or self._local
         if runner is not None:
             runner.halt(task_id, reason)
 
     def allocated(self, task_id: str) -> int:
         """Return the bytes by which the worker of this task has grown since the task began; 0 if unknown."""
-        connection = self._running(task_id)
+        connection = self._where.get(task_id)
         if connection is not None:
             return connection.memory_of(task_id).allocated
         return self._local.allocated(task_id) if self._local is not None else 0
 
     def resident(self, task_id: str) -> int | None:
         """Return the resident bytes of the worker that runs this task; None if unknown."""
-        connection = self._running(task_id)
+        connection = self._where.get(task_id)
         if connection is not None:
             return connection.memory_of(task_id).resident
         return self._local.resident(task_id) if self._local is not None else None
@@ -203,9 +207,12 @@ class HostsEngine:
 class _Models:
     """Models that workers keep on all hosts."""
 
-    def __init__(self, local: Engine | None, connections: Callable[[], list[Connection]]) -> None:
+    def __init__(
+        self, local: Engine | None, connections: Callable[[], list[Connection]], of_lane: Callable[[str], Connection | None]
+    ) -> None:
         self._local = local
         self._connections = connections
+        self._of_lane = of_lane
 
     def reports(self) -> list[ModelReport]:
         """Return the models, least recently used first."""
@@ -220,21 +227,20 @@ class _Models:
 
     def holds(self, lane: str, model: ModelSource) -> int:
         """Return the bytes held by the worker that keeps this model; 0 if it is not loaded."""
-        for connection in self._connections():
-            for each in connection.models():
-                if (each.lane, each.name) == (lane, model.name):
-                    return each.resident or 0
+        connection = self._of_lane(lane)
+        if connection is not None:
+            return next((each.resident or 0 for each in connection.models() if (each.lane, each.name) == (lane, model.name)), 0)
         return self._local.models.holds(lane, model) if self._local is not None else 0
 
     def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
         """Start unloading the least recently used idle model of this lane except `keep`. Return its name, or None."""
-        for connection in self._connections():
-            if lane.startswith(f"{connection.name}."):
-                kept = keep.name if keep is not None else None
-                idle = [each for each in connection.models() if each.lane == lane and each.state == "idle" and each.name != kept]
-                if idle:
-                    connection.make_room(lane, keep)
-                return idle[0].name if idle else None
+        connection = self._of_lane(lane)
+        if connection is not None:
+            kept = keep.name if keep is not None else None
+            idle = [each for each in connection.models() if each.lane == lane and each.state == "idle" and each.name != kept]
+            if idle:
+                connection.make_room(lane, keep)
+            return idle[0].name if idle else None
         return self._local.models.make_room(lane, keep) if self._local is not None else None
 
     async def unload(self, name: str | None) -> list[str]:

@@ -25,6 +25,7 @@ class Host:
 
     Parameters
     ----------
+    where : connections by the tasks that they run, which this host's one updates
     joined, left : called with the new connection, and after its end
     in_use : called with True when tasks, sessions or models are on the host, and with False when none is
     """
@@ -33,6 +34,7 @@ class Host:
         self,
         way: Way,
         options: HostsOptions,
+        where: dict[str, Connection],
         joined: Callable[[Connection], None],
         left: Callable[[Connection], None],
         in_use: Callable[[bool], None],
@@ -44,6 +46,7 @@ class Host:
         """Why it is not ready."""
         self._way = way
         self._options = options
+        self._where = where
         self._joined = joined
         self._left = left
         self._in_use = in_use
@@ -97,7 +100,7 @@ class Host:
         """Connect, and stay connected until the end. Return True; raises what `Way.connect` and `connect` raise."""
         link = Link(await self._way.connect())
         try:
-            connection = await connect(self.name, link, self._options, self._set_silent, self._in_use)
+            connection = await connect(self.name, link, self._options, self._where, self._set_silent, self._in_use)
         except BaseException:
             await link.close()
             raise

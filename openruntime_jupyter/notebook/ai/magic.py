@@ -27,7 +27,8 @@ from openruntime_jupyter.notebook.ai.live_answer import ShownReply
 from openruntime_jupyter.notebook.ai.options import OPTIONS, AiArguments, parse_ai, wants_help
 from openruntime_jupyter.notebook.ai.views import NoProvider, Note, Sent
 from openruntime_jupyter.notebook.arguments import usages
-from openruntime_jupyter.notebook.display.errors import one_line
+from openruntime_jupyter.notebook.display.errors import Logged, one_line
+from openruntime_jupyter.notebook.display.format import counted
 from openruntime_jupyter.notebook.display.tables import Help
 from openruntime_jupyter.notebook.run.cell import run
 from openruntime_jupyter.notebook.session import Session
@@ -128,7 +129,7 @@ def readable_errors() -> Iterator[None]:
     except InvalidRequest as problem:
         raise one_line(problem, PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", str(problem))) from None
     except NoModel as problem:
-        raise one_line(problem, "No model is available for prompts: the card above explains the setup", card=NoProvider()) from None
+        raise one_line(problem, "see above", card=NoProvider(), logged=Logged(str(problem))) from None
 
 
 FIX_PROMPT = (
@@ -145,9 +146,9 @@ def fix(session: Session, line: str) -> Any:
         raise UsageError("no cell has failed since `%load_ext openruntime_jupyter`: rerun the failing cell, then `%openruntime fix`")
     if arguments.rows is not None or arguments.background:
         raise UsageError("fix does not support --map and --bg")
-    lines, traced = len(failed.source.splitlines()), len(failed.traceback.splitlines())
+    cell, traceback = (counted(len(text.splitlines()), "line") for text in (failed.source, failed.traceback))
     also = f", and a description of {', '.join(arguments.described)}" if arguments.described else ""
-    display(Note(f"Sent: the failed cell ({lines} lines) and its traceback ({traced} lines){also}. --show-prompt shows the exact text."))
+    display(Note(f"Sent: the failed cell ({cell}) and its traceback ({traceback}){also}. --show-prompt shows the exact text."))
     context = f"The cell:\n```python\n{failed.source.strip()}\n```\n\nThe error:\n```\n{failed.traceback}\n```"
     prompt = f"{FIX_PROMPT}\n{arguments.prompt}".strip()
     # raw: braces in a traceback or in source code are not placeholders.

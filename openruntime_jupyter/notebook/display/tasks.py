@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from openruntime_jupyter.client.code.map_progress import MapProgress, MapState
@@ -32,6 +32,7 @@ from openruntime_jupyter.notebook.display.html import (
     joined,
     line,
     pairs,
+    prose,
     sign,
     styled,
     table,
@@ -277,6 +278,41 @@ class TaskCard(View):
         if self.task.status in (TaskState.COMPLETED, TaskState.FAILED):
             return "result", "output"
         return ("output",) if self.task.status.terminal else ("wait", "output", "cancel")
+
+
+class LeftTasks(View):
+    """Tasks that an earlier kernel left behind, with the commands for what is left to do. `head` says what became of them."""
+
+    MOST = 10
+    """Maximum number of listed tasks. A map leaves many."""
+
+    def __init__(self, tasks: Sequence[Task], head: str) -> None:
+        self.tasks = tasks
+        self.label = self._head = head
+
+    def content(self) -> Iterable[Styled]:
+        """Return the head and a line for each task."""
+        yield line(self._head, ":")
+        for task in self.tasks[: self.MOST]:
+            mark, _, colour = STATES[task.status]
+            next_step = prose(_next_step(task))
+            html = tag("div", sign(mark, colour), " ", tag("strong", title(task)), f" {phrase(task)}: ", next_step)
+            yield Styled(f"  {title(task)} ({phrase(task)}): {next_step}", html)
+        if len(self.tasks) > self.MOST:
+            yield line(prose(f"and {len(self.tasks) - self.MOST} more: `%openruntime tasks notebook=this` lists them"))
+
+
+def _next_step(task: Task) -> str:
+    """Return the commands for what is left to do with a task, with their effects."""
+    if not task.status.terminal:
+        return f"`%openruntime wait {task.task_id}` follows it"
+    if task.status is not TaskState.COMPLETED:
+        return f"`%openruntime result {task.task_id}` shows its error"
+    if task.operation != "python":
+        return f"`%openruntime result {task.task_id}` shows its result"
+    output = f"`%openruntime output {task.task_id}` shows its output"
+    has_variables = task.result is not None and task.result.payload is not None
+    return f"`%openruntime result {task.task_id} --set` sets its variables here, {output}" if has_variables else output
 
 
 def _from(task: Task) -> Styled | None:

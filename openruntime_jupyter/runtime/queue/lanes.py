@@ -40,18 +40,29 @@ class Lanes:
         self._sharing: dict[Capacity, dict[str, Entry]] = {}
         """Running tasks in the memory of each machine."""
         self._durations: dict[tuple[str, str], Durations] = {}
+        self._hosts: set[str] = set()
+        """Names of all hosts that were ever found."""
         self._gpus = 0
         self._had_gpu = False
 
     # Lanes
+
+    def open_queues(self) -> None:
+        """Accept tasks from now on, also while no lane is open."""
+        for name in ("auto", "gpu", "cpu"):
+            self._queue(name)
+
+    def expect(self, host: str) -> None:
+        """Accept tasks for this host and its devices from now on, also while it is not ready."""
+        self._hosts.add(host)
+        self._queue(host)
 
     def join(self, lane: Lane) -> None:
         """Open the lane of a device; raise `ValueError` if a lane with its id is open."""
         if lane.id in self.devices:
             raise ValueError(f"the lane {lane.id} is open already")
         first = lane.device.type == "gpu" and not self._gpus
-        for name in ("auto", "gpu", "cpu"):
-            self._queue(name)
+        self.open_queues()
         self.devices[lane.id] = lane
         if lane.shares_memory:
             lane.sharing = self._sharing.setdefault(lane.machine, {})
@@ -109,7 +120,7 @@ class Lanes:
 
     @property
     def known(self) -> bool:
-        """True once a device lane has joined."""
+        """True once tasks are accepted: a device lane has joined, or may."""
         return "auto" in self._queues
 
     @property
@@ -126,8 +137,11 @@ class Lanes:
     # Queues
 
     def place(self, preference: str) -> Queue:
-        """Return the queue for `auto`, `gpu`, `cpu` or a device id; raise `UnknownDevice`."""
+        """Return the queue for `auto`, `gpu`, `cpu`, a host or a device id; raise `UnknownDevice`."""
         queue = self._queues.get(preference)
+        host = preference.rpartition(".")[0]
+        if queue is None and host in self._hosts and not any(lane.host == host for lane in self.devices.values()):
+            return self._queue(preference)  # its devices are not known yet
         if queue is None or queue is self.remote:
             devices = [name for name in self._queues if name not in MISSING and self._queues[name] is not self.remote]
             problem = f"unknown device {preference!r}; known are auto, gpu, cpu, {', '.join(devices)}"

@@ -532,7 +532,7 @@ class DeviceDiscovery:
 
     def begin(self) -> None:
         """Start the discovery in the background, and watch other hosts."""
-        self._engine.watch(self._join, self._leave, lambda: self._lanes.pending)
+        self._engine.watch(self._lanes.expect, self._join, self._leave, lambda: self._lanes.pending)
         self._begin()
 
     def _begin(self) -> None:
@@ -568,6 +568,7 @@ class DeviceDiscovery:
         if self._opened:
             return
         self._opened = True
+        self._lanes.open_queues()
         lanes = [self._lane(number, report) for number, report in enumerate(found)]
         for lane in lanes:
             self._scheduler.join(lane)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from openruntime_jupyter.engines.protocol import ExecutionEnvironment, ModelUse, StopReason
 from openruntime_jupyter.errors import TaskConflict
-from openruntime_jupyter.operations.parameter_summary import contains
+from openruntime_jupyter.operations.parameter_summary import contains, search_text
 from openruntime_jupyter.runtime.tasks.sessions import SessionEntry
 from openruntime_jupyter.schemas.arrays import ArrayReference
 from openruntime_jupyter.schemas.base import construct_unchecked, iso, timestamp
@@ -544,10 +544,20 @@ class Entry:
         return max(0.0, self.progress.remaining - (time.monotonic() - self.progress_mono))
 
     @property
-    def kind(self) -> tuple[str, str | int | None, str | None]:
-        """Kind of the task: those with the same code, or else with the same operation and name, usually take about as long."""
-        code = self.given.get("code") if self.operation == "python" else None
-        return self.operation, hash(code) if code else self.name, self.model.source.name if self.model is not None else None
+    def kind(self) -> tuple[str, Hashable, Hashable]:
+        """Kind of the task. Tasks of one kind usually take about as long.
+
+        For `python` it is the code, for a call the name, for a prompt the name and the model, and otherwise the parameters with the shapes
+        of arrays.
+        """
+        if self.operation == "python" and (code := self.given.get("code")):
+            return self.operation, hash(code), None
+        if self.operation in ("python", "call", "generate", "chat"):
+            return self.operation, self.name, self.model.source.name if self.model is not None else None
+        if not self.arrays:
+            return self.operation, hash(self.parameters), None
+        # The ids of arrays differ for each task.
+        return self.operation, hash(search_text(self.given)), tuple((each.dtype, *each.shape) for each in self.inputs)
 
     @property
     def over(self) -> bool:

@@ -1484,8 +1484,8 @@ export interface Task {
   /** Position in the queue while the task is pending; 1 is next. */
   position: number | null;
   /**
-   * Estimated start time, from the progress of running tasks and the durations of completed tasks with the same code, or else with the
-   * same operation and name; null if one of them is unknown, and after the first 100 pending tasks.
+   * Estimated start time, from the progress of running tasks and the durations of completed tasks with the same code or function, or
+   * else with the same parameters and shapes of arrays; null if one of them is unknown, and after the first 100 pending tasks.
    */
   estimated_start: string | null;
   /** Reason why a pending task cannot start, other than its position in the queue, or what a running one waits for. */

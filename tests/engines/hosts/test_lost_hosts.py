@@ -18,7 +18,7 @@ import pytest
 
 from openruntime_jupyter import __version__
 from openruntime_jupyter.engines.hosts.finder import HostsSetup
-from openruntime_jupyter.errors import Unavailable
+from openruntime_jupyter.errors import UnknownDevice
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import TaskState
@@ -179,12 +179,17 @@ async def test_host_with_new_address_is_connected_there(tmp_path: Path) -> None:
 async def test_host_that_fails_to_start_is_tried_again(tmp_path: Path) -> None:
     way = PipeWay("far", tmp_path / "far", variables={"PYTHONHOME": "/nowhere"})
     async with running_on(PipeFinder(way), tmp_path) as runtime:
-        with pytest.raises(Unavailable, match=r"No host can run tasks yet \(far: the other side closed the connection"):
-            await cell(runtime, "1")
+        first = await cell(runtime, "1")
+        await waits_for(runtime, first, "a device, and none is available")
+        named = [await cell(runtime, "1", device_preference=preference) for preference in ("far", "far.device_0")]
+        await waits_for(runtime, named[1], "far.device_0, which is not available")
+        assert runtime.health().status == "degraded"
         way.variables.pop("PYTHONHOME")
-        await ready(runtime)
-        assert (await completed(runtime, await cell(runtime, "1"))).device_used == "far.device_0"
+        for each in (first, *named):
+            assert (await completed(runtime, each)).device_used == "far.device_0"
         assert runtime.health().status == "healthy"
+        with pytest.raises(UnknownDevice, match=r"unknown device 'far\.device_1'"):
+            await cell(runtime, "1", device_preference="far.device_1")
 
 
 OTHER_VERSION = """

@@ -111,6 +111,11 @@ export function ended(state: string): boolean {
   return FINAL_STATES.includes(state);
 }
 
+/** The non-empty parts with separators between them. */
+export function joined(parts: unknown[], separator = ' · '): string {
+  return parts.filter(Boolean).join(separator);
+}
+
 /** The name of a task, or else its operation. */
 export function titleOf(task: { name?: string | null; operation?: string }): string {
   return task.name || task.operation || '';

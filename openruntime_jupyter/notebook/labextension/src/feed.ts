@@ -224,16 +224,16 @@ export class Feed {
   }
 
   async #refresh(): Promise<void> {
-    const { connection } = this;
+    const get = <T>(path: string) => this.connection.request<T>('GET', path);
     if (Date.now() - this.#servedAt >= SERVER_EVERY) {
       this.#servedAt = Date.now();
-      this.#operations ??= (await connection.request<{ operations: unknown[] }>('GET', 'operations')).operations;
+      this.#operations ??= (await get<{ operations: unknown[] }>('operations')).operations;
       const [health, devices, hosts, sessions, models] = await Promise.all([
-        connection.request<IHealth>('GET', 'health'),
-        connection.request<{ devices: unknown[] }>('GET', 'devices'),
-        connection.request<{ hosts: unknown[] }>('GET', 'hosts'),
-        connection.request<{ sessions: unknown[] }>('GET', 'sessions'),
-        connection.request<{ models: { resident?: unknown[] }[] }>('GET', 'models')
+        get<IHealth>('health'),
+        get<{ devices: unknown[] }>('devices'),
+        get<{ hosts: unknown[] }>('hosts'),
+        get<{ sessions: unknown[] }>('sessions'),
+        get<{ models: { resident?: unknown[] }[] }>('models')
       ]);
       this.#update({
         connection: { live: true, reason: null },

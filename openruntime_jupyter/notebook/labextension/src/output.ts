@@ -7,7 +7,7 @@ import { IRenderMime } from '@jupyterlab/rendermime-interfaces';
 import { Panel, Widget } from '@lumino/widgets';
 
 import { Answer } from './answer';
-import { changed, duration, ended, IOutputItem, IProgress, ITask, ITaskOutput, percent, TaskState, titleOf } from './api';
+import { changed, duration, ended, IOutputItem, IProgress, ITask, ITaskOutput, joined, percent, TaskState, titleOf } from './api';
 import { messageOf, ResponseError } from './connection';
 import { runAgain } from './dashboard';
 import { CommandIDs, IOpenRuntime, NAME } from './runtime';
@@ -50,6 +50,10 @@ const SIGNS: Record<TaskState, string> = {
   interrupted: '✕'
 };
 
+function count(n: number): string {
+  return n.toLocaleString('en');
+}
+
 /** The state of a task in words, with the figures of this moment. */
 function describe(task: ITask): string {
   const { status, progress } = task;
@@ -59,21 +63,20 @@ function describe(task: ITask): string {
     const tokens = task.result?.output.completion_tokens;
     return (
       (ran == null ? state : `${state} ${status === 'completed' ? 'in' : 'after'} ${duration(ran)}`) +
-      (tokens ? ` · ${tokens.toLocaleString('en')} tokens` : '')
+      (tokens ? ` · ${count(tokens)} tokens` : '')
     );
   }
   const share = percent(progress);
-  return [
+  return joined([
     state,
-    status === 'pending' && task.position && `position ${task.position}`,
-    status === 'pending' && task.waiting_for && `for ${task.waiting_for.replace(/^for /, '')}`,
-    progress && (share === null ? `${progress.n} done` : `${share} %`),
+    ...(status === 'pending'
+      ? [task.position && `position ${task.position}`, task.waiting_for && `for ${task.waiting_for.replace(/^for /, '')}`]
+      : []),
+    progress && (share === null ? `${count(progress.n)} done` : `${share}% (${count(progress.n)} of ${count(progress.total!)})`),
     progress?.remaining && `about ${duration(Math.round(progress.remaining))} left`,
     task.started_at && duration(Math.max(0, (Date.now() - Date.parse(task.started_at)) / 1000)),
     progress?.message
-  ]
-    .filter(Boolean)
-    .join(' · ');
+  ]);
 }
 
 function element(className: string): HTMLSpanElement {
@@ -93,10 +96,11 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
     this.addClass('jp-OpenRuntime-task');
     const line = new Widget();
     line.addClass('or-line');
-    this.#sign.setAttribute('aria-hidden', 'true');
-    this.#text.setAttribute('role', 'status');
-    line.node.append(this.#sign, this.#name, this.#text, this.#bar, this.#buttons, this.#more);
+    this.#sign.ariaHidden = 'true';
+    this.#text.role = 'status';
+    line.node.append(this.#sign, this.#name, this.#text, this.#bar, this.#buttons);
     this.addWidget(line);
+    this.addWidget(new Widget({ node: this.#more }));
   }
 
   async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
@@ -120,10 +124,12 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
   }
 
   protected override onAfterAttach(): void {
+    this.#redraws = this.openruntime.connection.changed.add(() => this.#draw());
     this.#follow();
   }
 
   protected override onBeforeDetach(): void {
+    this.#redraws?.();
     this.#reset();
   }
 
@@ -141,7 +147,6 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
     const { connection } = this.openruntime;
     const removals = [
       connection.subscribe('task_progress'),
-      connection.changed.add(() => this.#draw()),
       connection.events.add(({ data }) => {
         if (this.#task && data?.task_id === this.#task.task_id && !ended(this.#task.status)) {
           this.#task = changed(this.#task, data);
@@ -270,10 +275,10 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
     write(this.#name, titleOf(saved));
     this.#name.title = saved.task_id;
     const current = task || this.#kernelLive || ended(status);
-    const words = task ? describe(task) : [saved.phrase, ...saved.facts].join(' · ');
+    const words = task ? describe(task) : joined([saved.phrase, ...saved.facts]);
     const time = current ? '' : `as of ${new Date(1000 * saved.seen_at).toLocaleString()}`;
     const away = current || state === 'live' || state === 'connecting' || state === 'absent' ? '' : state;
-    write(this.#text, [words, time, away, this.#problem].filter(Boolean).join(' · '));
+    write(this.#text, joined([words, time, away, this.#problem]));
     const share = percent(progress);
     this.#bar.hidden = ended(status) || share === null;
     this.#bar.style.setProperty('--share', `${share ?? 0}%`);
@@ -293,7 +298,7 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
     const button = document.createElement('button');
     button.textContent = label;
     button.className = 'jp-mod-styled';
-    button.setAttribute('aria-label', `${label} ${titleOf(this.#saved!)}`);
+    button.ariaLabel = `${label} ${titleOf(this.#saved!)}`;
     button.onclick = async () => {
       button.disabled = true;
       try {
@@ -346,6 +351,7 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
   #busy = false;
   #since = 0;
   #silentAt = 0;
+  #redraws: (() => void) | null = null;
   #removals: (() => void)[] | null = null;
 }
 

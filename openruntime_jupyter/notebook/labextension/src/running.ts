@@ -4,7 +4,7 @@ import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application'
 import { IRunningSessionManagers, IRunningSessions } from '@jupyterlab/running';
 import { Signal } from '@lumino/signaling';
 
-import { ITask, ITaskPage, titleOf } from './api';
+import { ITask, ITaskPage, joined, titleOf } from './api';
 import { queueIcon } from './icon';
 import { CommandIDs, IOpenRuntime, NAME } from './runtime';
 
@@ -57,7 +57,7 @@ export const runningPlugin: JupyterFrontEndPlugin<void> = {
     const item = (task: ITask): IRunningSessions.IRunningItem => ({
       icon: () => queueIcon,
       label: () => titleOf(task),
-      labelTitle: () => [task.notebook, task.task_id].filter(Boolean).join('\n'),
+      labelTitle: () => joined([task.notebook, task.task_id], '\n'),
       detail: () => (task.status === 'pending' && task.position ? `waiting, position ${task.position}` : task.status),
       open: () => void app.commands.execute(CommandIDs.togglePanel, { task: task.task_id }),
       shutdown: () => cancel(task)

@@ -6,7 +6,7 @@ import { IStatusBar } from '@jupyterlab/statusbar';
 import { Signal } from '@lumino/signaling';
 import { Widget } from '@lumino/widgets';
 
-import { IMetrics } from './api';
+import { IMetrics, joined } from './api';
 import { CommandIDs, IOpenRuntime, NAME } from './runtime';
 
 const HELP = 'OpenRuntime: the tasks of all notebooks on this machine. Click for the dashboard.';
@@ -36,7 +36,7 @@ class StatusLine extends Widget {
     if (this.node.textContent !== text) {
       this.node.textContent = text;
     }
-    this.node.title = [reason, HELP].filter(Boolean).join('\n');
+    this.node.title = joined([reason, HELP], '\n');
     this.setHidden(state === 'absent' || text === '' || !settings.showStatus);
   }
 
@@ -49,7 +49,7 @@ function describe(metrics: IMetrics): string {
   const queue = active_tasks || pending_tasks ? `${active_tasks} running · ${pending_tasks} waiting` : 'idle';
   // Without a GPU its utilization is 0, and the processor does the work.
   const device = gpu_utilization ? percent('GPU', gpu_utilization) : percent('CPU', cpu_utilization);
-  return [queue, device, percent('memory', memory_usage)].filter(Boolean).join(' · ');
+  return joined([queue, device, percent('memory', memory_usage)]);
 }
 
 export const statusPlugin: JupyterFrontEndPlugin<void> = {
