@@ -43,7 +43,7 @@ def test_hosts_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (config_dir / "hosts.toml").write_text("\n".join(tables))
     environment = {"OPENRUNTIME_CONFIG_DIR": str(config_dir), "PATH": os.environ["PATH"]}
     config = settings(engine="ssh", hosts=["me@gpu1", "mac2.local", "gone"], hosts_only=False)
-    with running_server(tmp_path, STANDALONE, config=config, environment=environment) as server:
+    with running_server(tmp_path, STANDALONE, config=config, environment=environment, healthy=False) as server:
         wait_until(lambda: {host["state"] for host in server.get("/hosts")["hosts"]} == {"ready", "lost"}, 60)
         hosts = {host["name"]: host for host in server.get("/hosts")["hosts"]}
         assert hosts["gone"]["problem"] == "ssh can't reach it (ssh: Could not resolve hostname gone)"
