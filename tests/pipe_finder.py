@@ -46,6 +46,7 @@ class PipeWay:
         self.address = f"pipe {name}"
         self.agents: list[Process] = []
         """Agents in the order of their start."""
+        self.folder = folder
         self.variables = {"OPENRUNTIME_DATA_DIR": str(folder), **(variables or {})}
         self._arguments = arguments
 
@@ -61,8 +62,10 @@ class PipeWay:
         return AgentStream(self.agent)
 
     async def connect_for_arrays(self, folder: str) -> ByteStream:
-        """Refuse: there is no second connection."""
-        raise OSError("no connection for arrays")
+        """Start a process that hands its pipes over to the agent."""
+        command = (sys.executable, "-m", "openruntime_jupyter.agent", "--arrays", folder)
+        environment = {**os.environ, **self.variables}
+        return AgentStream(await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment))
 
 
 class PipeFinder:

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.agent.arrays import HostArrays
 from openruntime_jupyter.agent.folder import SessionFolder, remove_left_folders
 from openruntime_jupyter.agent.guard import Guard
+from openruntime_jupyter.agent.places import JobPlaces
 from openruntime_jupyter.agent.relay import Relay
 from openruntime_jupyter.agent.state import HostState, platform_name
 from openruntime_jupyter.agent.turns import Turns
-from openruntime_jupyter.engines.hosts.link import MAX_DATA, ByteStream, Link, LinkClosed
+from openruntime_jupyter.engines.hosts.link import ByteStream, Link, LinkClosed
 from openruntime_jupyter.engines.hosts.messages import (
     PROTOCOL,
+    Discard,
     Ended,
     EndSession,
     Halt,
@@ -35,35 +38,44 @@ from openruntime_jupyter.engines.hosts.messages import (
     Refused,
     Run,
     SessionEnded,
+    StoredModels,
     Unload,
     Unloaded,
     Welcome,
     decode,
     encode,
 )
+from openruntime_jupyter.engines.hosts.shared_folders import prove
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.process_groups import boot_id
 from openruntime_jupyter.engines.protocol import (
-    Completed,
     DeviceReport,
     Died,
     Job,
     Measurements,
     Outcome,
-    RaisedError,
     SessionUse,
     Stage,
     Stopped,
     StopReason,
 )
-from openruntime_jupyter.errors import EngineError, NoBackend
+from openruntime_jupyter.errors import ArrayNotFound, EngineError, InvalidRequest, ModelNotFound, NoBackend
+from openruntime_jupyter.local_models.catalog import ModelCatalog
+from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
+from openruntime_jupyter.schemas.values import ModelSource
 
 log = logging.getLogger(__name__)
 
 HELLO_SECONDS = 30.0
 """Time for the runtime to introduce itself."""
+
+LEASE_SECONDS = 60.0
+"""Time for the runtime to see that this host leases files in a shared folder."""
+
+MODELS_SECONDS = 10.0
+"""Interval in which the host's folders of models are read."""
 
 STATE_SECONDS = 1.0
 CHANGED_SECONDS = 0.25
@@ -84,19 +96,22 @@ class RefusedRuntime(Exception):
         self.remedy = remedy
 
 
-async def serve(stream: ByteStream, data_dir: Path, environment: Mapping[str, str]) -> None:
+async def serve(stream: ByteStream, data_dir: Path, environment: Mapping[str, str], *, listen: bool = False) -> None:
     """Serve one runtime over `stream` until the connection ends; never raises for what the runtime sends.
 
     Parameters
     ----------
     data_dir : data folder of this user on this host
     environment : environment variables of workers
+    listen : accept further connections from processes that call `arrays.hand_over`
     """
     link = Link(stream)
     try:
         hello = await _hello(link)
         session = await Session.open(link, hello, data_dir, environment)
         try:
+            if listen:
+                session.arrays.listen()
             await session.serve()
         finally:
             await session.close()
@@ -122,6 +137,8 @@ async def _hello(link: Link) -> Hello:
 class _Running:
     job: Job
     relay: Relay
+    copies: dict[str, int]
+    parameters: int | None
     task: asyncio.Task[None] | None = None
     begun: bool = False
     """True once the engine has the job."""
@@ -133,6 +150,12 @@ class Session:
 
     def __init__(self, link: Link, hello: Hello, folder: SessionFolder, data_dir: Path, environment: Mapping[str, str]) -> None:
         settings = hello.settings
+        models_dirs = tuple(Path(each).expanduser() for each in settings.models_dirs)
+        on_host = Settings(data_dir=data_dir, embedded=True, array_seconds=0.0, models_dirs=models_dirs)
+        self.arrays = HostArrays(on_host, folder.path, folder.payloads, Machine())
+        self._catalog = ModelCatalog(on_host)
+        self._places = JobPlaces(folder.path / "work", shares_files=False)
+        self._proofs = hello.proofs
         self._link = link
         self._settings = settings
         self._folder = folder
@@ -141,6 +164,7 @@ class Session:
                 payloads=folder.payloads,
                 temporary=folder.temporary,
                 groups=data_dir / "workers",
+                arrays=self.arrays,
                 cancel_grace=settings.cancel_grace,
                 spare_workers=settings.spare_workers,
                 idle_worker_seconds=settings.idle_worker_seconds,
@@ -152,7 +176,7 @@ class Session:
             )
         )
         facts = {"runtime": hello.runtime, "label": hello.label}
-        self._turns = Turns(Settings(data_dir=data_dir).locks, settings.device_lock, facts)
+        self._turns = Turns(on_host.locks, settings.device_lock, facts)
         self._devices: dict[str, DeviceReport] = {}
         self._state: HostState | None = None
         self._runs: dict[int, _Running] = {}
@@ -189,7 +213,7 @@ class Session:
             welcome = opening.result()
             self._answered = self._renewed = _now()
             self._send(welcome)
-            tasks |= {loop.create_task(self._report_state()), loop.create_task(self._end_in_silence())}
+            tasks |= {loop.create_task(work) for work in (self._report_state(), self._report_models(), self._end_in_silence())}
             done, _ = await asyncio.wait(tasks - {opening}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -202,6 +226,7 @@ class Session:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, remove_left_folders, self._folder.path.parent)
         await self._engine.end_left_processes()
+        await self.arrays.open()
         await self._engine.start()
         try:
             devices = await self._engine.devices()
@@ -216,6 +241,10 @@ class Session:
         self._devices = {f"device_{number}": device for number, device in enumerate(devices)}
         self._state = HostState(devices)
         machine = self._state.machine
+        proofs, leases = await loop.run_in_executor(None, prove, self._proofs)
+        for descriptor in leases:
+            loop.call_later(LEASE_SECONDS, os.close, descriptor)
+        self._places = JobPlaces(self._folder.path / "work", shares_files=bool(proofs))
         return Welcome(
             version=__version__,
             python=platform.python_version(),
@@ -224,6 +253,8 @@ class Session:
             cores=machine.cores,
             memory=machine.total,
             devices=tuple(devices),
+            folder=self.arrays.folder,
+            proofs=proofs,
         )
 
     async def close(self) -> None:
@@ -237,6 +268,7 @@ class Session:
             await asyncio.wait(self._tasks, timeout=1.0)
         for task in self._tasks:
             task.cancel()
+        await self.arrays.stop()
         self._turns.close()
         if self._state is not None:
             self._state.close()
@@ -274,6 +306,16 @@ class Session:
             except asyncio.TimeoutError:
                 continue
 
+    async def _report_models(self) -> None:
+        reported: list[ModelSource] = []
+        while True:
+            await self._catalog.refresh()
+            found = self._catalog.known()
+            if found != reported:
+                reported = found
+                self._send(StoredModels(tuple(found)))
+            await asyncio.sleep(MODELS_SECONDS)
+
     def _send(self, message: Message) -> None:
         self._link.send(*encode(message))
 
@@ -284,7 +326,8 @@ class Session:
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Run):
-            run = _Running(message.job, Relay(message.number, self._send, self._settings.max_output_bytes))
+            relay = Relay(message.number, self._send, self._settings.max_output_bytes)
+            run = _Running(message.job, relay, message.copies, message.parameters)
             self._runs[message.number] = run
             run.task = self._keep(self._run(message.number, run))
         elif isinstance(message, Halt):
@@ -298,7 +341,10 @@ class Session:
         elif isinstance(message, EndSession):
             self._engine.end_session(message.session_id, message.reason)
         elif isinstance(message, MakeRoom):
-            self._engine.models.make_room(message.lane, message.keep)
+            keep = message.keep and self._stored(message.keep)
+            self._engine.models.make_room(message.lane, keep)
+        elif isinstance(message, Discard):
+            self._keep(self.arrays.discard(message.copies, message.results, message.payloads))
         elif isinstance(message, Unload):
             self._keep(self._unload(message))
         else:
@@ -339,23 +385,37 @@ class Session:
         device = self._devices.get(job.lane)
         if device is None:
             return _fault(f"This host has no device {job.lane}")
-        async with self._turns.take(device, job.task_id, run.relay.waiting):
-            run.begun = True
-            self._changed.set()
-            outcome = await self._engine.run(job, run.relay)
-        if isinstance(outcome, Completed) and outcome.payload_stored:
-            return await asyncio.get_running_loop().run_in_executor(None, self._attach_payload, job, outcome)
-        return outcome
+        try:
+            job = self.arrays.prepare(job, run.copies)
+            if run.parameters is not None:
+                job.parameters = await self.arrays.parameters(run.parameters)
+            job = self._places.adapt(self._with_model(job))
+            async with self._turns.take(device, job.task_id, run.relay.waiting):
+                run.begun = True
+                self._changed.set()
+                outcome = await self._engine.run(job, run.relay)
+            return await self.arrays.finish(job, outcome)
+        except (ArrayNotFound, InvalidRequest, ModelNotFound, OSError) as problem:
+            failure = Failure(kind=FailureKind.NOT_STARTED, message=str(problem), type=type(problem).__name__)
+            return Died(failure, retry=False, no_worker=True)
+        finally:
+            self.arrays.release(job.task_id)
+            await self._places.leave(job)
 
-    def _attach_payload(self, job: Job, outcome: Completed) -> Outcome:
-        path = self._folder.payloads / job.payload_name
-        if outcome.payload_size > MAX_DATA:
-            message = f"The result has {outcome.payload_size:,} bytes, and other hosts return at most {MAX_DATA:,}: return arrays instead"
-            path.unlink(missing_ok=True)
-            return RaisedError(Failure(kind=FailureKind.RAISED, message=message), outcome.measurements)
-        payload = path.read_bytes()
-        path.unlink()
-        return dataclasses.replace(outcome, payload=payload, payload_stored=False)
+    def _stored(self, model: ModelSource) -> ModelSource | None:
+        """Return the model of this host that is a copy of the runtime's, or None."""
+        if model.kind == "hub":
+            return model
+        return next((each for each in self._catalog.known() if each.is_copy(model)), None)
+
+    def _with_model(self, job: Job) -> Job:
+        """Return the job with the files of its model on this host; raise `ModelNotFound`."""
+        if job.model is None:
+            return job
+        source = self._stored(job.model.source)
+        if source is None:
+            raise ModelNotFound(f"The host no longer has the model {job.model.source.name}")
+        return dataclasses.replace(job, model=dataclasses.replace(job.model, source=source))
 
     async def _unload(self, message: Unload) -> None:
         self._send(Unloaded(message.ask, tuple(await self._engine.models.unload(message.name))))

@@ -21,7 +21,7 @@ def model_information(source: ModelSource, shape: Shape | None, speed: Speed | N
         name=source.name,
         kind=source.kind,
         engine=source.engine,
-        path=source.path if show_path else None,
+        path=(source.path or None) if show_path else None,
         quantisation=shape.quantisation if shape is not None else None,
         bytes=source.bytes,
         context_length=source.context_length,

@@ -192,6 +192,10 @@ class AiService:
             )
             for source in catalog.known()
         }
+        for host, models in self.runtime.engine.stored_models().items():
+            for source in catalog.known():
+                if any(map(source.is_copy, models)):
+                    found[source.name].hosts.append(host)
         for report in self.runtime.engine.models.reports():
             found.setdefault(report.name, ModelInfo(name=report.name)).resident.append(resident_information(report))
         local = list(found.values())

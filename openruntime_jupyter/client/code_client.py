@@ -9,7 +9,7 @@ from typing import Any
 
 from openruntime_jupyter.client.arrays import ArrayUploads, PythonArrays
 from openruntime_jupyter.client.base import NOT_SUBMITTED, UNCERTAIN, BaseClient
-from openruntime_jupyter.client.code.execution_environment import world
+from openruntime_jupyter.client.code.execution_environment import PYTHON, world
 from openruntime_jupyter.client.code.results import python_result
 from openruntime_jupyter.client.code.serialization import named, pack_call, pack_variables, sources_of
 from openruntime_jupyter.client.handles import TaskHandle, handle_of
@@ -87,7 +87,7 @@ class CodeClient(BaseClient):
         return handle_of(self.backend, task, python_result, shown)
 
     def _place(self) -> tuple[str | None, str | None]:
-        here = self._world() or {}
+        here = self._world()
         return here.get("notebook"), here.get("kernel")
 
     def _call(self, uploads: ArrayUploads, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -100,8 +100,8 @@ class CodeClient(BaseClient):
         """Return the request of a `call` with the options of this client, named after `function`."""
         return self._request("call", {**named(function), **parameters, "world": self._world()}, name_of(function))
 
-    def _world(self) -> dict[str, Any] | None:
-        return world() if self.backend.local else None
+    def _world(self) -> dict[str, Any]:
+        return world() if self.backend.local else dict(PYTHON)
 
 
 def name_of(function: Callable[..., Any]) -> str | None:

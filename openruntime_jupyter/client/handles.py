@@ -324,7 +324,8 @@ class PromptHandle(TaskHandle):
         self.left_out = left_out
         self.rounds = rounds
         """Rounds of tool calls; None without functions as tools."""
-        self._schema = schema
+        self.schema = schema
+        """Schema of the response; None for text."""
         self._one_at_a_time = threading.Lock()
 
     def result(self, timeout: float | None = None) -> Any:
@@ -337,7 +338,7 @@ class PromptHandle(TaskHandle):
 
     def result_of(self, reply: Reply) -> Any:
         """Return the result of a reply: the object of the prompt's `schema`, or without one the reply."""
-        return reply if self._schema is None else reply.value
+        return reply if self.schema is None else reply.value
 
     def reply(self, timeout: float | None = None) -> Reply:
         """Wait for the task and return the `Reply`, with `value` if the prompt has a `schema`; see `result`."""
@@ -354,7 +355,7 @@ class PromptHandle(TaskHandle):
     def finished(self, reply: Reply) -> Reply:
         """Return the reply of the last round with its object and the calls of all rounds."""
         calls = () if self.rounds is None else tuple(self.rounds.runs)
-        value = None if self._schema is None or reply.tool_calls else self._schema.read(reply.text, reply.finish_reason)
+        value = None if self.schema is None or reply.tool_calls else self.schema.read(reply.text, reply.finish_reason)
         return replace(reply, calls=calls, value=value)
 
     def round(self) -> TaskHandle:

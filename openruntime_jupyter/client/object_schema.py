@@ -39,7 +39,7 @@ class ObjectSchema:
             try:
                 self._type = TypeAdapter(schema)
                 self.json_schema = self._type.json_schema()
-            except (PydanticUserError, TypeError) as problem:
+            except (PydanticUserError, TypeError, NameError) as problem:
                 reason = str(problem).splitlines()[0]
                 raise InvalidRequest.of("schema", f"no JSON schema can be made of {schema!r} ({reason}): use a pydantic model") from None
         title = str(self.json_schema.get("title") or getattr(schema, "__name__", None) or NAME)

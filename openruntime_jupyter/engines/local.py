@@ -26,6 +26,7 @@ from openruntime_jupyter.engines.protocol import (
     Died,
     HostDevices,
     Job,
+    JobFiles,
     Measurements,
     NeedsMemory,
     Observer,
@@ -44,6 +45,7 @@ from openruntime_jupyter.local_models.language_model import loading
 from openruntime_jupyter.schemas.base import dumps
 from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
+from openruntime_jupyter.schemas.values import ModelSource
 from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, Kind
 
@@ -144,6 +146,7 @@ class Attempt:
             "burst": job.burst is not None,
             "check": check and job.private,
             "session": job.session is not None,
+            "folder": job.folder,
             "model": dataclasses.asdict(job.model.source) if job.model is not None else None,
         }
         if parameters_file is not None:
@@ -600,10 +603,11 @@ class LocalEngine:
 
     def _arrays(self, job: Job) -> dict[str, Any] | None:
         """Return the array files and folders for the worker; raise `ArrayNotFound` for an unknown input."""
-        files = self._options.arrays
+        files, given = self._options.arrays, job.files or JobFiles()
         if files is None or (job.array_name is None and not job.arrays):
             return None
-        return {"inputs": {each: files.path_of(each) for each in job.arrays}, "name": job.array_name, "places": files.places()}
+        inputs = {each: given.inputs.get(each) or files.path_of(each) for each in job.arrays}
+        return {"inputs": inputs, "name": job.array_name, "places": given.places or files.places()}
 
     def halt(self, task_id: str, reason: StopReason) -> None:
         """Stop a task in stages."""
@@ -647,6 +651,10 @@ class LocalEngine:
     def hosts(self) -> list[Host]:
         """Return the other machines: none."""
         return []
+
+    def stored_models(self) -> dict[str, list[ModelSource]]:
+        """Return the models of other hosts: none."""
+        return {}
 
     def _pool(self, lane: str, interpreter: str) -> Pool:
         key = (lane, interpreter)

@@ -1,11 +1,12 @@
 """Protocol between the scheduler and the engines that run its tasks.
 
-It uses task ids, lanes, payload names and worker names, but no paths or pids, so that a cluster can implement it.
+It uses task ids, lanes, payload names and worker names, but no pids, and paths only where both sides share a folder, so that a cluster
+can implement it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol
@@ -90,6 +91,14 @@ class SessionUse:
     name: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class JobFiles:
+    """Array files of a job that its engine does not find by itself: paths of inputs by id, and places of results as in `ArrayFiles`."""
+
+    inputs: dict[str, str] = field(default_factory=dict)
+    places: tuple[tuple[str, int, int], ...] | None = None
+
+
 @dataclass(slots=True)
 class Job:
     """One attempt at a task, as a lane passes it to an engine. `parameters` is JSON; sizes are in bytes.
@@ -101,6 +110,8 @@ class Job:
 
     A `private` job runs code of its caller, so it gets a worker process that no other task has used. Jobs with the same `burst` may
     follow each other in one process.
+
+    `files` and `folder` are set for other hosts: `folder` replaces the caller's working directory and import path.
     """
 
     task_id: str
@@ -123,6 +134,8 @@ class Job:
     session: SessionUse | None = None
     memory_reserved: int = 0
     memory_largest: int | None = None
+    files: JobFiles | None = None
+    folder: str | None = None
 
 
 @dataclass(slots=True)
@@ -306,6 +319,10 @@ class HostDevices(JobRunner, Protocol):
     def machine(self) -> Capacity:
         """Memory and cores of the host."""
 
+    @property
+    def python(self) -> str:
+        """Minor version of the host's Python, such as `3.11`."""
+
 
 class Engine(JobRunner, Protocol):
     """Engine that owns workers."""
@@ -329,6 +346,9 @@ class Engine(JobRunner, Protocol):
 
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
         """Return the devices of this interpreter's workers once the first one is ready; raise `EngineError` if none starts."""
+
+    def stored_models(self) -> Mapping[str, Sequence[ModelSource]]:
+        """Return the language models in the folders of other hosts, by host. May be called on any thread."""
 
     def watch(
         self,

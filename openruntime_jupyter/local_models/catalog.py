@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -57,11 +59,14 @@ class ModelCatalog:
     A model is an MLX folder, a GGUF file, or a name on the Hugging Face hub. A model in a folder of models has the name of its folder
     or file, without `.gguf`. Names are compared, never joined to a path.
 
+    `elsewhere` returns the models of other hosts, by host. A model of this machine hides others of its name.
+
     Call `refresh` on an event loop before any other method, which then does not list the folder or read files.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, elsewhere: Callable[[], Mapping[str, Sequence[ModelSource]]] = dict) -> None:
         self._settings = settings
+        self._elsewhere = elsewhere
         self._shapes: dict[Path, tuple[Stamp, Shape | str]] = {}
         self._reading = asyncio.Lock()
         self._known: list[ModelSource] = []
@@ -85,6 +90,9 @@ class ModelCatalog:
         if time.monotonic() < self._known_until:
             return self._known
         sources = {source.name: source for source in self._listed()}
+        for models in self._elsewhere().values():
+            for source in models:
+                sources.setdefault(source.name, replace(source, path=""))
         return sorted(sources.values(), key=lambda source: not source.name.startswith(FETCHED))
 
     def named(self, name: str) -> ModelSource | None:

@@ -57,8 +57,8 @@ def _verification(certificates: str | None) -> ssl.SSLContext:
 def download(url: str, target: Path, sha256: str | None, connections: Connections, progress: Progress) -> None:
     """Download `url` to `target`, continue the file `target.part` of an earlier attempt, and check the hash.
 
-    Without a hash the download starts from zero, because the file at the address may have changed. Raises `PullFailed`; the part is kept for
-    the next attempt unless its hash is wrong.
+    Without a hash the download starts from zero, because the file at the address may have changed. Raises `PullFailed`. The part is kept
+    for the next attempt unless its hash is wrong.
     """
     part = target.with_name(f"{target.name}.part")
     if sha256 is None:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -38,6 +40,8 @@ CHANGING = 2.0
 """Lifetime of cached sessions, conversations and models, in seconds."""
 NEWEST = 30
 """Maximum number of offered tasks."""
+MOST_FILES = 100
+"""Maximum number of offered files."""
 
 LINE = re.compile(r"^\s*(?:[\w\s,.\[\]]+=\s*)?%openruntime\s+(?P<rest>.*)$", re.DOTALL)
 CELL = re.compile(r"^\s*%%openruntime\s+(?P<rest>.*)$", re.DOTALL)
@@ -70,6 +74,7 @@ class CompletionSources:
             "priority": lambda: map(str, range(10, 0, -1)),
             "profile": lambda: (LOCAL, *self._names("profiles", lambda client: client.models().profiles)),
             "runtime": lambda: ("embedded", "auto"),
+            "schema": self._schemas,
             "session": lambda: self._names("sessions", lambda client: client.sessions()),
             "task": self._tasks,
             "variable": self._variables,
@@ -99,6 +104,12 @@ class CompletionSources:
             for name, value in self._session.namespace.items()
             if not name.startswith("_") and name not in hidden and not isinstance(value, ModuleType)
         )
+
+    def _schemas(self) -> list[str]:
+        """Return the variables that may hold a schema, then the JSON files in the current folder."""
+        variables = [name for name in self._variables() if isinstance(self._session.namespace.get(name), (dict, type))]
+        files = sorted(path.name for path in islice(Path.cwd().glob("*.json"), MOST_FILES) if not re.search(r"\s", path.name))
+        return [*variables, *files]
 
     def _tasks(self, *states: TaskState) -> list[str]:
         """Return the variables that hold a handle, then the ids of the newest tasks in `states` (default: all states)."""

@@ -162,6 +162,11 @@ class World(Parameters):
     kernel: str | None = Field(
         None, description="Random id of the calling process. Tasks of different callers do not share imports.", max_length=64
     )
+    python: str | None = Field(
+        None,
+        description="Minor version of the caller's Python, such as `3.11`. Pickled code runs only on hosts with the same.",
+        pattern=r"^\d{1,3}\.\d{1,3}$",
+    )
     notebook: str | None = Field(None, description="Path of the calling notebook. Each notebook has separate sessions.", max_length=4096)
 
 

@@ -8,6 +8,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter import __version__
@@ -108,10 +109,10 @@ class Runtime:
         self.history = History(self.settings, self.id)
         self._machine = Machine()
         self.arrays = ArrayStore(self.settings, self.id, self._machine)
-        self.catalog = ModelCatalog(self.settings)
         self.sessions = Sessions(self.settings, lambda: self.engine)
         hosts = hosts or hosts_of(self.settings)
         self.engine = engine or (self._local_engine() if hosts is None else self._hosts_engine(hosts))
+        self.catalog = ModelCatalog(self.settings, self.engine.stored_models)
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
         self.metrics_service = MetricsService(self.settings, self._machine, self.history, self.bus, self.metrics, self.engine.workers)
         self.lanes = Lanes()
@@ -195,10 +196,22 @@ class Runtime:
             max_output_bytes=settings.max_output_bytes,
             secret_variables=settings.secret_variables,
             device_lock=settings.device_lock,
+            models_dirs=tuple(map(_portable, settings.models_dirs)),
             silence=hosts.silence,
         )
-        options = HostsOptions(self.id, settings.payloads, settings.label, on_hosts, hosts.lost, self.sessions.worker_ended)
-        return HostsEngine(self._local_engine() if hosts.local else None, hosts.finder, options)
+        options = HostsOptions(
+            runtime=self.id,
+            payloads=settings.payloads,
+            files=self.arrays,
+            share_folders=hosts.share_folders,
+            label=settings.label,
+            settings=on_hosts,
+            lost=hosts.lost,
+            session_ended=self.sessions.worker_ended,
+        )
+        engine = HostsEngine(self._local_engine() if hosts.local else None, hosts.finder, options)
+        self.arrays.on_deleted = engine.discard_array
+        return engine
 
     # Start and stop
 
@@ -215,8 +228,8 @@ class Runtime:
             self.scheduler.join_remote(Lane(LANE, REPORT, slots, self.settings.aging_seconds, self._inline, self._machine))
         self.metrics_service.start()
         await self.engine.end_left_processes()  # before their tasks are queued again
+        await loop.run_in_executor(None, self.arrays.open)  # before agents are asked whether they share its folders
         await self.engine.start()
-        await loop.run_in_executor(None, self.arrays.open)
         try:
             taken_over = await loop.run_in_executor(None, self.history.open)
         except StorageUnavailable as problem:  # /health reports it, and asynchronous tasks are rejected until the history can be written
@@ -485,6 +498,12 @@ class Runtime:
             problems=problems,
             runtime=self.id,
         )
+
+
+def _portable(folder: Path) -> str:
+    """Return a folder as other hosts find it: relative to their user's home folder if it is in this user's."""
+    home = Path.home()
+    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
 
 def readings_of(lane: Lane, sample: Sample) -> GpuReadings:

@@ -401,6 +401,7 @@ class ModelInfo(Wire):
         "`schema`: text that fits a JSON schema. `logprobs`: log probabilities of tokens.",
     )
     default: bool = Field(False, description="true for the model that is used if a prompt names no model.")
+    hosts: list[str] = Field(default_factory=list, description="Names of the other hosts that have the model.")
     resident: list[ResidentInfo] = Field(default_factory=list, description="Workers that keep the model in memory.")
 
 

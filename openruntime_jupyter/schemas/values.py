@@ -41,6 +41,8 @@ ModelAbility = Literal["chat", "tools", "reasoning", "schema", "logprobs"]
 class ModelSource:
     """Files of a model as found by the runtime's catalogue. A field is None if its value is unknown until the model is loaded.
 
+    The `path` is empty for a model that only other hosts have.
+
     `bytes` is the size of the weights on disk, `float32_bytes` their size as 32-bit numbers. `context_length` is in tokens, and
     `cache_numbers` is the number of values per token in the key-value cache.
     """
@@ -52,6 +54,10 @@ class ModelSource:
     context_length: int | None = None
     float32_bytes: int | None = None
     cache_numbers: int | None = None
+
+    def is_copy(self, other: ModelSource) -> bool:
+        """Return whether both are the same model, perhaps on different hosts."""
+        return (self.name, self.kind, self.bytes) == (other.name, other.kind, other.bytes)
 
     @property
     def engine(self) -> Engine:

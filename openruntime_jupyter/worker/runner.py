@@ -207,7 +207,7 @@ class Runner:
             checked.use(context.model)
         world = getattr(checked, "world", None)
         if world is not None and not (body["session"] and self._used):  # a session keeps the folder and import path set by its tasks
-            enter(world)
+            enter(world if body["folder"] is None else world.model_copy(update={"directory": body["folder"], "path": None}))
         # Only for the first task of a burst: later ones import the same modules, and the check costs 200 µs.
         records_imports = body["private"] and not self._used
         environment = _import_environment() if records_imports else None

@@ -1822,6 +1822,9 @@ type ModelInfo struct {
 	// true for the model that is used if a prompt names no model.
 	Default bool `json:"default"`
 
+	// Names of the other hosts that have the model.
+	Hosts []string `json:"hosts"`
+
 	// Workers that keep the model in memory.
 	Resident []ResidentInfo `json:"resident"`
 }
@@ -2967,6 +2970,9 @@ type World struct {
 
 	// Random id of the calling process. Tasks of different callers do not share imports.
 	Kernel *string `json:"kernel,omitempty"`
+
+	// Minor version of the caller's Python, such as `3.11`. Pickled code runs only on hosts with the same.
+	Python *string `json:"python,omitempty"`
 
 	// Path of the calling notebook. Each notebook has separate sessions.
 	Notebook *string `json:"notebook,omitempty"`

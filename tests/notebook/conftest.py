@@ -159,8 +159,12 @@ CODE = "It divides by zero.\n\n```python\nx = 6 * 7\n```\n\nThat is all."
 
 
 def answer(connection: Connection, request: Request) -> None:
-    """Answer `give code` with `CODE`, `label` with the last word in capitals, and other prompts with `steered`."""
+    """Answer `give code` with `CODE`, `label` with the last word in capitals, `repeat TEXT` with it, and other prompts with `steered`."""
     asked = request.json["messages"][-1]["content"]
+    if "repeat " in asked:
+        connection.begin()
+        connection.text(asked.partition("repeat ")[2])
+        return
     if "give code" not in asked and "corrected cell" not in asked and "label" not in asked:
         steered(connection, request)
         return

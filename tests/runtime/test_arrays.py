@@ -294,7 +294,7 @@ async def test_discard_removes_files_of_failed_attempt_only(store: ArrayStore) -
     folder = Path(store.places()[0][0])
     for attempt in (1, 10):
         conversion.store(np.zeros(10), folder / f"{result_name('task_a', attempt)}.0.part")
-    await store.discard("task_a", 1)
+    await store.discard(result_name("task_a", 1))
     assert [path.name for path in folder.iterdir()] == ["arr_a.10.0.part"]
 
 

@@ -13,15 +13,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from openruntime_jupyter.schemas.chat_completions import ChatCompletionChunk
-from tests.ai.provider_server import ProviderServer, providing
+from tests.ai.provider_server import Connection, ProviderServer, Request, chunk, providing, says, usage
 from tests.gguf_twin import write_twin
 from tests.server.ai_support import KEY, profile, steered
 from tests.support import JUPYTER, STANDALONE, Server, running_server, wait_until
 from tests.tiny_model import make_tiny_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "other-tools.md"
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 QUESTION: list[Any] = [{"role": "user", "content": "Who waits?"}]
 
 
@@ -31,13 +33,22 @@ def provider() -> Iterator[ProviderServer]:
         yield serving
 
 
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[ProviderServer]:
+    with providing(says("unused")) as serving:
+        yield serving
+
+
 @pytest.fixture(scope="module", params=["standalone", "hub"])
-def server(request: pytest.FixtureRequest, provider: ProviderServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run a server with a local model and the profile `cloud`."""
+def server(
+    request: pytest.FixtureRequest, provider: ProviderServer, scripted: ProviderServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """Run a server with a local model and the profiles `cloud` and `scripted`."""
     folder = tmp_path_factory.mktemp("v1")
     (folder / "models").mkdir()
     write_twin(make_tiny_model(folder / "tiny", context=4096), folder / "models" / "tiny.gguf")
     config = profile(provider.url)
+    config["OpenRuntimeApp"]["profiles"]["scripted"] = {"base_url": scripted.url, "max_retries": 0}
     config["OpenRuntimeApp"] |= {"default_profile": "local", "models_dir": str(folder / "models"), "cpu_slots": 1}
     options: dict[str, Any] = {"config": config, "environment": {"THE_KEY": KEY}}
     if request.param == "hub":
@@ -57,7 +68,9 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 def test_models_are_listed_by_their_ids(client: openai.OpenAI) -> None:
-    assert {each.id: each.owned_by for each in client.models.list()} == {"default": "local", "tiny": "local", "cloud/tiny": "cloud"}
+    assert {each.id: each.owned_by for each in client.models.list()} == {"default": "local", "tiny": "local", "cloud/tiny": "cloud"}, (
+        "a profile without a default model is not listed"
+    )
     assert client.models.retrieve("cloud/tiny").id == "cloud/tiny"
     with pytest.raises(openai.NotFoundError, match="Unknown model 'huge'"):
         client.models.retrieve("huge")
@@ -115,6 +128,84 @@ def test_remote_model_gets_options_and_messages(client: openai.OpenAI, provider:
     assert [message["content"] for message in body["messages"]] == ["Be short.", "one", "two", "in parts"]
     assert (body["temperature"], body["seed"], body["stop"], body["user"]) == (0.5, 3, ["x"], "jo")
     assert not {"presence_penalty", "logprobs", "n"} & set(body)
+
+
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": name, "description": f"The {name} of a city.", "parameters": CITY}}
+    for name in ("weather", "time")
+]
+
+
+def calls(connection: Connection, request: Request) -> None:
+    """Call two tools at once after some reasoning, in pieces."""
+    connection.begin()
+    connection.event(chunk(None, reasoning_content="Both are needed."))
+    for index, name in enumerate(("weather", "time")):
+        connection.event(chunk(None, tool_calls=[{"index": index, "id": f"call_{index}", "type": "function", "function": {"name": name}}]))
+        for piece in ('{"city":', ' "Berlin"}'):
+            connection.event(chunk(None, tool_calls=[{"index": index, "function": {"arguments": piece}}]))
+    connection.event(chunk(None, "tool_calls"))
+    connection.event({**usage(10, 5), "usage": {**usage(10, 5)["usage"], "prompt_tokens_details": {"cached_tokens": 8}}})
+    connection.event("[DONE]")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_two_tools_are_called_at_once_and_answered(client: openai.OpenAI, scripted: ProviderServer, stream: bool) -> None:
+    scripted.script(calls, says("Sunny at noon."))
+    options: Any = {"model": "scripted/tiny", "tools": TOOLS, "tool_choice": "required"}
+    if stream:
+        chunks = list(client.chat.completions.create(messages=QUESTION, stream=True, stream_options={"include_usage": True}, **options))
+        deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+        (found,) = [delta.tool_calls for delta in deltas if delta.tool_calls]
+        assert [call.index for call in found] == [0, 1]
+        made: list[Any] = [call.model_dump(exclude={"index"}) for call in found]
+        ends, told = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices], chunks[-1].usage
+        reasoning = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+        message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": made}
+    else:
+        answer = client.chat.completions.create(messages=QUESTION, **options)
+        said: Any = answer.choices[0].message
+        made, reasoning, message = [call.model_dump() for call in said.tool_calls], said.reasoning_content, said.model_dump()
+        ends, told = [answer.choices[0].finish_reason], answer.usage
+        assert said.content is None
+    assert [(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in made] == [
+        ("call_0", "weather", {"city": "Berlin"}),
+        ("call_1", "time", {"city": "Berlin"}),
+    ]
+    assert (ends[-1], reasoning) == ("tool_calls", "Both are needed.")
+    assert told is not None
+    assert told.prompt_tokens_details is not None
+    assert told.prompt_tokens_details.cached_tokens == 8
+    results: list[Any] = [{"role": "tool", "tool_call_id": call["id"], "content": "fine"} for call in made]
+    reply = client.chat.completions.create(model="scripted/tiny", messages=[*QUESTION, message, *results], tools=TOOLS)
+    assert reply.choices[0].message.content == "Sunny at noon."
+    sent = scripted.requests[-1].json["messages"]
+    assert [each["role"] for each in sent] == ["user", "assistant", "tool", "tool"]
+    assert [call["id"] for call in sent[1]["tool_calls"]] == [each["tool_call_id"] for each in sent[2:]]
+    assert scripted.requests[0].json["tools"] == TOOLS
+
+
+def test_schema_and_logprobs_of_a_remote_model(client: openai.OpenAI, scripted: ProviderServer) -> None:
+    class City(BaseModel):
+        name: str
+
+    def answer(connection: Connection, request: Request) -> None:
+        connection.begin()
+        text = '{"name": "Berlin"}'
+        token = {"token": text, "logprob": -0.5, "bytes": None, "top_logprobs": [{"token": text, "logprob": -0.5, "bytes": None}]}
+        connection.event({**chunk(text, "stop"), "choices": [{**chunk(text, "stop")["choices"][0], "logprobs": {"content": [token]}}]})
+        connection.event("[DONE]")
+
+    scripted.script(answer)
+    answered = client.chat.completions.parse(model="scripted/tiny", messages=QUESTION, response_format=City, logprobs=True, top_logprobs=1)
+    (choice,) = answered.choices
+    assert choice.message.parsed == City(name="Berlin")
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+    assert choice.logprobs.content[0].top_logprobs[0].logprob == -0.5
+    sent = scripted.requests[-1].json
+    assert (sent["response_format"]["type"], sent["logprobs"], sent["top_logprobs"]) == ("json_schema", True, 1)
+    assert "name" in sent["response_format"]["json_schema"]["schema"]["properties"]
 
 
 def test_async_clients_share_the_queue(server: Server) -> None:

@@ -18,6 +18,9 @@ RESERVED = ("TMPDIR", "PYTHONSAFEPATH", "GLIBC_TUNABLES")
 RESERVED_PREFIXES = ("OPENRUNTIME_", "JPY_", "JUPYTER_")
 """Variables that the runtime sets in its workers."""
 
+PYTHON = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+"""Part of the parameter `world` for callers on another machine than the runtime."""
+
 Variables = dict[bytes, bytes]
 
 _latest: tuple[Variables, dict[str, str | None]] | None = None
@@ -34,6 +37,7 @@ def world() -> dict[str, Any]:
         # An empty entry of sys.path means the working directory at the time of an import.
         place = {"directory": str(directory), "path": [str(directory / entry) for entry in sys.path]}
     return {
+        **PYTHON,
         "interpreter": sys.executable or None,
         **place,
         "environment": changed_variables(),

@@ -8,15 +8,19 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from openruntime_jupyter import __version__
-from openruntime_jupyter.engines.hosts.finder import HostUnusable
+from openruntime_jupyter.engines.hosts.arrays import ArrayTransfer
+from openruntime_jupyter.engines.hosts.finder import HostUnusable, Way
 from openruntime_jupyter.engines.hosts.link import Link, LinkClosed
 from openruntime_jupyter.engines.hosts.messages import (
     PROTOCOL,
+    Discard,
     Displayed,
     Ended,
     EndSession,
@@ -38,6 +42,7 @@ from openruntime_jupyter.engines.hosts.messages import (
     SessionEnded,
     Started,
     State,
+    StoredModels,
     Unload,
     Unloaded,
     Waiting,
@@ -45,12 +50,15 @@ from openruntime_jupyter.engines.hosts.messages import (
     decode,
     encode,
 )
+from openruntime_jupyter.engines.hosts.shared_folders import SharedFolders
+from openruntime_jupyter.engines.local import ArrayFiles
 from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
     Died,
     HostLoss,
     Job,
+    JobFiles,
     Measurements,
     ModelReport,
     Observer,
@@ -62,12 +70,15 @@ from openruntime_jupyter.engines.protocol import (
     StopReason,
     WorkerReport,
 )
+from openruntime_jupyter.errors import ArrayNotFound, EngineError, InvalidRequest, StorageUnavailable
 from openruntime_jupyter.memory import Memory
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.schemas.values import ModelSource
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 HELLO_SECONDS = 30.0
 """Time for an agent to respond, in addition to that for the start of its first worker."""
@@ -90,6 +101,10 @@ class HostsOptions:
     runtime: str
     payloads: Path
     """Folder for the results of jobs, by `payload_name`."""
+    files: ArrayFiles
+    """Files of this runtime's arrays."""
+    share_folders: bool = True
+    """Whether hosts that share the folders of the arrays use them."""
     label: str = ""
     settings: EngineSettings = dataclasses.field(default_factory=EngineSettings)
     lost: float = 15.0
@@ -124,6 +139,14 @@ class HostMachine:
         self.total, self._available, self._cpu, self._gpus = state.memory_total, state.memory_available, state.cpu, state.gpus
 
 
+class _Cut(Exception):
+    """Transfer that was stopped, with the outcome of its job."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
 class _Running:
     """Job that runs on the host."""
 
@@ -132,6 +155,30 @@ class _Running:
         self.observer = observer
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.halted = False
+        self.sent = False
+        """True once the agent has got the job."""
+        self._transfer: asyncio.Task[Any] | None = None
+        self._cut: Outcome | None = None
+
+    async def transfer(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return the result of a transfer; raise `_Cut` if the job is stopped before."""
+        self._transfer = asyncio.get_running_loop().create_task(work)
+        try:
+            return await asyncio.shield(self._transfer)
+        except asyncio.CancelledError:
+            if self._cut is not None:
+                raise _Cut(self._cut) from None
+            self._transfer.cancel()
+            raise
+        finally:
+            self._transfer = None
+
+    def cut(self, outcome: Outcome) -> bool:
+        """Stop the transfer for this job; return False without one."""
+        if self._transfer is None:
+            return False
+        self._cut = outcome
+        return self._transfer.cancel()
 
     def end(self, outcome: Outcome) -> None:
         """Resolve the outcome, once."""
@@ -142,8 +189,9 @@ class _Running:
 class Connection:
     """Runner of the jobs of one host, from the agent's welcome until the connection ends.
 
-    `where` maps the running tasks of all hosts to their connections.
-    `silent` and `in_use` are called when that changes. A host is in use while it runs jobs or keeps sessions or models.
+    `where` maps the running tasks of all hosts to their connections. `shared` are the folders of arrays that the host shares, each with
+    True if leases of files hold between both machines. `silent` and `in_use` are called when that changes. A host is in use while it runs
+    jobs or keeps sessions or models.
     """
 
     def __init__(
@@ -152,6 +200,8 @@ class Connection:
         link: Link,
         welcome: Welcome,
         options: HostsOptions,
+        transfer: ArrayTransfer,
+        shared: dict[str, bool],
         where: dict[str, Connection],
         silent: Callable[[bool], None],
         in_use: Callable[[bool], None],
@@ -163,8 +213,14 @@ class Connection:
         """Seconds from the last answered ping to its answer."""
         self.ended: str | None = None
         """Why the connection has ended; None while it lasts."""
+        self.python = ".".join(welcome.python.split(".")[:2])
+        """Minor version of the host's Python."""
+        self.stored_models: tuple[ModelSource, ...] = ()
+        """Language models in the host's folders."""
+        self.shared = shared
         self._link = link
         self._options = options
+        self._arrays = transfer
         self._where = where
         self._silent = silent
         self._in_use = in_use
@@ -207,6 +263,7 @@ class Connection:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            await self._arrays.close()
             await self._link.close()
         return self.ended or ""
 
@@ -260,6 +317,7 @@ class Connection:
             return
         self.ended = reason
         for run in self._runs.values():
+            run.cut(self._loss(begun=run.sent, running=not run.outcome.done()))
             run.end(self._loss(begun=True))
         for ask in self._asks.values():
             if not ask.done():
@@ -286,6 +344,8 @@ class Connection:
             self._state = message
             self.machine.update(message)
             self._note_use()
+        elif isinstance(message, StoredModels):
+            self.stored_models = message.models
         elif isinstance(message, SessionEnded):
             if self._sessions.pop(message.session.id, None) is not None:
                 self._options.session_ended(message.session, message.reason)
@@ -319,25 +379,104 @@ class Connection:
         """Run the job and return its outcome; the loss of the host is an outcome as well."""
         if self.ended is not None:
             return self._loss(begun=False)
-        if job.arrays:
-            message = f"The host {self.name} has no access to the arrays of this machine: choose another device"
-            return Died(Failure(kind=FailureKind.NOT_STARTED, message=message), retry=False)
         run, number = _Running(job, observer), next(self._numbers)
         self._runs[number], self._of_task[job.task_id], self._where[job.task_id] = run, number, self
         if job.session is not None:
             self._sessions[job.session.id] = job.session
         self._note_use()
         try:
-            self._send(Run(number, dataclasses.replace(job, lane=self._local(job.lane))))
-            outcome = await run.outcome
+            outcome = await self._run(run, number)
         finally:
             del self._runs[number], self._of_task[job.task_id], self._where[job.task_id]
             self._note_use()
         if isinstance(outcome, Stopped) and outcome.reason is StopReason.ENDED and not run.halted:
             return self._loss(begun=True, running=False)  # the agent leaves
-        if isinstance(outcome, Completed) and outcome.payload is not None and len(outcome.payload) > INLINE_PAYLOAD:
-            return await self._store(job, outcome, outcome.payload)
         return outcome
+
+    async def _run(self, run: _Running, number: int) -> Outcome:
+        job = run.job
+        copies: dict[str, int] = {}
+        parameters: int | None = None
+        discard = Discard()
+        try:
+            files, others = self._shared_files(job)
+            if others:
+                copies = await run.transfer(self._arrays.send(others))
+            if len(job.parameters) > INLINE_PAYLOAD:  # a large frame would delay pings
+                parameters = await run.transfer(self._arrays.send_parameters(job.parameters))
+                job = dataclasses.replace(job, parameters=b"")
+            job = dataclasses.replace(job, lane=self._local(job.lane), files=files)
+            self._send(Run(number, job, copies, parameters))
+            run.sent = True
+            outcome = await run.outcome
+            if not isinstance(outcome, Completed):
+                return self._explain(job, outcome)
+            if files.places is None:
+                discard.results = tuple(array.id for array in outcome.arrays)
+            if outcome.payload_stored:
+                discard.payloads = (job.payload_name,)
+            return await run.transfer(self._fetch(job, outcome, files)) if outcome.arrays or outcome.payload_stored else outcome
+        except _Cut as cut:
+            return cut.outcome
+        except (ArrayNotFound, EngineError, InvalidRequest, StorageUnavailable, OSError) as problem:
+            return self._not_sent(problem)
+        finally:
+            discard.copies = (*self._arrays.outdated(copies), *([] if parameters is None else [parameters]))
+            if discard != Discard():
+                self._send(discard)
+
+    def _shared_files(self, job: Job) -> tuple[JobFiles, list[str]]:
+        """Return the files of the job's arrays that the host shares, and the ids of the other arrays. Raises `ArrayNotFound`."""
+        # Without leases, variables of a session could use the file of an array that is deleted.
+        shared = {folder for folder, leases in self.shared.items() if leases or job.session is None}
+        if not shared:
+            return JobFiles(), list(job.arrays)
+        paths = {each: self._options.files.path_of(each) for each in job.arrays}
+        inputs = {each: path for each, path in paths.items() if str(Path(path).parent) in shared}
+        places = self._options.files.places() if job.array_name is not None else []
+        return JobFiles(inputs, tuple(place for place in places if place[0] in shared) or None), [
+            each for each in paths if each not in inputs
+        ]
+
+    def _not_sent(self, problem: Exception) -> Died:
+        """Return the outcome of a job whose inputs could not be sent."""
+        message = str(problem) if isinstance(problem, ArrayNotFound | EngineError) else f"{problem} (on the host {self.name})"
+        failure = Failure(kind=FailureKind.NOT_STARTED, message=message, type=type(problem).__name__)
+        return Died(failure, retry=False, no_worker=not isinstance(problem, ArrayNotFound))
+
+    async def _fetch(self, job: Job, outcome: Completed, files: JobFiles) -> Outcome:
+        """Fetch what the job has returned, and return its outcome with the places of the arrays on this machine."""
+        try:
+            if files.places is not None:
+                folders = [place[0] for place in self._options.files.places()]
+                numbers = [folders.index(place[0]) for place in files.places]
+                arrays = tuple(dataclasses.replace(array, place=numbers[array.place]) for array in outcome.arrays)
+            else:
+                arrays = await self._arrays.fetch(outcome.arrays)
+            if outcome.payload_stored:
+                await self._arrays.fetch_payload(job.payload_name, outcome.payload_size)
+        except (ArrayNotFound, EngineError, StorageUnavailable, OSError) as problem:
+            message = str(problem) if isinstance(problem, EngineError) else f"The result can't be stored. {problem}"
+            failure = Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__)
+            return RaisedError(failure, outcome.measurements)
+        return dataclasses.replace(outcome, arrays=arrays)
+
+    def _explain(self, job: Job, outcome: Outcome) -> Outcome:
+        """Add to the failure of an import that the host does not have the caller's files."""
+        if not isinstance(outcome, RaisedError) or outcome.failure.type != "ModuleNotFoundError":
+            return outcome
+        if job.environment.path is not None and not self.shared:
+            outcome.failure.message += (
+                f". The task ran on the host {self.name}, which does not share the caller's files: install the module there, or "
+                "define what it has in the notebook"
+            )
+        return outcome
+
+    def discard_array(self, array_id: str) -> None:
+        """Delete the host's copy of an array that is deleted on this machine."""
+        copy = self._arrays.forget(array_id)
+        if copy is not None:
+            self._send(Discard(copies=(copy,)))
 
     def _note_use(self) -> None:
         used = self.ended is None and bool(self._runs or self._sessions or self._state.models)
@@ -345,22 +484,14 @@ class Connection:
             self._used = used
             self._in_use(used)
 
-    async def _store(self, job: Job, outcome: Completed, payload: bytes) -> Outcome:
-        path = self._options.payloads / job.payload_name
-        try:
-            await asyncio.get_running_loop().run_in_executor(None, path.write_bytes, payload)
-        except OSError as problem:
-            path.unlink(missing_ok=True)
-            message = f"The result of {len(payload):,} bytes can't be stored in {path.parent}: {problem.strerror}"
-            return RaisedError(Failure(kind=FailureKind.RAISED, message=message, type=type(problem).__name__), outcome.measurements)
-        return dataclasses.replace(outcome, payload=None, payload_stored=True)
-
     def halt(self, task_id: str, reason: StopReason) -> None:
         """Stop a running task in stages."""
         number = self._of_task.get(task_id)
         if number is not None:
-            self._runs[number].halted = True
-            self._send(Halt(number, reason))
+            run = self._runs[number]
+            run.halted = True
+            if not run.cut(Stopped(reason, Stage.INTERRUPT if run.sent else Stage.QUEUE, Measurements())):
+                self._send(Halt(number, reason))
 
     async def stop(self, deadline: float) -> None:
         """Stop all jobs and wait for their ends, for `deadline` seconds."""
@@ -416,22 +547,29 @@ class Connection:
 
 
 async def connect(
-    name: str,
+    way: Way,
     link: Link,
     options: HostsOptions,
     where: dict[str, Connection],
     silent: Callable[[bool], None],
     in_use: Callable[[bool], None],
 ) -> Connection:
-    """Introduce this runtime to an agent and return the connection; for the callbacks see `Connection`.
+    """Introduce this runtime to the agent of a host and return the connection; for the callbacks see `Connection`.
 
     Raises `HostUnusable` if the agent refuses, and `LinkClosed`, `InvalidMessage` or `asyncio.TimeoutError`.
     """
     settings = options.settings
-    link.send(*encode(Hello(PROTOCOL, __version__, options.runtime, options.label, settings)))
-    answer = decode(*await asyncio.wait_for(link.receive(), HELLO_SECONDS + settings.start_timeout))
-    if isinstance(answer, Refused):
-        raise HostUnusable(answer.reason, answer.remedy)
-    if not isinstance(answer, Welcome):
-        raise InvalidMessage(f"{type(answer).__name__} instead of a welcome")
-    return Connection(name, link, answer, options, where, silent, in_use)
+    folders = [folder for folder, _, _ in options.files.places()] if options.share_folders else []
+    offered = await asyncio.to_thread(SharedFolders.offer, folders)
+    try:
+        link.send(*encode(Hello(PROTOCOL, __version__, options.runtime, options.label, settings, tuple(offered.contents))))
+        answer = decode(*await asyncio.wait_for(link.receive(), HELLO_SECONDS + settings.start_timeout))
+        if isinstance(answer, Refused):
+            raise HostUnusable(answer.reason, answer.remedy)
+        if not isinstance(answer, Welcome):
+            raise InvalidMessage(f"{type(answer).__name__} instead of a welcome")
+        shared = await asyncio.to_thread(offered.verify, answer.proofs)
+    finally:
+        offered.remove()
+    transfer = ArrayTransfer(way.name, partial(way.connect_for_arrays, answer.folder), options.files, options.payloads)
+    return Connection(way.name, link, answer, options, transfer, shared, where, silent, in_use)

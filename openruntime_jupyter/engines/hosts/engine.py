@@ -61,7 +61,7 @@ class HostsEngine:
         return ". ".join(problems) or None
 
     def _connections(self) -> list[Connection]:
-        return [host.connection for host in self._hosts.values() if host.connection is not None]
+        return [host.connection for host in tuple(self._hosts.values()) if host.connection is not None]
 
     def _of_lane(self, lane: str) -> Connection | None:
         host = self._hosts.get(lane.rpartition(".")[0])
@@ -168,6 +168,15 @@ class HostsEngine:
         runner = self._where.get(task_id) or self._local
         if runner is not None:
             runner.halt(task_id, reason)
+
+    def stored_models(self) -> dict[str, tuple[ModelSource, ...]]:
+        """Return the language models in the folders of the hosts, by host."""
+        return {each.name: each.stored_models for each in self._connections()}
+
+    def discard_array(self, array_id: str) -> None:
+        """Delete the hosts' copies of an array that is deleted on this machine."""
+        for connection in self._connections():
+            connection.discard_array(array_id)
 
     def allocated(self, task_id: str) -> int:
         """Return the bytes by which the worker of this task has grown since the task began; 0 if unknown."""

@@ -41,13 +41,14 @@ class HostsSetup:
     """Other hosts of a runtime, and whether this machine runs tasks as well (`local`).
 
     The agent of a host ends its tasks `silence` seconds after the last ping, and the runtime counts the host as lost after `lost` seconds,
-    which must be longer.
+    which must be longer. Unless `share_folders`, arrays are sent even to hosts that share their folder.
     """
 
     finder: Finder
     local: bool = True
     silence: float = 10.0
     lost: float = 15.0
+    share_folders: bool = True
 
 
 class Finder(Protocol):

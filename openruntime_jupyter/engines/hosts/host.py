@@ -100,7 +100,7 @@ class Host:
         """Connect, and stay connected until the end. Return True; raises what `Way.connect` and `connect` raise."""
         link = Link(await self._way.connect())
         try:
-            connection = await connect(self.name, link, self._options, self._where, self._set_silent, self._in_use)
+            connection = await connect(self._way, link, self._options, self._where, self._set_silent, self._in_use)
         except BaseException:
             await link.close()
             raise
@@ -146,4 +146,6 @@ class Host:
             view.python, view.version, view.platform = welcome.python, welcome.version, welcome.platform
             view.mlx_version = connection.devices[0].mlx_version if connection.devices else None
             view.round_trip_s = connection.round_trip
+            view.models = [model.name for model in connection.stored_models]
+            view.shares_folder = bool(connection.shared)
         return view

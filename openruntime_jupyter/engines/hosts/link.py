@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import struct
 from typing import Protocol
 
@@ -42,11 +44,12 @@ class ByteStream(Protocol):
 
 
 class PipeStream:
-    """Byte stream over the pipes of a process or a socket."""
+    """Byte stream over the pipes of a process or a socket. `source` is the transport of the reader, if it is another than the writer's."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, source: asyncio.ReadTransport | None = None) -> None:
         self._reader = reader
         self._writer = writer
+        self._source = source
 
     async def read(self) -> bytes:
         """Return the next bytes; `b""` at the end."""
@@ -59,9 +62,28 @@ class PipeStream:
 
     async def close(self) -> None:
         """Close the connection."""
+        if self._source is not None:
+            self._source.close()
         self._writer.close()
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             await asyncio.wait_for(self._writer.wait_closed(), CLOSE_SECONDS)
+
+
+async def pipe_stream(source: int, target: int) -> PipeStream:
+    """Return a stream that reads and writes two open descriptors, and closes them at its end.
+
+    They are pipes, or both belong to one socket, as the standard input and output of a command of `ssh` do on some systems.
+    """
+    if os.path.samestat(os.fstat(source), os.fstat(target)):
+        os.close(source)
+        return PipeStream(*await asyncio.open_connection(sock=socket.socket(fileno=target), limit=READ_BYTES))
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(READ_BYTES)
+    reading, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(source, "rb", 0))
+    writing, protocol = await loop.connect_write_pipe(
+        lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), os.fdopen(target, "wb", 0)
+    )
+    return PipeStream(reader, asyncio.StreamWriter(writing, protocol, reader, loop), reading)
 
 
 class Link:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from openruntime_jupyter.engines.hosts.shared_folders import FolderProof
 from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
@@ -53,26 +54,34 @@ class EngineSettings:
     max_output_bytes: int = 1_000_000
     secret_variables: tuple[str, ...] = ()
     device_lock: Literal["gpu", "all", "none"] = "gpu"
+    models_dirs: tuple[str, ...] = ()
     silence: float = 10.0
 
 
 @dataclass(slots=True)
 class Hello:
-    """First message of a runtime. `label` is the name of the runtime for users of the host."""
+    """First message of a runtime. `label` is its name for users of the host, `proofs` are files that only a shared folder has."""
 
     protocol: int
     version: str
     runtime: str
     label: str = ""
     settings: EngineSettings = field(default_factory=EngineSettings)
+    proofs: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
 class Run:
-    """Start of a job. `job.lane` is a lane of the host, and the frame's data are the job's parameters."""
+    """Start of a job. `job.lane` is a lane of the host, and the frame's data are the job's parameters.
+
+    `copies` are the numbers of the arrays that were sent to the host, by id. `parameters` is that of large parameters, because a large
+    frame would delay pings.
+    """
 
     number: int
     job: Job
+    copies: dict[str, int] = field(default_factory=dict)
+    parameters: int | None = None
 
 
 @dataclass(slots=True)
@@ -112,12 +121,24 @@ class Unload:
     name: str | None
 
 
+@dataclass(slots=True)
+class Discard:
+    """Deletion of copies of arrays, by number, and of results that the runtime has fetched."""
+
+    copies: tuple[int, ...] = ()
+    results: tuple[str, ...] = ()
+    payloads: tuple[str, ...] = ()
+
+
 # From the agent
 
 
 @dataclass(slots=True)
 class Welcome:
-    """First message of an agent that is ready. `memory` is in bytes, `python` and `version` are those of the agent."""
+    """First message of an agent that is ready. `memory` is in bytes, `python` and `version` are those of the agent.
+
+    `folder` names the session for further connections.
+    """
 
     version: str
     python: str
@@ -126,6 +147,8 @@ class Welcome:
     cores: int
     memory: int
     devices: tuple[DeviceReport, ...]
+    folder: str
+    proofs: tuple[FolderProof, ...] = ()
 
 
 @dataclass(slots=True)
@@ -255,21 +278,56 @@ class State:
 
 
 @dataclass(slots=True)
+class StoredModels:
+    """Language models in the host's folders, whenever they have changed."""
+
+    models: tuple[ModelSource, ...]
+
+
+@dataclass(slots=True)
 class Pong:
     """Answer to a ping."""
 
 
-ToAgent = Hello | Run | Halt | Ping | EndSession | MakeRoom | Unload
+ToAgent = Hello | Run | Halt | Ping | EndSession | MakeRoom | Unload | Discard
 FromAgent = (
-    Welcome | Refused | Started | Waiting | Progressed | Printed | Displayed | Generated | Ended | SessionEnded | Unloaded | State | Pong
+    Welcome
+    | Refused
+    | Started
+    | Waiting
+    | Progressed
+    | Printed
+    | Displayed
+    | Generated
+    | Ended
+    | SessionEnded
+    | Unloaded
+    | State
+    | StoredModels
+    | Pong
 )
 Message = ToAgent | FromAgent
 
 TYPES: dict[str, type[Message]] = {
     each.__name__: each
     for each in (
-        *(Hello, Run, Halt, Ping, EndSession, MakeRoom, Unload),
-        *(Welcome, Refused, Started, Waiting, Progressed, Printed, Displayed, Generated, Ended, SessionEnded, Unloaded, State, Pong),
+        *(Hello, Run, Halt, Ping, EndSession, MakeRoom, Unload, Discard),
+        *(
+            Welcome,
+            Refused,
+            Started,
+            Waiting,
+            Progressed,
+            Printed,
+            Displayed,
+            Generated,
+            Ended,
+            SessionEnded,
+            Unloaded,
+            State,
+            StoredModels,
+            Pong,
+        ),
     )
 }
 

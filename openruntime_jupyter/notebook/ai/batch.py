@@ -19,6 +19,7 @@ from IPython.display import display
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.code.futures import Completions, TaskFuture
+from openruntime_jupyter.client.object_schema import ObjectSchema
 from openruntime_jupyter.errors import OpenRuntimeError, QueueFull, RateLimited, TaskError
 from openruntime_jupyter.notebook.ai.context import NAME, fill, is_frame
 from openruntime_jupyter.notebook.ai.options import AiArguments
@@ -52,13 +53,19 @@ class Batch(View):
 
     `done` maps the index of each prompt answered earlier to its answer and task id; these are not submitted again. `answers` and
     `task_ids` are in the order of the prompts. `failures` maps an index to an error message. `problem` is the error that aborted the
-    batch.
+    batch. With a `schema`, the answers are objects.
     """
 
     def __init__(
-        self, client: Client, workflow: str, parameters: dict[str, Any], prompts: Sequence[str], done: Mapping[int, tuple[str, str]]
+        self,
+        client: Client,
+        workflow: str,
+        parameters: dict[str, Any],
+        prompts: Sequence[str],
+        done: Mapping[int, tuple[Any, str]],
+        schema: ObjectSchema | None = None,
     ) -> None:
-        self.answers: list[str | None] = [done.get(place, (None, None))[0] for place in range(len(prompts))]
+        self.answers: list[Any] = [done.get(place, (None, None))[0] for place in range(len(prompts))]
         self.task_ids: list[str | None] = [done.get(place, (None, None))[1] for place in range(len(prompts))]
         self.failures: dict[int, str] = {}
         self.problem: OpenRuntimeError | None = None
@@ -69,6 +76,7 @@ class Batch(View):
         self.known = len(done)
         """Number of prompts answered by earlier runs."""
         self._client, self._workflow, self._parameters, self._prompts = client, workflow, parameters, prompts
+        self._schema = schema
         self._left = deque(place for place in range(len(prompts)) if place not in done)
         self._in_flight: dict[Future[Any], int] = {}
         self._consecutive_failures = 0
@@ -151,7 +159,11 @@ class Batch(View):
                 self._answered(place, future.result())
 
     def _answered(self, place: int, reply: Reply) -> None:
-        self.answers[place] = reply.text
+        try:
+            self.answers[place] = reply.text if self._schema is None else self._schema.read(reply.text, reply.finish_reason)
+        except OpenRuntimeError as problem:
+            self._failed(place, _first_line(problem))
+            return
         self.tokens += reply.usage.completion_tokens or 0
         self.answered += 1
         self._consecutive_failures = 0
@@ -256,7 +268,7 @@ class Answers(View, list[Any]):
         """Indices of the rows without an answer."""
         return [place for place, answer in enumerate(self) if answer is None]
 
-    def earlier(self) -> dict[str, tuple[str, str]]:
+    def earlier(self) -> dict[str, tuple[Any, str]]:
         """Return the answers and task ids by prompt key."""
         known = zip(self.keys, self, self.task_ids, strict=True)
         return {key: (answer, task) for key, answer, task in known if answer is not None and task is not None}
@@ -267,28 +279,43 @@ class Answers(View, list[Any]):
         caption += f"; {len(self.failures):,} failed (.failures)" if self.failures else ""
         places = [*self.failures, *(place for place in range(len(self)) if place not in self.failures)][:SHOWN]
         errors = {place: f"✕ {_cut(why)}" for place, why in self.failures.items()}
-        yield table(caption, self.columns, [(at, self._rows[at], errors.get(at) or _cut(self[at] or "—")) for at in sorted(places)])
+        yield table(
+            caption,
+            self.columns,
+            [(at, self._rows[at], errors.get(at) or _cut("—" if self[at] is None else self[at])) for at in sorted(places)],
+        )
         if len(self) > SHOWN:
             yield Styled("", line(f"and {len(self) - SHOWN:,} more", class_="m").html)
 
 
 def ask_rows(
-    session: Session, client: Client, arguments: AiArguments, parameters: dict[str, Any], prompt: str, variables: Mapping[str, Any]
+    session: Session,
+    client: Client,
+    arguments: AiArguments,
+    parameters: dict[str, Any],
+    prompt: str,
+    variables: Mapping[str, Any],
+    schema: Any = None,
 ) -> Any:
-    """Submit a prompt for each row without an answer. The result is stored in the `--out` variable, even after Ctrl-C."""
+    """Submit a prompt for each row without an answer. The result is stored in the `--out` variable, even after Ctrl-C.
+
+    With a `schema`, a model or JSON schema as of `Client.ask`, the answers are objects.
+    """
     assert arguments.rows is not None
     assert arguments.out is not None
     if arguments.rows not in session.namespace:
         raise UsageError(f"--map: undefined variable {arguments.rows!r}: run the cell that defines it first")
     source, out = session.namespace[arguments.rows], arguments.out
     rows = rows_of(source, arguments.rows)
+    objects = None if schema is None else ObjectSchema(schema)
+    if objects is not None:
+        parameters = {**parameters, "response_format": objects.response_format}
     prompts = [fill(prompt, {**variables, **row}) for row in rows]
     _require_a_name(prompt, rows)
     keys = [_key(arguments.workflow, text, parameters) for text in prompts]
     earlier = _earlier(session.namespace.get(out))
-    batch = Batch(
-        client, arguments.workflow, parameters, prompts, {place: earlier[key] for place, key in enumerate(keys) if key in earlier}
-    )
+    done = {place: earlier[key] for place, key in enumerate(keys) if key in earlier}
+    batch = Batch(client, arguments.workflow, parameters, prompts, done, objects)
 
     def keep() -> Any:
         answers = Answers(batch, rows, keys)
@@ -349,7 +376,7 @@ def _key(workflow: str, prompt: str, parameters: Mapping[str, Any]) -> str:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _earlier(kept: Any) -> dict[str, tuple[str, str]]:
+def _earlier(kept: Any) -> dict[str, tuple[Any, str]]:
     """Return the answers and task ids of an earlier run by prompt key."""
     if isinstance(kept, Answers):
         return kept.earlier()

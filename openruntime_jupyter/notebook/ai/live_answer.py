@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from html import escape
 from typing import Any
 
 from openruntime_jupyter.client.ai_response import Reply
 from openruntime_jupyter.client.handles import PromptHandle
-from openruntime_jupyter.notebook.ai.sanitize import sanitize
+from openruntime_jupyter.notebook.ai.sanitize import folded, sanitize
 from openruntime_jupyter.notebook.display.format import duration, number
 from openruntime_jupyter.notebook.display.html import View
 from openruntime_jupyter.notebook.display.tasks import STATES, details, for_pages, read_at, state
@@ -31,12 +33,25 @@ COLOURS = {"ok": "success-color1", "no": "error-color1", "go": "brand-color1", "
 
 
 class AnswerView(View):
-    """Answer with a status line. Its plain text is the status line alone, because a terminal prints the answer itself."""
+    """Answer with a status line. Its plain text is the status line alone, because a terminal prints the answer itself.
 
-    def __init__(self, task: Task, facts: list[str], answer: str, seen_at: float | None = None, shown: int = 0) -> None:
+    `reasoning` is folded above the answer. `as_json` shows the answer as code.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        facts: list[str],
+        answer: str,
+        seen_at: float | None = None,
+        shown: int = 0,
+        reasoning: str = "",
+        as_json: bool = False,
+    ) -> None:
         read = read_at(task, seen_at)
         self._for_pages = for_pages(task, facts, seen_at, shown=shown, answer=True)
         self._task, self._facts, self._answer = task, [*facts, *([read] if read else [])], answer
+        self._reasoning, self._as_json = reasoning, as_json
 
     def bundle(self) -> dict[str, Any]:
         """Return the status line and the answer as Markdown and as plain text."""
@@ -44,7 +59,9 @@ class AnswerView(View):
         rest = " · ".join([*map(escape, self._facts), f"<code>{escape(self._task.task_id)}</code>"])
         head = f'<small><span style="color:var(--jp-{colour}, inherit)">{escape(state(self._task))}</span>'
         head += f' · <span style="color:var(--jp-{COLOURS["m"]}, inherit)">{rest}</span></small>'
-        forms = {"text/markdown": f"{head}\n\n{sanitize(self._answer)}", "text/plain": f"{self.text()}\n\n{self._answer}".rstrip()}
+        reasoning = f"{folded('Reasoning', self._reasoning)}\n\n" if self._reasoning else ""
+        answer = fenced_json(self._answer) if self._as_json and self._answer else self._answer
+        forms = {"text/markdown": f"{head}\n\n{reasoning}{sanitize(answer)}", "text/plain": f"{self.text()}\n\n{self._answer}".rstrip()}
         return {**forms, **self._for_pages}
 
     def text(self) -> str:
@@ -58,6 +75,8 @@ class AnswerLine(StatusLine):
     def __init__(self, handle: PromptHandle, devices: Mapping[str, str]) -> None:
         super().__init__(handle, devices)
         self.text = ""
+        self._reasoning = ""
+        self._as_json = handle.schema is not None
         omitted = handle.left_out
         self._omitted = [f"{omitted} oldest turns omitted: they exceed the context window"] if omitted else []
         self._first_at: float | None = None
@@ -65,8 +84,8 @@ class AnswerLine(StatusLine):
         self._printed = 0
 
     def add(self, piece: str) -> None:
-        """Append a piece of text and update the display."""
-        if not piece:
+        """Append a piece of text and update the display. The record of a completed task already has the whole text."""
+        if not piece or _output(self.task) is not None:
             return
         if self._first_at is None:
             self._first_at, self._first_tokens = time.monotonic(), self._tokens or 0.0
@@ -77,8 +96,8 @@ class AnswerLine(StatusLine):
         """Show `task` as `StatusLine.show` does."""
         if task is not None and task.attempt > max(1, self.task.attempt):
             self.text = ""  # the worker died and the answer starts over
-        if task is not None and (answer := _answer(task)) is not None:
-            self.text = answer
+        if task is not None and (output := _output(task)) is not None:
+            self.text, self._reasoning = output["text"], output.get("reasoning") or ""
         super().show(task, note, final)
 
     def interval(self) -> float:
@@ -88,7 +107,9 @@ class AnswerLine(StatusLine):
     def view(self) -> AnswerView:
         """Return the view of the prompt and its answer so far."""
         note = [self.note] if self.note and not self.task.status.terminal else []
-        return AnswerView(self.task, [*note, *self._facts(), *self._omitted], self.text, self.seen_at, self.shown)
+        return AnswerView(
+            self.task, [*note, *self._facts(), *self._omitted], self.text, self.seen_at, self.shown, self._reasoning, self._as_json
+        )
 
     def update(self, view: View, final: bool = False) -> None:
         """Replace the display by `view`. A terminal prints the new text instead, and the status line at the end."""
@@ -138,12 +159,18 @@ def statistics(output: Mapping[str, Any]) -> list[str]:
     return [part for part in parts if part]
 
 
-def _answer(task: Task) -> str | None:
-    """Return the answer of a completed task, else None."""
+def fenced_json(text: str) -> str:
+    """Return JSON, which may be incomplete, as a block of code; complete JSON with indents."""
+    with suppress(ValueError):
+        text = json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+    return f"```json\n{text.strip()}\n```"
+
+
+def _output(task: Task) -> Mapping[str, Any] | None:
+    """Return the output of a completed prompt, else None."""
     if task.status is not TaskState.COMPLETED or task.result is None:
         return None
-    text = task.result.output.get("text")
-    return text if isinstance(text, str) else None
+    return task.result.output if isinstance(task.result.output.get("text"), str) else None
 
 
 def follow_answer(handle: PromptHandle, devices: Mapping[str, str], interrupts: Interrupts, cancel: bool = True) -> tuple[Task, FollowEnd]:

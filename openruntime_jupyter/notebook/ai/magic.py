@@ -25,6 +25,7 @@ from openruntime_jupyter.notebook.ai.context import describe, fill, user_variabl
 from openruntime_jupyter.notebook.ai.last_error import last_failure
 from openruntime_jupyter.notebook.ai.live_answer import ShownReply
 from openruntime_jupyter.notebook.ai.options import OPTIONS, AiArguments, parse_ai, wants_help
+from openruntime_jupyter.notebook.ai.schema import displayed, schema_of
 from openruntime_jupyter.notebook.ai.views import NoProvider, Note, Sent
 from openruntime_jupyter.notebook.arguments import usages
 from openruntime_jupyter.notebook.display.errors import Logged, one_line
@@ -78,22 +79,26 @@ def ask(session: Session, arguments: AiArguments, prompt: str, context: str | No
     """
     context = "\n\n".join(part for part in (context, describe_variables(session, arguments)) if part)
     parameters = {**arguments.parameters, **({"context": context} if context else {})}
+    schema = None if arguments.schema is None else schema_of(arguments.schema, session.namespace)
     client = session.client.with_options(**{"name": session.cell_name(), **arguments.options})
     variables = user_variables(session.namespace, session.shell.user_ns_hidden)
     if arguments.rows is not None:
         with readable_errors():
-            return ask_rows(session, client, arguments, parameters, prompt, variables)
+            return ask_rows(session, client, arguments, parameters, prompt, variables, schema)
     text = prompt if arguments.raw else fill(prompt, variables)
 
     def submit() -> PromptHandle:
-        handle = client.ask(text, arguments.workflow, **parameters)
+        handle = client.ask(text, arguments.workflow, schema=schema, **parameters)
         if arguments.show_prompt:
             display(Sent.of(client.backend.call(GET_TASK, handle.id)))
         return handle
 
     with readable_errors():
         handle, task = run(session, arguments, submit)
-    return handle if task is None else _deliver(session, arguments, handle.result(), failed)
+    if task is None:
+        return handle
+    assert isinstance(handle, PromptHandle)
+    return _deliver(session, arguments, handle.reply(), failed)
 
 
 def describe_variables(session: Session, arguments: AiArguments) -> str:
@@ -104,14 +109,14 @@ def describe_variables(session: Session, arguments: AiArguments) -> str:
     return describe({name: session.namespace[name] for name in arguments.described})
 
 
-def _deliver(session: Session, arguments: AiArguments, reply: Reply, failed: str) -> Reply:
+def _deliver(session: Session, arguments: AiArguments, reply: Reply, failed: str) -> Any:
     if arguments.out is not None:
-        session.namespace[arguments.out] = reply
+        session.namespace[arguments.out] = reply if arguments.schema is None else reply.value
     if arguments.insert:
         display(insert(session, reply, failed))
     if arguments.workflow == SYSTEM_ANALYSIS:
         _warn(session, reply)
-    return ShownReply.shown(reply, session)
+    return ShownReply.shown(reply, session) if arguments.schema is None else displayed(reply.value, session)
 
 
 def _warn(session: Session, reply: Reply) -> None:
@@ -144,8 +149,8 @@ def fix(session: Session, line: str) -> Any:
     failed = last_failure.failed
     if failed is None:
         raise UsageError("no cell has failed since `%load_ext openruntime_jupyter`: rerun the failing cell, then `%openruntime fix`")
-    if arguments.rows is not None or arguments.background:
-        raise UsageError("fix does not support --map and --bg")
+    if arguments.rows is not None or arguments.background or arguments.schema is not None:
+        raise UsageError("fix does not support --map, --bg and --json")
     cell, traceback = (counted(len(text.splitlines()), "line") for text in (failed.source, failed.traceback))
     also = f", and a description of {', '.join(arguments.described)}" if arguments.described else ""
     display(Note(f"Sent: the failed cell ({cell}) and its traceback ({traceback}){also}. --show-prompt shows the exact text."))

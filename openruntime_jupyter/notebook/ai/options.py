@@ -50,6 +50,9 @@ PARAMETERS: dict[str, Option] = {
 OPTIONS: dict[str, Option] = {
     "--with": Option("variables", "describe these variables to the model: type, shape, columns, first rows", str, many="words"),
     "--out": Option("variable", "store the answer in this variable: text, code, usage, model", identifier),
+    "--json": Option(
+        "schema", "answer with JSON of this schema: a pydantic model, a dict, or a JSON file; the result is an object", unquoted
+    ),
     "--map": Option("variable", "one prompt for each row of this list or data frame; needs --out", identifier),
     "--insert": Option("", "insert the answer's code into the next cell"),
     "--raw": Option("", "send the text unchanged, without replacing {name}"),
@@ -72,6 +75,8 @@ class AiArguments(TaskArguments):
     described: tuple[str, ...] = ()
     """Variables to describe to the model."""
     out: str | None = None
+    schema: str | None = None
+    """Variable or file of the `--json` schema."""
     rows: str | None = None
     """Name of the `--map` variable."""
     insert: bool = False
@@ -109,6 +114,7 @@ def parse_ai(line: str, cell: bool) -> AiArguments:
         parameters=_parameters(given),
         described=names(given["with"]),
         out=parsed.out,
+        schema=parsed.json,
         rows=parsed.map,
         insert=parsed.insert,
         raw=parsed.raw,
@@ -137,6 +143,8 @@ def _parameters(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reject_conflicts(given: AiArguments) -> None:
+    if given.schema is not None and given.insert:
+        raise UsageError("--insert cannot be combined with --json, whose answer has no code")
     if given.rows is not None:
         if given.out is None:
             raise UsageError("--map requires --out NAME, which stores the answers and skips rows already answered")

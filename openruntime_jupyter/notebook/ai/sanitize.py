@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from html import unescape
+from html import escape, unescape
 
 OPENING = re.compile(r"(?P<marks>`{3,}|~{3,})[^`\n]*$")
 """A fence at the beginning of a line. Indented fences are not matched, since they may belong to a list and end earlier."""
@@ -37,6 +37,15 @@ def sanitize(markdown: str) -> str:
     parts = list(_parts(markdown))
     certain = not any(EATS_LINES.search(text) for text, is_code in parts if not is_code)
     return "".join((text if certain else _neutralized(text)) if is_code else _text(text) for text, is_code in parts)
+
+
+def folded(summary: str, text: str) -> str:
+    """Return a line of Markdown that shows `text` unchanged when the reader opens it.
+
+    It has no line breaks and no delimiters of mathematics, so that nothing in the text ends the line.
+    """
+    shown = escape(text.strip(), quote=False).replace("$", "&#36;").replace("\\", "&#92;").replace("\r", "").replace("\n", "<br>")
+    return f"<details><summary>{escape(summary)}</summary>{shown}</details>"
 
 
 def _parts(markdown: str) -> Iterator[tuple[str, bool]]:

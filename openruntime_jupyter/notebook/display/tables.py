@@ -282,6 +282,7 @@ class ModelTable(RecordTable[ModelInfo]):
         Column("can", lambda row: row[7], "wrap"),
         Column("in memory", lambda row: row[8]),
         Column("default", lambda row: row[9]),
+        Column("hosts", lambda row: row[10]),
     )
 
     def __init__(self, found: ModelList) -> None:
@@ -304,11 +305,12 @@ class ModelTable(RecordTable[ModelInfo]):
                 ", ".join(model.abilities),
                 "; ".join(_held(model)) or "—",
                 "✓" if model.default and not remote_first else "",
+                ", ".join(model.hosts),
             )
             for model in self
         ]
         remote = [
-            (f"{each.name}: {each.model or 'no model set'}", "profile", *[""] * 6, "remote", "✓" if each.default else "")
+            (f"{each.name}: {each.model or 'no model set'}", "profile", *[""] * 6, "remote", "✓" if each.default else "", "")
             for each in self.profiles
         ]
         rows = [*local, *remote]

@@ -40,6 +40,8 @@ SPACE_CACHE_SECONDS = 0.5
 """Maximum age of the free space passed to a task; the actual allocation checks it again."""
 SCARCE = 0.25
 """Part of the quota below which a task gets the present free space, because another task may just have taken the rest."""
+COPY_SECONDS = 30.0
+"""Time from the last use of a copy until it may be evicted: the task that it was sent for starts in between."""
 WRITER_SECONDS = 30.0
 """Maximum time between allocating and filling an array for a writer without a lock."""
 RETRY_SECONDS = (0.01, 0.05, 0.25, 1.0)
@@ -71,6 +73,8 @@ class ArrayStore:
         self._left = 0
         self._rooms: list[tuple[str, int, int]] = []
         self._dropping: set[asyncio.Task[None]] = set()
+        self.on_deleted: Callable[[str], None] = lambda array_id: None
+        """Called with the id of an array that was deleted."""
 
     def open(self) -> None:
         """Create the folders and take over the arrays of dead runtimes of this user. Blocks."""
@@ -114,11 +118,11 @@ class ArrayStore:
 
     # Clients
 
-    async def allocate(self, layout: Layout, owner: str | None = None, name: str | None = None) -> ArrayInfo:
+    async def allocate(self, layout: Layout, owner: str | None = None, name: str | None = None, *, copy: bool = False) -> ArrayInfo:
         """Create the file of a new array in its full size; the client fills `path`, then calls `ready`.
 
-        Raises `InvalidRequest` if the size exceeds the quota, `ArrayConflict` for an existing name, and `StorageUnavailable` with the
-        sizes if the array does not fit now.
+        A `copy` of another runtime's array is deleted if its space is needed. Raises `InvalidRequest` if the size exceeds the quota,
+        `ArrayConflict` for an existing name, and `StorageUnavailable` with the sizes if the array does not fit now.
         """
         array_id = check_name(name) if name is not None else make_id("arr")
         if (known := self._found(array_id)) is not None:
@@ -130,7 +134,7 @@ class ArrayStore:
         await self._require(layout.size)
         if (known := self._records.get(array_id)) is not None:
             raise name_conflict(known)
-        record = self._records[array_id] = ArrayRecord(array_id, layout, Path(), owner, creating=True)
+        record = self._records[array_id] = ArrayRecord(array_id, layout, Path(), owner, creating=True, copy=copy)
         try:
             await self._make(record)
         except BaseException:
@@ -356,9 +360,9 @@ class ArrayStore:
             raise
         return [record.reference() for record in records]
 
-    async def discard(self, task_id: str, attempt: int) -> None:
-        """Remove the files of an attempt without a result."""
-        await asyncio.to_thread(self._spool.discard, f"{result_name(task_id, attempt)}.")
+    async def discard(self, name: str) -> None:
+        """Remove the files of an attempt without a result, whose `result_name` is given."""
+        await asyncio.to_thread(self._spool.discard, f"{name}.")
 
     async def forget(self, task_id: str) -> None:
         """Delete the results of a deleted task."""
@@ -477,6 +481,7 @@ class ArrayStore:
             record.deleted = True
             if self._records.get(record.id) is record:
                 del self._records[record.id]
+                self.on_deleted(record.id)
             await self._blocks.shrink_to(self.quota - self.used_bytes)
         elif not only_unused and not record.delete_pending:
             record.delete_pending = True
@@ -502,7 +507,12 @@ class ArrayStore:
             for each in self._records.values()
             if each.ready
             and not each.leases
-            and (each.delete_pending or each.expired(seconds) or (each.task_id is not None and each.fetched and each.idle >= quiet))
+            and (
+                each.delete_pending
+                or each.expired(seconds)
+                or (each.copy and each.idle >= COPY_SECONDS)
+                or (each.task_id is not None and each.fetched and each.idle >= quiet)
+            )
         ]
         return sorted(useless, key=lambda record: (not record.delete_pending, not record.expired(seconds), record.used))
 
@@ -534,6 +544,7 @@ class ArrayStore:
         record.deleted = True
         if self._records.get(record.id) is record:
             del self._records[record.id]
+            self.on_deleted(record.id)
             log.warning("The array %s is gone: another program removed its file %s", record.id, record.path)
 
     async def _drop_abandoned(self, record: ArrayRecord) -> None:
@@ -618,6 +629,8 @@ class ArrayRecord:
     layout: Layout
     folder: Path
     owner: str | None = None
+    copy: bool = False
+    """It is a copy of another runtime's array."""
     creating: bool = False
     """Its file is being created; it cannot be deleted until that has ended."""
     allocated: bool = False

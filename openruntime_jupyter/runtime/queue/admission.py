@@ -55,7 +55,11 @@ class Admission:
         """Return why a task can't start now, or None. Idle models are unloaded for it."""
         if entry.session is not None and (reason := self._session_elsewhere(lane, entry)) is not None:
             return Blocked(reason, drains=False)
+        if entry.python is not None and lane.python not in (None, entry.python):
+            return Blocked(f"a host with Python {entry.python} ({lane.host} has {lane.python})", drains=False)
         model = entry.model.source if entry.model is not None else None
+        if model is not None and not self._has(lane, model):
+            return Blocked(self._hosts_with(lane, entry, model), drains=False)
         if model is not None and (reason := self._model_elsewhere(lane, entry, model)) is not None:
             return Blocked(reason, drains=False)
         if entry.needs is None:
@@ -75,6 +79,19 @@ class Admission:
             leaving = self._engine.models.make_room(lane.id, model)
             room = f"; the idle model {leaving} is unloaded for it" if leaving else ""
         return Blocked(f"memory: it needs {gigabytes(needs)} and {gigabytes(free)} are free{room}")
+
+    def _has(self, lane: Lane, model: ModelSource) -> bool:
+        """Return whether the machine of the lane has the files of the model, or downloads them."""
+        if model.kind == "hub":
+            return True
+        if not lane.host:
+            return bool(model.path)
+        return any(model.is_copy(stored) for stored in self._engine.stored_models().get(lane.host, ()))
+
+    def _hosts_with(self, lane: Lane, entry: Entry, model: ModelSource) -> str:
+        """Return which of the lanes of the task's queue have the model, as a reason to wait for them."""
+        having = [other.id for other in lane.queues[entry.queue].lanes.values() if self._has(other, model)]
+        return f"a host with the model {model.name}, " + (f"such as {', '.join(having)}" if having else "and none has it")
 
     def _session_elsewhere(self, lane: Lane, entry: Entry) -> str | None:
         """Return why a task of a session can't start on this lane: the session is busy, or has its variables on another device."""

@@ -179,10 +179,13 @@ class Lane:
         engine: JobRunner,
         machine: Capacity,
         durations: Durations | None = None,
+        python: str | None = None,
     ) -> None:
         self.id = lane_id
         self.host = lane_id.rpartition(".")[0]
         """Name of the host of the device; empty for this machine."""
+        self.python = python
+        """Minor version of the host's Python; None for this machine, where tasks run in their caller's."""
         self.device = device
         self.engine = engine
         self.machine = machine

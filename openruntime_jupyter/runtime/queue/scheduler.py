@@ -383,7 +383,7 @@ class Scheduler:
         if not isinstance(outcome, Completed):
             if isinstance(outcome, Died | Stopped):
                 try:
-                    await self._arrays.discard(entry.task_id, entry.attempt)
+                    await self._arrays.discard(result_name(entry.task_id, entry.attempt))
                 except OSError as problem:  # retention removes them later
                     log.warning("What %s left of its arrays could not be removed: %s", entry.task_id, problem)
             return [], outcome
@@ -582,7 +582,8 @@ class DeviceDiscovery:
             slots = settings.gpu_slots if report.type == "gpu" else settings.cpu_slot_count
             return Lane(f"device_{number}", report, slots, settings.aging_seconds, self._engine, self._machine, durations)
         slots = settings.gpu_slots if report.type == "gpu" else settings.cpu_slots_of(host.machine.cores)
-        return Lane(f"{host.name}.device_{number}", report, slots, settings.aging_seconds, host, host.machine, durations)
+        lane_id = f"{host.name}.device_{number}"
+        return Lane(lane_id, report, slots, settings.aging_seconds, host, host.machine, durations, host.python)
 
     def _join(self, host: HostDevices) -> None:
         """Open the lanes of another host."""

@@ -60,6 +60,7 @@ class Checked:
     interpreter: str | None
     environment: ExecutionEnvironment
     world: World | None = None
+    python: str | None = None
     burst: str | None = None
     arrays: tuple[str, ...] = ()
     inputs: list[ArrayReference] = field(default_factory=list)
@@ -250,6 +251,7 @@ class TaskSubmission:
         if interpreter is not None and not os.path.isabs(interpreter):  # noqa: PTH117 - with a Path it is a tenth of submitting a batch
             raise InvalidRequest.of("parameters.world.interpreter", "give an absolute path")
         environment = execution_environment(world) if world is not None else ExecutionEnvironment()
+        python = world.python if world is not None and getattr(parameters, "pickled", None) else None
         burst = getattr(parameters, "burst", None)
         if burst is not None:  # a process is never shared between users or kernels
             burst = f"{caller.owner or ''} {environment.kernel or ''} {burst}"
@@ -257,7 +259,7 @@ class TaskSubmission:
             raise InvalidRequest.of("session", f"{kind.name} uses no variables of a session: only python and call do")
         arrays = tuple(dict.fromkeys(each.array for each in named))
         needs, found = kind.bytes_needed(parameters), list(inputs.values())
-        return Checked(kind, encoded, timeout, needs, interpreter, environment, world, burst, arrays, found, model)
+        return Checked(kind, encoded, timeout, needs, interpreter, environment, world, python, burst, arrays, found, model)
 
     async def place(self, checked: Checked, preference: str) -> Queue:
         """Return the queue of the task; raise `UnknownDevice` or `Unavailable`."""
@@ -375,6 +377,7 @@ class TaskSubmission:
             needs=checked.needs,
             interpreter=checked.interpreter,
             environment=checked.environment,
+            python=checked.python,
             private=not (checked.operation.shared or checked.operation.resident),
             burst=checked.burst,
             arrays=checked.arrays,

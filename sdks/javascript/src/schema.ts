@@ -1054,6 +1054,8 @@ export interface ModelInfo {
   abilities: ModelAbility[];
   /** true for the model that is used if a prompt names no model. */
   default: boolean;
+  /** Names of the other hosts that have the model. */
+  hosts: string[];
   /** Workers that keep the model in memory. */
   resident: ResidentInfo[];
 }
@@ -1856,6 +1858,8 @@ export interface World {
   environment?: Record<string, string | null>;
   /** Random id of the calling process. Tasks of different callers do not share imports. */
   kernel?: string | null;
+  /** Minor version of the caller's Python, such as `3.11`. Pickled code runs only on hosts with the same. */
+  python?: string | null;
   /** Path of the calling notebook. Each notebook has separate sessions. */
   notebook?: string | null;
 }

@@ -9,6 +9,7 @@ import pytest
 
 from openruntime_jupyter.engines.hosts.messages import (
     PROTOCOL,
+    Discard,
     Displayed,
     Ended,
     GpuState,
@@ -21,10 +22,12 @@ from openruntime_jupyter.engines.hosts.messages import (
     Run,
     RunState,
     State,
+    StoredModels,
     Welcome,
     decode,
     encode,
 )
+from openruntime_jupyter.engines.hosts.shared_folders import FolderProof
 from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
@@ -78,7 +81,19 @@ MESSAGES: list[Message] = [
     Ended(4, Died(Failure(kind=FailureKind.WORKER_DIED, message="it died"), no_worker=True)),
     Ended(5, Stopped(StopReason.CANCELLED, Stage.KILL, Measurements(), Failure(kind=FailureKind.CANCELLED, message=""))),
     Ended(6, NeedsMemory(5, Measurements())),
-    Welcome("1.0", "3.11.2", "Linux x86_64", "boot", 4, 5, (DeviceReport("cpu", 0, "CPU", None, ("unified_memory",), "0.3"),)),
+    Welcome(
+        "1.0",
+        "3.11.2",
+        "Linux x86_64",
+        "boot",
+        4,
+        5,
+        (DeviceReport("cpu", 0, "CPU", None, ("unified_memory",), "0.3"),),
+        "/f",
+        (FolderProof("/a", "1", "/b", "2"),),
+    ),
+    StoredModels((ModelSource("m", "/m", "gguf", 5),)),
+    Discard((1, 2), ("a",), ("b",)),
     State(
         1,
         2,

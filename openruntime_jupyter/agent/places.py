@@ -1,0 +1,37 @@
+"""Places in which jobs run on a host: the caller's own where the host shares its files, else private folders of the session."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+from openruntime_jupyter.engines.protocol import Job
+
+
+class JobPlaces:
+    """Working folders of jobs, in a private `folder`. With `shares_files`, the runtime's paths may exist on this host."""
+
+    def __init__(self, folder: Path, shares_files: bool) -> None:
+        self._folder = folder
+        self._shares_files = shares_files
+
+    def adapt(self, job: Job) -> Job:
+        """Return the job with the caller's interpreter and folder where this host has both, else with its own. Raises `OSError`."""
+        environment = job.environment
+        if not job.private:
+            return job if self._shares_files else dataclasses.replace(job, interpreter=None)
+        if self._shares_files and (environment.directory is None or Path(environment.directory).is_dir()):
+            same = job.interpreter is None or os.access(job.interpreter, os.X_OK)
+            return job if same else dataclasses.replace(job, interpreter=None)
+        folder = self._folder / (job.session.id if job.session is not None else job.task_id)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        environment = dataclasses.replace(environment, directory=None, path=None)
+        return dataclasses.replace(job, interpreter=None, environment=environment, folder=str(folder))
+
+    async def leave(self, job: Job) -> None:
+        """Remove the private folder of an adapted job that has ended. Those of sessions stay until the runtime leaves."""
+        if job.folder is not None and job.session is None:
+            await asyncio.to_thread(shutil.rmtree, job.folder, ignore_errors=True)
