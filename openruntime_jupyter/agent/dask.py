@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from openruntime_jupyter.agent import arrays
 from openruntime_jupyter.agent.session import serve
-from openruntime_jupyter.engines.hosts.dask import SESSION, CommStream
+from openruntime_jupyter.engines.hosts.dask import ARRAYS, SESSION, CommStream
 from openruntime_jupyter.environment import default_data_dir
 
 
@@ -18,12 +19,20 @@ def dask_setup(worker: Any) -> None:
 def load(dask_worker: Any) -> None:
     """Make the worker serve runtimes."""
     dask_worker.handlers[SESSION] = _serve
+    dask_worker.handlers[ARRAYS] = _serve_arrays
 
 
 async def _serve(comm: Any) -> Any:
     from distributed.core import Status
 
     await serve(CommStream(comm), default_data_dir(), worker_environment())
+    return Status.dont_reply
+
+
+async def _serve_arrays(comm: Any, folder: str) -> Any:
+    from distributed.core import Status
+
+    await arrays.serve(CommStream(comm), folder)
     return Status.dont_reply
 
 

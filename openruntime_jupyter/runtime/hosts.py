@@ -62,7 +62,7 @@ def _check_cluster(settings: Settings) -> None:
         raise InvalidHosts(f"dask_cluster: {settings.dask_cluster!r} is not a class with its module, such as dask_jobqueue.SLURMCluster")
     package = module.partition(".")[0]
     if find_spec(package) is None:
-        raise InvalidHosts(f"dask_cluster: there is no package {package}. Install it beside openruntime-jupyter")
+        raise InvalidHosts(f"dask_cluster: the package {package} is missing: install it beside openruntime-jupyter")
     least, most = (_number(settings, key) for key in ("minimum", "maximum"))
     if most is not None and most < max(least or 0, 1):
         raise InvalidHosts("dask_arguments: maximum must be at least 1, and not less than minimum")

@@ -296,7 +296,7 @@ class SettingsTraits(HasTraits):
     dask_insecure = Bool(
         default_of("dask_insecure"),
         help="""True: connections to Dask on other machines may be unencrypted. Whoever reaches an unencrypted Dask scheduler or worker can
-        run code there, so use it only in a network that nobody else can reach. False: such addresses are rejected.""",
+        run code there, so use it only in a network of your own. False: such addresses are rejected.""",
     ).tag(config=True)
 
     def settings_of(self) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from openruntime_jupyter.runtime.hosts import hosts_of
 from openruntime_jupyter.runtime.settings import Settings
 from tests.engines.hosts.dask_processes import PRELOAD
 from tests.engines.hosts.sshd import ssh_that
-from tests.support import STANDALONE, Server, running_server, wait_until
+from tests.support import STANDALONE, Home, Server, running_server, wait_until
 
 LOCAL = {"threads_per_worker": 1, "dashboard_address": ":0", "n_workers": 0}
 
@@ -79,11 +80,11 @@ def test_cluster_of_jobs(tmp_path: Path) -> None:
 
 
 def test_cluster_that_does_not_start_is_reported(tmp_path: Path) -> None:
-    config = settings(engine="dask", dask_cluster="distributed.LocalCluster", dask_arguments={**LOCAL, "n_wokers": 1})
+    config = settings(engine="dask", dask_cluster="distributed.LocalCluster", dask_arguments={**LOCAL, "protocol": "carrier-pigeon"})
     with running_server(tmp_path, STANDALONE, config=config, healthy=False) as server:
-        (problem,) = wait_until(lambda: server.get("/health")["problems"], 30)
-        assert "The Dask cluster distributed.LocalCluster could not be started" in problem
-        assert "n_wokers" in problem
+        problem = wait_until(lambda: next((each for each in server.get("/health")["problems"] if "Dask" in each), None), 30)
+        assert problem.startswith("The Dask cluster distributed.LocalCluster could not be started")
+        assert "carrier-pigeon" in problem
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_cluster_that_does_not_start_is_reported(tmp_path: Path) -> None:
         ({"engine": "dask", "dask_address": "tcp://10.0.0.1:8786"}, r"dask_address: .* would not be encrypted: set up TLS"),
         ({"engine": "dask", "dask_address": "tls://a:1", "dask_arguments": {"n": 1}}, "dask_arguments are those of dask_cluster"),
         ({"engine": "dask", "dask_cluster": "LocalCluster"}, "'LocalCluster' is not a class with its module"),
-        ({"engine": "dask", "dask_cluster": "dask_nowhere.Cluster"}, "there is no package dask_nowhere"),
+        ({"engine": "dask", "dask_cluster": "dask_nowhere.Cluster"}, "the package dask_nowhere is missing"),
         ({"engine": "dask", "dask_cluster": "distributed.LocalCluster", "dask_arguments": {"maximum": 0}}, "maximum must be at least 1"),
         ({"engine": "dask", "dask_cluster": "distributed.LocalCluster", "dask_arguments": {"minimum": "1"}}, "minimum must be a number"),
     ],
@@ -107,6 +108,14 @@ def test_cluster_that_does_not_start_is_reported(tmp_path: Path) -> None:
 def test_settings_that_do_not_go_together_are_rejected(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidHosts, match=message):
         hosts_of(Settings(**values))
+
+
+def test_server_alone_does_not_start_with_invalid_hosts(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    command = [*STANDALONE, "--port=0", "--OpenRuntimeApp.engine=ssh", '--OpenRuntimeApp.hosts=["me@gpu1", "you@gpu1"]']
+    ended = subprocess.run(command, env=home.environment(), cwd=home.path, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == "jupyter openruntime: hosts: 'gpu1' is there 2 times. Name each machine once\n"
 
 
 def test_other_settings_name_no_hosts() -> None:

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import logging
 import re
+import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -143,7 +144,7 @@ class DaskWay:
             raise HostUnusable(reason, advice) from problem
 
     async def _python(self) -> str:
-        """Return the path of the worker's Python. It is evaluated there without any package of ours."""
+        """Return the path of the worker's Python. The worker needs no package for that."""
         try:
             return str(await self._run(eval, CONNECT_SECONDS, "__import__('sys').executable"))
         except Exception:  # the advice is right without the path
@@ -224,14 +225,14 @@ class DaskFinder:
     def _connected(self) -> Any:
         """Return the client of the cluster; raise `OSError` without one."""
         if self._client is None or self._client.status != "running":
-            raise OSError("there is no connection to the Dask scheduler")
+            raise OSError("the Dask scheduler is not connected")
         return self._client
 
     async def _start(self) -> ClusterSize:
         """Start the cluster and return its size."""
         module, _, name = self._class.rpartition(".")
         arguments = {key: value for key, value in self._arguments.items() if key not in ("minimum", "maximum")}
-        make = getattr(await asyncio.to_thread(importlib.import_module, module), name)
+        make = getattr(_import_with_signals(module), name)
         cluster = make(**arguments, asynchronous=True)
         await cluster
         if not (self._insecure or is_safe(cluster.scheduler_address)):
@@ -355,6 +356,17 @@ def host_name(name: str, address: str, host: str, taken: set[str]) -> str:
         name = f"worker-{name}"
     name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "worker"
     return name if name not in taken else f"{name}-{urlsplit(address).port or len(taken)}"
+
+
+def _import_with_signals(module: str) -> Any:
+    """Import a module and restore the handlers of signals: `dask_jobqueue` sets one that exits, which only the main thread may do."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return importlib.import_module(module)
+    finally:
+        for number, handler in kept.items():
+            if handler is not signal.getsignal(number):
+                signal.signal(number, handler)
 
 
 async def _result(value: Any) -> Any:

@@ -25,7 +25,7 @@ OPTIONS = (
     "-T",  # no terminal, which would change bytes
     "-a",
     "-x",
-    *("-o", "BatchMode=yes"),  # nobody is there to type a password
+    *("-o", "BatchMode=yes"),  # fail instead of asking for a password
     *("-o", f"ConnectTimeout={CONNECT_SECONDS}"),
     *("-o", "ServerAliveInterval=5"),
     *("-o", "ServerAliveCountMax=3"),
@@ -49,7 +49,7 @@ NOISE_BYTES = 1 << 20
 """Maximum bytes that login scripts may print before the agent starts."""
 
 SSH_FAILED = 255
-"""Exit status of ssh for errors of its own."""
+"""Exit status of failed connections. Other statuses are those of the command."""
 CANNOT_START = (126, 127)
 """Exit statuses of shells for a program that is missing or not executable."""
 
@@ -276,5 +276,5 @@ def _because(stderr: str) -> str:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that is not empty; empty if there is none."""
+    """Return the last line with text; empty without one."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

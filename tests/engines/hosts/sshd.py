@@ -28,7 +28,7 @@ def ssh_that(folder: Path, patch: pytest.MonkeyPatch, script: str) -> Path:
 
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[str]:
-    """Run an OpenSSH server with a key of its own, and yield the destination of `ssh`; skip the test where there is none."""
+    """Run an OpenSSH server with a new key, and yield the destination of `ssh`; skip the test without such a server."""
     if SSHD is None or SSH is None:
         pytest.skip("no OpenSSH server: apt-get install openssh-server")
     for name in ("host", "key"):

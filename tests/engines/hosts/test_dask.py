@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from dask import config
 from distributed import Client
@@ -23,7 +24,8 @@ from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import TaskState
 from tests.engines.hosts.dask_processes import HIDDEN, PRELOAD, DaskProcesses
-from tests.runtimes import busy, cell, completed, ended, failed, live, output_of, pickled, printed, runtime_in, submit, until, value
+from tests.engines.hosts.test_transfer import BIG, call, value
+from tests.runtimes import busy, cell, completed, ended, failed, live, output_of, pickled, printed, runtime_in, submit, until
 
 STARTED = 60.0
 """Seconds for a Dask worker and its agent to start."""
@@ -31,8 +33,8 @@ STARTED = 60.0
 
 @contextlib.asynccontextmanager
 async def runtime_over(finder: DaskFinder, folder: Path, **settings: Any) -> AsyncIterator[Runtime]:
-    """Start a runtime whose tasks run only on the hosts of `finder`, with short times of silence."""
-    async with runtime_in(folder, hosts=HostsSetup(finder, local=False), **settings) as runtime:
+    """Start a runtime whose tasks run only on the hosts of `finder`, and whose arrays travel to them."""
+    async with runtime_in(folder, hosts=HostsSetup(finder, local=False, share_folders=False), **settings) as runtime:
         yield runtime
 
 
@@ -84,6 +86,15 @@ async def test_workers_are_hosts_and_run_all_kinds_of_tasks(over_dask: Runtime, 
     assert (await output_of(over_dask, "compute", {"expression": "6 * 7"}))["value"] == 42
 
 
+async def test_arrays_travel_by_a_second_comm(over_dask: Runtime) -> None:
+    numbers = np.arange(BIG, dtype=np.float64)
+    task_id, _ = await call(over_dask, lambda array: [array * 2], numbers, device_preference="two")
+    (doubled,) = await value(over_dask, task_id)
+    assert np.array_equal(doubled, numbers * 2)
+    found = next(each for each in over_dask.hosts() if each.name == "two")
+    assert not found.shares_folder
+
+
 async def test_cancel_ends_task_on_worker_within_a_second(over_dask: Runtime) -> None:
     task_id = await busy(over_dask)
     await asyncio.wait_for(over_dask.cancel(task_id), 5)
@@ -125,7 +136,8 @@ async def test_late_worker_joins_and_leaves(over_dask: Runtime, cluster: DaskPro
 
 
 def test_lost_scheduler_is_reported_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask, "RECONNECT_SECONDS", 0.5)
+    for name, seconds in (("RECONNECT_SECONDS", 0.5), ("CONNECT_SECONDS", 3.0), ("CLOSE_SECONDS", 1.0)):
+        monkeypatch.setattr(dask, name, seconds)
     first = DaskProcesses(tmp_path / "first")
     first.worker("one", *PRELOAD)
 
@@ -156,20 +168,18 @@ def test_lost_scheduler_is_reported_and_found_again(tmp_path: Path, monkeypatch:
 
 
 def test_marker_task_keeps_a_busy_cluster_from_its_idle_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask, "MARKER_SECONDS", 2.0)
-    monkeypatch.setattr(dask, "RENEW_SECONDS", 1.0)
+    for name, seconds in (("MARKER_SECONDS", 2.0), ("RENEW_SECONDS", 1.0), ("CLOSE_SECONDS", 1.0)):
+        monkeypatch.setattr(dask, name, seconds)
     cluster = DaskProcesses(tmp_path / "cluster", "--idle-timeout", "3s")
 
     async def body() -> None:
-        async with (
-            Client(cluster.address, asynchronous=True, set_as_default=False) as client,
-            runtime_over(DaskFinder(cluster.address), tmp_path / "runtime") as runtime,
-        ):
-            start = client.submit(abs, 1, workers=["missing"])  # the cluster is not idle before our task runs
-            cluster.worker("one", *PRELOAD)
-            await reaches(runtime, "one", "ready")
-            task_id = await busy(runtime, "import time\nprint('in', flush=True)\ntime.sleep(6)")
-            await start.cancel()
+        async with runtime_over(DaskFinder(cluster.address), tmp_path / "runtime") as runtime:
+            async with Client(cluster.address, asynchronous=True, set_as_default=False) as client:
+                start = client.submit(abs, 1, workers=["missing"])  # the cluster is not idle before our task runs
+                cluster.worker("one", *PRELOAD)
+                await reaches(runtime, "one", "ready")
+                task_id = await busy(runtime, "import time\nprint('in', flush=True)\ntime.sleep(6)")
+                await start.cancel()
             await completed(runtime, task_id)
             await until(lambda: cluster.scheduler.poll() is not None, 30, "the idle cluster ends")
 
@@ -216,7 +226,7 @@ def test_encrypted_cluster_and_a_foreign_certificate(tmp_path: Path, monkeypatch
 
 
 class Recorded:
-    """Cluster that records what it is asked for."""
+    """Cluster that records requested sizes."""
 
     def __init__(self, workers: int) -> None:
         self.worker_spec = dict.fromkeys(range(workers))

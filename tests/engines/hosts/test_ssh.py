@@ -12,14 +12,16 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from openruntime_jupyter.engines.hosts import ssh
-from openruntime_jupyter.engines.hosts.finder import HostUnusable, Way
+from openruntime_jupyter.engines.hosts.finder import HostsSetup, HostUnusable, Way
 from openruntime_jupyter.engines.hosts.hosts_file import SshHost, ssh_hosts
 from openruntime_jupyter.engines.hosts.ssh import SshFinder, SshStream, SshWay
 from tests.engines.hosts.sshd import SSH, server, ssh_that
-from tests.runtimes import live
+from tests.engines.hosts.test_transfer import BIG, call, value
+from tests.runtimes import live, runtime_in
 
 HERE = 'exec sh -c "$2"'
 """Script that runs the command on this machine."""
@@ -208,11 +210,21 @@ def test_real_ssh_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with server(tmp_path) as destination:
         ssh_that(tmp_path, monkeypatch, f'exec {SSH} -F {tmp_path}/config $options -- "$1" "$2"')
         host = SshHost("here", destination, python(tmp_path, ECHO))
+        agent = tmp_path / "agent"
+        variables = f"PYTHONPATH={os.environ.get('PYTHONPATH', '')} OPENRUNTIME_DATA_DIR={tmp_path}/far"
+        agent.write_text(f'#!/bin/sh\n{variables} exec {sys.executable} "$@"\n')
+        agent.chmod(0o755)
         bare = tmp_path / "bare"
         bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
         bare.chmod(0o755)
 
         async def body() -> None:
+            finder = SshFinder([replace(host, python=str(agent))])
+            async with runtime_in(tmp_path / "near", hosts=HostsSetup(finder, local=False, share_folders=False)) as runtime:
+                numbers = np.arange(BIG, dtype=np.float64)
+                task_id, _ = await call(runtime, lambda array: [array * 2], numbers)
+                (doubled,) = await value(runtime, task_id)
+                assert np.array_equal(doubled, numbers * 2)
             async with connected(host) as stream:
                 sent = os.urandom(1 << 20)
                 writing = asyncio.create_task(stream.write(sent))
