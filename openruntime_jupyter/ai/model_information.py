@@ -11,7 +11,7 @@ from openruntime_jupyter.runtime.storage.model_speeds import Speed
 from openruntime_jupyter.schemas.ai import ModelInfo, ResidentInfo
 from openruntime_jupyter.schemas.values import Engine, ModelAbility, ModelSource
 
-ENGINE_ABILITIES: Mapping[Engine, tuple[ModelAbility, ...]] = {"llama.cpp": (), "mlx-lm": ()}
+ENGINE_ABILITIES: Mapping[Engine, tuple[ModelAbility, ...]] = {"llama.cpp": ("schema", "logprobs"), "mlx-lm": ("schema", "logprobs")}
 """Abilities of an engine with every model, in addition to those of the chat template."""
 
 

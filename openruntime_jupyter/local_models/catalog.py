@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from openruntime_jupyter.errors import InvalidRequest, NoModel, NotAllowed, OpenRuntimeError
+from openruntime_jupyter.local_models.adapter import with_adapter
 from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of
 from openruntime_jupyter.local_models.gguf import PART, QUANTISATION, shape_of_gguf
 from openruntime_jupyter.local_models.model_folders import models_in
@@ -106,12 +107,23 @@ class ModelCatalog:
         _, shape = self._shapes.get(Path(source.path), (None, None))
         return shape if isinstance(shape, Shape) else None
 
-    def resolve(self, name: str | None, caller: Caller) -> ModelSource:
-        """Return the model with that name or path; None means the default one.
+    def resolve(self, name: str | None, caller: Caller, adapter: str | None = None) -> ModelSource:
+        """Return the model with that name or path, with the adapter at a path; None means the default one, and no adapter.
 
-        Raises `InvalidRequest` if the model is unknown, `NotAllowed` if this caller may not use it, and `NoModel` if none is
-        installed.
+        Raises `InvalidRequest` if the model or the adapter is unknown, `NotAllowed` if this caller may not use it, and `NoModel` if none
+        is installed.
         """
+        source = self._resolve(name, caller)
+        if adapter is None:
+            return source
+        path = Path(adapter).expanduser() if adapter.startswith("~") else Path(adapter)
+        if not path.is_absolute():
+            raise InvalidRequest.of("parameters.adapter", "give an absolute path")
+        if not caller.may_execute:  # as for paths of models
+            raise NotAllowed("The path of an adapter requires the permission to execute code")
+        return with_adapter(source, Path(os.path.realpath(path)))
+
+    def _resolve(self, name: str | None, caller: Caller) -> ModelSource:
         known = self.known()
         if name is None:
             if not known:

@@ -6,7 +6,7 @@ llama.cpp runs GGUF files, mlx-lm runs MLX folders.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,22 +46,35 @@ class LanguageModel(Protocol):
         ...
 
 
-FIELDS = {
-    "schema": "response_format",
-    "tools": "tools",
-    "logprobs": "logprobs",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "reasoning_effort": "reasoning_effort",
-}
-"""Options that an engine may not support, and the parameter that sets each."""
+REPETITION_WINDOW, PENALTY_WINDOW = 20, 64
+"""Number of previous tokens for a repetition penalty, and for presence and frequency penalties. The prompt counts."""
 
 
-def require_support(options: GenerationOptions, supported: Collection[str], engine: str) -> None:
-    """Raise `InvalidRequest` for an option that the engine does not support, because ignoring it would give a wrong response."""
-    for name, parameter in FIELDS.items():
-        if name not in supported and getattr(options, name) not in (None, ()):
-            raise InvalidRequest.of(f"parameters.{parameter}", f"is not supported by {engine}: remove it, or use another model")
+def require_tools(options: GenerationOptions, name: str, supported: bool) -> None:
+    """Raise `InvalidRequest` if the options have tools that the model `name` does not support."""
+    if options.tools and not supported:
+        problem = f"{name} can't call tools, because its chat template has none: use a model that was trained to call them"
+        raise InvalidRequest.of("parameters.tools", problem)
+
+
+def require_reasoning_effort(options: GenerationOptions, name: str, template: str) -> None:
+    """Raise `InvalidRequest` if the chat template of the model `name` can't set the effort in the options."""
+    effort = options.reasoning_effort
+    if effort is None or (effort != "none" and "reasoning_effort" in template) or (effort == "none" and "enable_thinking" in template):
+        return
+    problem = "has no setting for reasoning: remove it"
+    if "reasoning_effort" in template:
+        problem = "can't leave out its reasoning: use 'low'"
+    elif "enable_thinking" in template:
+        problem = "can only leave out its reasoning: use 'none', or remove it"
+    raise InvalidRequest.of("parameters.reasoning_effort", f"{name} {problem}")
+
+
+def template_arguments(options: GenerationOptions) -> dict[str, Any]:
+    """Return the arguments of the chat template that set the reasoning effort."""
+    if options.reasoning_effort is None:
+        return {}
+    return {"enable_thinking": False} if options.reasoning_effort == "none" else {"reasoning_effort": options.reasoning_effort}
 
 
 def loading(name: str) -> str:

@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Any
 from openruntime_jupyter.errors import EngineError, InvalidRequest, MemoryRefused
 from openruntime_jupyter.local_models.folder import NotAModel
 from openruntime_jupyter.local_models.gguf import cache_bytes, context_for, memory_for, read_header
-from openruntime_jupyter.local_models.language_model import INSTALL, Timing, loading, require_support
+from openruntime_jupyter.local_models.json_grammar import grammar_of
+from openruntime_jupyter.local_models.language_model import (
+    INSTALL,
+    PENALTY_WINDOW,
+    REPETITION_WINDOW,
+    Timing,
+    loading,
+    require_reasoning_effort,
+    require_tools,
+    template_arguments,
+)
+from openruntime_jupyter.local_models.response_text import ResponseText
+from openruntime_jupyter.local_models.system_role import without_system_role
+from openruntime_jupyter.local_models.tool_calls import ToolCalls
 from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions, ModelSource
 
@@ -28,8 +41,10 @@ BATCH, BATCH_ON_GPU = 64, 512
 """Tokens of a prompt that are processed at once. Interrupts are handled between two batches."""
 NEUTRAL = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
 """Options of every request, so that neither llama.cpp's defaults nor those in a file apply."""
-PENALISED = 20
-"""Number of previous tokens for a repetition penalty, as in mlx-lm."""
+TEMPLATES = ("tokenizer.chat_template", "tokenizer.chat_template.tool_use")
+"""Keys of a file for its chat template, and for the one that replaces it where a request has tools."""
+LLGUIDANCE = "%llguidance"
+"""Beginning of a grammar for llguidance. Builds of llama.cpp without it only have their own conversion of schemas."""
 SEEDS = 2**32 - 1
 """Number of seeds of llama.cpp, which takes the next number as a request for a random seed."""
 LONGEST_SOCKET_FOLDER = 80
@@ -49,7 +64,8 @@ class LlamaCppModel:
         self._path = Path(source.path)
         if not self._path.exists():
             raise NotAModel(f"{source.path} no longer exists")
-        self._templated = "tokenizer.chat_template" in read_header(self._path)
+        header = read_header(self._path)
+        self._template = "".join(str(header[name]) for name in TEMPLATES if name in header)
         self._memory = MemoryReader()
         self._on_gpu = context.device_type == "gpu" and _has_gpu()
         self._context = context_for(source, 0)
@@ -60,30 +76,60 @@ class LlamaCppModel:
         self, prompt: str | None, messages: Sequence[dict[str, Any]], options: GenerationOptions, context: TaskContext
     ) -> dict[str, Any]:
         """Generate the response; see `LanguageModel.answer`."""
-        require_support(options, (), "llama.cpp")
-        if prompt is None and not self._templated:
-            raise InvalidRequest.of(
-                "parameters.messages", f"{self.name} has no chat template and does not accept messages: give a plain prompt"
-            )
-        body = _body(prompt, messages, options)
+        body = self._body(prompt, options)
         timing = Timing(time.perf_counter())
+        rejected: _Refused | None = None
         while True:
             if self._server is None:  # an earlier attempt to load it again failed
                 self._server = self._load(context)
             ask = self._server.handle_completions if prompt is not None else self._server.handle_chat_completions
+            if prompt is None:
+                body["messages"] = [_in_its_form(message) for message in messages]
             try:
-                return self._write(_chunks(ask, body), options, timing, context)
+                return self._write(_chunks(ask, body), prompt is None, options, timing, context)
             except _NeedsContext as problem:
                 tokens = problem.prompt
             except _Refused as problem:
+                if timing.written:
+                    raise EngineError(f"llama.cpp can't read the response of {self.name}: {problem}") from None
+                rejected = rejected or problem
+                plain = without_system_role(messages)
+                if prompt is None and plain != list(messages):  # the template may have no system role
+                    messages = plain
+                    continue
                 field = "parameters.messages" if prompt is None else "parameters.prompt"
-                raise InvalidRequest.of(field, f"rejected by {self.name}: {problem}") from None
+                raise InvalidRequest.of(field, f"rejected by {self.name}: {rejected}") from None
             self._enlarge(tokens, options.max_tokens, context)
 
+    def _body(self, prompt: str | None, options: GenerationOptions) -> dict[str, Any]:
+        """Return the request without messages. Raises `InvalidRequest` for an option that the model does not support."""
+        if prompt is None and not self._template:
+            raise InvalidRequest.of(
+                "parameters.messages", f"{self.name} has no chat template and does not accept messages: give a plain prompt"
+            )
+        require_tools(options, self.name, "tools" in self._template)
+        require_reasoning_effort(options, self.name, self._template)
+        if options.tools and options.logprobs is not None:
+            raise InvalidRequest.of("parameters.logprobs", "llama.cpp can't combine them with tools: remove one of both")
+        body = _body(prompt, options)
+        if options.schema is not None:
+            grammar = grammar_of(options.schema, self._template if prompt is None else "")
+            if _import_xllamacpp().json_schema_to_grammar({}).startswith(LLGUIDANCE):
+                body["grammar"] = f"{LLGUIDANCE} {{}}\n{grammar}"
+            else:
+                body["json_schema"] = options.schema
+        return body
+
     def _write(
-        self, chunks: Generator[dict[str, Any], None, None], options: GenerationOptions, timing: Timing, context: TaskContext
+        self,
+        chunks: Generator[dict[str, Any], None, None],
+        templated: bool,
+        options: GenerationOptions,
+        timing: Timing,
+        context: TaskContext,
     ) -> dict[str, Any]:
-        text: list[str] = []
+        response, calls = ResponseText(context.token, templated), ToolCalls()
+        logprobs: list[dict[str, Any]] = []
         reason: str | None = None
         usage: dict[str, Any] = {}
         timing.read = 0.0
@@ -96,16 +142,28 @@ class LlamaCppModel:
                     context.progress(read["processed"], read["total"], "reading the prompt")
                 elif chunk["choices"]:  # one a token, of which a part of a character has no text
                     timing.token(timing.written + 1)
+                    context.progress(timing.written, None, response.activity)
                 usage = chunk.get("usage") or usage
                 for choice in chunk["choices"]:
                     reason = choice.get("finish_reason") or reason
-                    if piece := choice.get("text") or choice.get("delta", {}).get("content"):
-                        text.append(piece)
-                        context.token(piece)
-                        context.progress(timing.written, None, "writing")
+                    logprobs += ((choice.get("logprobs") or {}).get("content")) or []
+                    delta = choice.get("delta", choice)
+                    response.add_reasoning(delta.get("reasoning_content") or "")
+                    calls.add(delta.get("tool_calls"))
+                    response.add(delta.get("content") or delta.get("text") or "")
+        response.end(cut=reason == "length" or bool(options.stop))
+        if options.call_required and not calls.finished() and reason == "stop":
+            raise EngineError(f"{self.name} called no tool, because llama.cpp can't read calls in its form: use the tool_choice 'auto'")
         timing.written = usage["completion_tokens"]
         cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
-        return {"text": "".join(text), "finish_reason": reason, **timing.statistics(usage["prompt_tokens"], cached)}
+        return {
+            "text": response.text,
+            "reasoning": response.reasoning,
+            "tool_calls": calls.finished() or None,
+            "logprobs": None if options.logprobs is None else [_token_logprob(each, options.logprobs) for each in logprobs],
+            "finish_reason": reason,
+            **timing.statistics(usage["prompt_tokens"], cached),
+        }
 
     def _require_context(self, prompt: int, max_tokens: int) -> None:
         """Raise `_NeedsContext` if the model could generate more than fits into its present context."""
@@ -126,20 +184,25 @@ class LlamaCppModel:
         self._server, self._context = None, wanted
         self._server = self._load(context)
 
+    @property
+    def _has_own_memory(self) -> bool:
+        """Return whether the model is in the memory of a GPU that is not the machine's."""
+        return self._on_gpu and sys.platform != "darwin"
+
     def _require_memory(self, needed: int, tokens: int, context: TaskContext) -> None:
         what = f"Model {self.name} with a context of {tokens:,} tokens"
-        if self._on_gpu and sys.platform != "darwin":
+        if self._has_own_memory:
             context.require_memory(needed, what)
         elif needed > (free := self._memory.read().available):
             raise MemoryRefused.because(needed, free, what)
 
     def _load(self, context: TaskContext) -> Any:
-        return open_server(self._path, self._context, context.threads, self._on_gpu, self._room_for_caches())
+        return open_server(self._path, self._context, context.threads, self._on_gpu, self._room_for_caches(), self._source.adapter)
 
     def _room_for_caches(self) -> int:
         """Return the bytes for key-value caches of earlier prompts: those of one context, or 0 if that is over half of the free memory."""
         wanted = cache_bytes(self._source, self._context)
-        free = self._memory.read().available - (0 if self._on_gpu else memory_for(self._source, self._context))
+        free = self._memory.read().available - (0 if self._has_own_memory else memory_for(self._source, self._context))
         return wanted if 2 * wanted <= free else 0
 
 
@@ -154,10 +217,10 @@ class _Refused(Exception):
     """Request that llama.cpp or the chat template has rejected."""
 
 
-def _body(prompt: str | None, messages: Sequence[dict[str, Any]], options: GenerationOptions) -> dict[str, Any]:
-    """Return the request for llama.cpp."""
+def _body(prompt: str | None, options: GenerationOptions) -> dict[str, Any]:
+    """Return the request for llama.cpp without its messages and without the grammar of a schema."""
     body: dict[str, Any] = {
-        **({"messages": list(messages)} if prompt is None else {"prompt": prompt}),
+        **({} if prompt is None else {"prompt": prompt}),
         **NEUTRAL,
         **options.sampling,
         "max_tokens": options.max_tokens,
@@ -170,8 +233,33 @@ def _body(prompt: str | None, messages: Sequence[dict[str, Any]], options: Gener
     if options.seed is not None:
         body["seed"] = options.seed % SEEDS
     if options.repetition_penalty is not None:
-        body |= {"repeat_penalty": options.repetition_penalty, "repeat_last_n": PENALISED}
+        body |= {"repeat_penalty": options.repetition_penalty, "repeat_last_n": REPETITION_WINDOW}
+    if options.presence_penalty or options.frequency_penalty:
+        body |= {"presence_penalty": options.presence_penalty or 0.0, "frequency_penalty": options.frequency_penalty or 0.0}
+        body["repeat_last_n"] = PENALTY_WINDOW
+    if options.logprobs is not None:
+        # At least one of the most likely tokens, because zero is no limit.
+        many = max(options.logprobs, 1)
+        body |= {"logprobs": True, "top_logprobs": many} if prompt is None else {"logprobs": many}
+    if options.tools:
+        body |= {"tools": list(options.tools), "tool_choice": "required" if options.call_required else "auto", "parallel_tool_calls": True}
+    if options.reasoning_effort is not None:
+        body["chat_template_kwargs"] = template_arguments(options)
     return body
+
+
+def _in_its_form(message: dict[str, Any]) -> dict[str, Any]:
+    reasoning = message.get("reasoning")
+    return message if reasoning is None else {**message, "reasoning_content": reasoning}
+
+
+def _token_logprob(entry: dict[str, Any], top: int) -> dict[str, Any]:
+    """Return the fields of a `TokenLogprob` with the `top` most likely tokens."""
+
+    def fields(each: dict[str, Any]) -> dict[str, Any]:
+        return {"token": each["token"], "logprob": each["logprob"], "bytes": each["bytes"]}
+
+    return {**fields(entry), "top_logprobs": [fields(each) for each in entry["top_logprobs"][:top]]}
 
 
 def _chunks(ask: Callable[..., Any], body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
@@ -210,8 +298,8 @@ def _chunks(ask: Callable[..., Any], body: dict[str, Any]) -> Generator[dict[str
         thread.join()
 
 
-def open_server(path: Path, tokens: int, threads: int, on_gpu: bool = False, caches: int = 0) -> Any:
-    """Load a file with a context of `tokens` and return llama.cpp's server for it, which frees the model when it is deleted.
+def open_server(path: Path, tokens: int, threads: int, on_gpu: bool = False, caches: int = 0, adapter: str | None = None) -> Any:
+    """Load a file and its adapter with a context of `tokens`. Return llama.cpp's server, which frees the model when it is deleted.
 
     The server keeps the key-value cache of its last prompt, and those of earlier ones in at most `caches` bytes of memory. It has generated
     one token: it would never end if it were deleted before its first request. Raises `NotAModel` with llama.cpp's reason, and `EngineError`
@@ -225,7 +313,9 @@ def open_server(path: Path, tokens: int, threads: int, on_gpu: bool = False, cac
     params.n_gpu_layers = -1 if on_gpu else 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.fit_params, params.ui, params.cache_ram_mib = False, False, -(-caches >> 20)
-    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
+    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_AUTO
+    if adapter is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(adapter, 1.0)]
     params.api_keys = [secrets.token_hex()]
     try:
         server = _start(xllamacpp, params, QUIET)

@@ -85,7 +85,20 @@ def _load(source: ModelSource, wide: bool) -> tuple[Any, Any]:
     tokenizer = utils.load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
     if wide:
         convert(model)
+    if source.adapter is not None:
+        _add_adapter(model, source.name, source.adapter)
+        if wide:
+            model.update(tree_map(_wide, model.parameters()))
     return model, tokenizer
+
+
+def _add_adapter(model: Any, name: str, adapter: str) -> None:
+    from mlx_lm.tuner.utils import load_adapters
+
+    try:
+        load_adapters(model, adapter)
+    except Exception as problem:  # damaged files cause many exceptions
+        raise NotAModel(f"{adapter} can't be used with {name}: {type(problem).__name__}: {problem}") from None
 
 
 def _read_weights(model: Any, name: str, context: TaskContext) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,14 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
-from openruntime_jupyter.local_models.language_model import Timing, require_support
+from openruntime_jupyter.local_models.json_grammar import grammar_of, import_llguidance
+from openruntime_jupyter.local_models.language_model import Timing, require_reasoning_effort, require_tools, template_arguments
+from openruntime_jupyter.local_models.mlx_logits import GrammarConstraint, LogprobRecorder, Processor, penalties
 from openruntime_jupyter.local_models.mlx_prompt_cache import PromptCaches
+from openruntime_jupyter.local_models.reasoning import TAGS
+from openruntime_jupyter.local_models.response_text import ResponseText
+from openruntime_jupyter.local_models.system_role import without_system_role
+from openruntime_jupyter.local_models.tool_calls import ToolCallFilter
 from openruntime_jupyter.memory import MemoryReader
 from openruntime_jupyter.schemas.values import GenerationOptions
 
@@ -24,8 +31,8 @@ if TYPE_CHECKING:
 
 CACHE_KEPT = 256 << 20
 """Maximum bytes of freed buffers that MLX keeps while a prompt is processed."""
-PENALISED = 20
-"""Number of previous tokens for a repetition penalty, as in mlx-lm."""
+LONGEST_TAG = 32
+"""Tokens at the end of a prompt in which a tag of reasoning is looked for."""
 
 
 class MlxModel:
@@ -47,26 +54,35 @@ class MlxModel:
 
     # The prompt
 
-    def tokens_of(self, prompt: str | None, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Tokenize a plain prompt, or messages with the chat template; raise `InvalidRequest`."""
+    def tokens_of(self, prompt: str | None, messages: Sequence[dict[str, Any]], **arguments: Any) -> list[int]:
+        """Tokenize a plain prompt, or messages with the chat template and its further arguments; raise `InvalidRequest`."""
         if prompt is not None:
             bos = self.tokenizer.bos_token
             tokens = self.tokenizer.encode(prompt, add_special_tokens=bos is None or not prompt.startswith(bos))
         else:
-            tokens = self._templated(list(messages))
+            tokens = self._templated([_for_template(message) for message in messages], arguments)
         if not tokens:
             raise InvalidRequest.of("parameters.prompt", "has no tokens: give a prompt that is not empty")
         return list(tokens)
 
-    def _templated(self, messages: list[dict[str, Any]]) -> Any:
+    def _templated(self, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> Any:
         if not self.tokenizer.has_chat_template:
             raise InvalidRequest.of(
                 "parameters.messages", f"{self.name} has no chat template and does not accept messages: give a plain prompt"
             )
         try:
-            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, **arguments)
         except Exception as problem:  # a template is a program and may raise anything
+            plain = without_system_role(messages)
+            if plain != messages:  # it may have no system role
+                with contextlib.suppress(Exception):
+                    return self.tokenizer.apply_chat_template(plain, add_generation_prompt=True, **arguments)
             raise InvalidRequest.of("parameters.messages", f"rejected by the chat template of {self.name}: {problem}") from problem
+
+    @property
+    def _template(self) -> str:
+        """Return the source of the chat template, or of all if there are several."""
+        return str(self.tokenizer.chat_template or "")
 
     def require_room(self, prompt: int, max_tokens: int, context: TaskContext) -> int:
         """Return the maximum number of tokens to generate after `prompt` tokens, at most `max_tokens`.
@@ -106,41 +122,74 @@ class MlxModel:
         self, prompt: str | None, messages: Sequence[dict[str, Any]], options: GenerationOptions, context: TaskContext
     ) -> dict[str, Any]:
         """Generate the response; see `LanguageModel.answer`."""
-        require_support(options, (), "mlx-lm")
-        return self.write(self.tokens_of(prompt, messages), options, context)
+        require_tools(options, self.name, self.tokenizer.has_tool_calling and "tools" in self._template)
+        if options.call_required:
+            problem = "mlx-lm can't require a call: use 'auto', or a GGUF model"
+            raise InvalidRequest.of("parameters.tool_choice", problem)
+        require_reasoning_effort(options, self.name, self._template)
+        arguments = template_arguments(options) | ({"tools": list(options.tools)} if options.tools else {})
+        return self.write(self.tokens_of(prompt, messages, **arguments), options, context, templated=prompt is None)
 
-    def write(self, tokens: list[int], options: GenerationOptions, context: TaskContext) -> dict[str, Any]:
-        """Generate the response and return the fields of `Answer`. Each piece of text is passed to `context.token` once it is final."""
+    def write(self, tokens: list[int], options: GenerationOptions, context: TaskContext, templated: bool = False) -> dict[str, Any]:
+        """Generate the response and return the fields of `Answer`. Each piece of text is passed to `context.token` once it is final.
+
+        The response is only split into reasoning and text if the prompt is `templated`.
+        """
         timing = Timing(time.perf_counter())
         room = self.require_room(len(tokens), options.max_tokens, context)
         mx.random.seed(secrets.randbits(63) if options.seed is None else options.seed)
         stops = StopFilter(options.stop)
-        text: list[str] = []
-
-        def pass_on(piece: str) -> None:
-            if piece:
-                text.append(piece)
-                context.token(piece)
-
+        response_text = ResponseText(context.token, templated, self._opened_tag(tokens))
+        calls = self._call_filter(response_text, options)
+        pass_on = calls.add if calls is not None else response_text.add
+        recorder = None if options.logprobs is None else LogprobRecorder(self.tokenizer, options.logprobs)
+        sampling = self._sampling(tokens, options, recorder)
         reason = None
         cache, cached = self._caches.take(tokens)
         generated: list[int] = []
         # The stdout of a task is only the generated text.
         with (
             contextlib.redirect_stdout(sys.stderr),
-            contextlib.closing(self._responses(tokens, cache, cached, room, options, timing, context)) as responses,
+            contextlib.closing(self._responses(tokens, cache, cached, room, sampling, timing, context)) as responses,
         ):
             for response in responses:
                 generated.append(response.token)
                 timing.token(response.generation_tokens)
                 pass_on(stops.feed(response.text))
-                context.progress(timing.written, None, "writing")
+                if recorder is not None:
+                    recorder.take(response.token, ends=response.finish_reason == "stop")
+                context.progress(timing.written, None, response_text.activity)
                 reason = "stop" if stops.found else response.finish_reason
                 if reason is not None:
                     break
         pass_on(stops.flush())
+        cut = reason == "length" or stops.found
+        if calls is not None:
+            calls.end(cut)
+        response_text.end(cut)
         self._caches.keep(tokens + generated, cache, self._free(context))
-        return {"text": "".join(text), "finish_reason": reason, **timing.statistics(len(tokens), cached)}
+        found = None if calls is None else calls.finished() or None
+        return {
+            "text": response_text.text,
+            "reasoning": response_text.reasoning,
+            "tool_calls": found,
+            "logprobs": None if recorder is None else recorder.entries,
+            "finish_reason": "tool_calls" if found and reason == "stop" else reason,
+            **timing.statistics(len(tokens), cached),
+        }
+
+    def _opened_tag(self, tokens: list[int]) -> str | None:
+        """Return the tag of reasoning at the end of a prompt, where the chat template opens it, or None."""
+        end = self.tokenizer.decode(tokens[-LONGEST_TAG:]).rstrip()
+        return next((tag for tag in TAGS if end.endswith(tag)), None)
+
+    def _call_filter(self, response: ResponseText, options: GenerationOptions) -> ToolCallFilter | None:
+        if not options.tools:
+            return None
+        tokenizer, tools = self.tokenizer, list(options.tools)
+        return ToolCallFilter(
+            response.add, tokenizer.tool_call_start, tokenizer.tool_call_end, lambda text: tokenizer.tool_parser(text, tools)
+        )
 
     def _responses(
         self,
@@ -148,7 +197,7 @@ class MlxModel:
         cache: list[Any],
         cached: int,
         room: int,
-        options: GenerationOptions,
+        sampling: dict[str, Any],
         timing: Timing,
         context: TaskContext,
     ) -> Generator[Any, None, None]:
@@ -162,9 +211,8 @@ class MlxModel:
         try:
             with mx.stream(generation_stream):
                 self._read(tokens, cache, cached, context)
-            yield from stream_generate(
-                self.model, self.tokenizer, mx.array(tokens[-1:]), max_tokens=room, prompt_cache=cache, **self._sampling(tokens, options)
-            )
+            last = mx.array(tokens[-1:])
+            yield from stream_generate(self.model, self.tokenizer, last, max_tokens=room, prompt_cache=cache, **sampling)
         finally:
             mx.synchronize(generation_stream)
             mx.clear_cache()
@@ -197,27 +245,44 @@ class MlxModel:
         # Before mlx-lm 0.32 tokenizers have no length. Building the dictionary takes 30 ms.
         return len(self.tokenizer.get_vocab())
 
-    def _sampling(self, tokens: list[int], options: GenerationOptions) -> dict[str, Any]:
-        from mlx_lm.sample_utils import make_logits_processors, make_sampler
+    @cached_property
+    def _grammar_tokenizer(self) -> Any:
+        """Return the tokenizer of llguidance."""
+        llguidance = import_llguidance()
+        return llguidance.LLTokenizer(self.tokenizer.backend_tokenizer.to_str(), eos_token=max(self.tokenizer.eos_token_ids))
+
+    def _sampling(self, tokens: list[int], options: GenerationOptions, recorder: LogprobRecorder | None) -> dict[str, Any]:
+        from mlx_lm.sample_utils import make_sampler
 
         sampling = dict(options.sampling)
         if "top_k" in sampling and sampling["top_k"] >= self._vocabulary:  # no restriction; mlx-lm rejects it
             del sampling["top_k"]
         chosen: dict[str, Any] = {"sampler": make_sampler(**sampling)} if sampling else {}
-        if options.repetition_penalty is not None:
-            processors = make_logits_processors(repetition_penalty=options.repetition_penalty, repetition_context_size=PENALISED)
-            chosen["logits_processors"] = [_remembering(processor, tokens[:-1]) for processor in processors]
-        return chosen
+        processors: list[Processor] = [] if recorder is None else [recorder]
+        processors += penalties(options, tokens[:-1])
+        if options.schema is not None:
+            processors.append(GrammarConstraint(self._grammar_tokenizer, grammar_of(options.schema, self._template)))
+        return {**chosen, "logits_processors": processors} if processors else chosen
 
 
-def _remembering(processor: Callable[[Any, Any], Any], before: list[int]) -> Callable[[Any, Any], Any]:
-    """Return `processor` with the tokens `before` added: mlx-lm passes it only the tokens that mlx-lm has processed."""
-    earlier = mx.array(before[-PENALISED:], dtype=mx.int32)
+def _for_template(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message as chat templates expect it: arguments of tool calls are objects, and a text is never null."""
+    result = {**message, "content": message["content"] or ""}
+    if "reasoning" in result:
+        result["reasoning_content"] = result.pop("reasoning")
+    if "tool_calls" in result:
+        result["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": _arguments(call["function"])}} for call in result["tool_calls"]
+        ]
+    return result
 
-    def process(tokens: Any, logits: Any) -> Any:
-        return processor(mx.concatenate([earlier, tokens.astype(mx.int32)]), logits)
 
-    return process
+def _arguments(function: dict[str, str]) -> Any:
+    try:
+        return json.loads(function["arguments"])
+    except json.JSONDecodeError as problem:
+        message = f"the arguments of the call of {function['name']} are not JSON: {problem}"
+        raise InvalidRequest.of("parameters.messages", message) from None
 
 
 def weights_of(model: Any) -> dict[str, Any]:

@@ -33,6 +33,9 @@ class ModelParameters(Parameters):
     """Base of the `Params` of operations that run a local model."""
 
     model: str | None = Field(None, description="Name or path of a local model; null for the default one.", max_length=4096)
+    adapter: str | None = Field(
+        None, description="Path of a LoRA adapter for the model: a GGUF file, or a folder of mlx-lm; null: none.", max_length=4096
+    )
     keep_alive: float | None = Field(
         None, description="Seconds that the model stays in memory afterwards; null for the runtime's setting.", ge=0, le=31_536_000
     )

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from openruntime_jupyter.errors import EngineError
 from openruntime_jupyter.local_models.gguf import context_for, memory_for
 from openruntime_jupyter.operations.base import ModelParameters, Operation
 from openruntime_jupyter.operations.context import TaskContext
+from openruntime_jupyter.operations.json_schema import mismatch
 from openruntime_jupyter.operations.response_options import CheckedResponseOptions
 from openruntime_jupyter.schemas.ai import LOCAL, About, Answer, ChosenTool, Message
 from openruntime_jupyter.schemas.base import wrong
@@ -59,14 +61,18 @@ class Params(CheckedResponseOptions, ModelParameters):
     def _one_prompt(self) -> Params:
         if self.prompt is not None and self.messages is not None:
             raise wrong("give a prompt or messages, not both")
-        if self.prompt is not None and self.tools is not None:
-            raise wrong("tools requires messages: a plain prompt has no chat template")
+        for name in ("tools", "reasoning_effort"):
+            if self.prompt is not None and getattr(self, name) is not None:
+                raise wrong(f"{name} requires messages: a plain prompt has no chat template")
+        if self.tools is not None and self.response_format is not None and self.response_format.type != "text":
+            raise wrong("local models can't use tools and response_format in one response: set response_format after the last tool call")
         return self
 
     @property
     def conversation(self) -> list[dict[str, Any]]:
-        """Return the messages, or the default prompt."""
-        return [message.model_dump() for message in self.messages or [Message(role="user", content=GREETING)]]
+        """Return the messages, or the default prompt. Chat templates know no role `developer`, so it becomes `system`."""
+        messages = [message.model_dump() for message in self.messages or [Message(role="user", content=GREETING)]]
+        return [{**message, "role": "system"} if message["role"] == "developer" else message for message in messages]
 
     @property
     def options(self) -> GenerationOptions:
@@ -124,7 +130,12 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     resident = bool(context.resident)
     model = context.language_model()
     load_time = None if resident else time.perf_counter() - started
-    answer = model.answer(params.prompt, params.conversation, params.options, context)
+    options = params.options
+    answer = model.answer(params.prompt, params.conversation, options, context)
+    if options.schema is not None and answer["finish_reason"] == "stop" and not options.stop:
+        problem = mismatch(answer["text"], options.schema)
+        if problem is not None:
+            raise EngineError(f"{model.name} ignored response_format: the text {problem}")
     return Answer(model_used=model.name, provider=LOCAL, load_time_s=load_time, **answer).model_dump()
 
 

@@ -44,7 +44,8 @@ class ModelSource:
     The `path` is empty for a model that only other hosts have.
 
     `bytes` is the size of the weights on disk, `float32_bytes` their size as 32-bit numbers. `context_length` is in tokens, and
-    `cache_numbers` is the number of values per token in the key-value cache.
+    `cache_numbers` is the number of values per token in the key-value cache. `adapter` is the path of a
+    LoRA adapter, which counts in `bytes`.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ModelSource:
     context_length: int | None = None
     float32_bytes: int | None = None
     cache_numbers: int | None = None
+    adapter: str | None = None
 
     def is_copy(self, other: ModelSource) -> bool:
         """Return whether both are the same model, perhaps on different hosts."""

@@ -3307,6 +3307,9 @@ type GenerateParameters struct {
 	// Name or path of a local model; null for the default one.
 	Model *string `json:"model,omitempty"`
 
+	// Path of a LoRA adapter for the model: a GGUF file, or a folder of mlx-lm; null: none.
+	Adapter *string `json:"adapter,omitempty"`
+
 	// Seconds that the model stays in memory afterwards; null for the runtime's setting.
 	KeepAlive *float64 `json:"keep_alive,omitempty"`
 

@@ -85,7 +85,7 @@ async def test_greedy_text_equals_mlx_lm_with_consistent_statistics(runtime: Run
     plain = subprocess.run([sys.executable, "-c", PLAIN, model, json.dumps(prompts)], capture_output=True, text=True, check=True)
     for number, (asked, text) in enumerate(zip(prompts, json.loads(plain.stdout), strict=True)):
         response = await answer(runtime, prompt=asked, max_tokens=40)
-        assert response.text == text
+        assert response.text == text.rstrip("\ufffd")  # parts of a character at the end are left out
         assert (response.model_used, response.provider, response.finish_reason) == ("tiny", "local", "length")
         assert response.completion_tokens == 40
         assert response.prompt_tokens is not None

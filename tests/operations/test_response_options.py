@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.errors import InvalidRequest
-from openruntime_jupyter.local_models.language_model import FIELDS, require_support
+from openruntime_jupyter.local_models.language_model import require_reasoning_effort, require_tools, template_arguments
 from openruntime_jupyter.operations.generate import ANY_OBJECT, Params
 from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.schemas.ai import Message, ToolCall
@@ -40,6 +40,8 @@ def schema(value: Any) -> dict[str, Any]:
         ({"tools": [tool("f")], "tool_choice": tool("g") | {"function": {"name": "g"}}}, "", "'g', but tools has f"),
         ({"tool_choice": "auto"}, "", "requires tools"),
         ({"messages": None, "prompt": "hello", "tools": [tool("f")]}, "", "requires messages"),
+        ({"messages": None, "prompt": "hello", "reasoning_effort": "none"}, "", "requires messages"),
+        ({"tools": [tool("f")], "response_format": {"type": "json_object"}}, "", "can't use tools and response_format"),
         ({"top_logprobs": 3}, "", "requires logprobs"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "require each other"),
         ({"response_format": schema({"type": "text"})}, "response_format", "type: 'text' is not one of"),
@@ -69,7 +71,7 @@ def test_messages_keep_their_fields_without_nulls() -> None:
         {"role": "tool", "content": "3", "tool_call_id": "1"},
     ]
     assert Params(messages=[Message.model_validate(each) for each in given]).conversation == [
-        {"role": "developer", "content": "be brief"},
+        {"role": "system", "content": "be brief"},
         *given[1:],
     ]
     assert ToolCall.model_validate(call).model_dump() == call
@@ -100,20 +102,33 @@ def test_engines_get_the_options_of_the_request(given: dict[str, Any], expected:
     assert parameters.options == GenerationOptions(512, **expected)
 
 
-def test_unsupported_option_is_rejected_by_name() -> None:
-    set_options: dict[str, Any] = {
-        "schema": {},
-        "tools": (tool("f"),),
-        "logprobs": 0,
-        "presence_penalty": 0.5,
-        "frequency_penalty": 0.5,
-        "reasoning_effort": "low",
-    }
-    assert set(set_options) == set(FIELDS)
-    require_support(GenerationOptions(8), (), "no engine")
-    for name, value in set_options.items():
-        options = GenerationOptions(8, **{name: value})
-        require_support(options, {name}, "some engine")
-        with pytest.raises(InvalidRequest, match="not supported by no engine: remove it") as refused:
-            require_support(options, set(FIELDS) - {name}, "no engine")
-        assert refused.value.details[0]["field"] == f"parameters.{FIELDS[name]}"
+CAN_SWITCH = "{% if enable_thinking %}<think>{% endif %}"
+CAN_SET = "{{ reasoning_effort }}"
+
+
+@pytest.mark.parametrize(
+    ("effort", "template", "reason"),
+    [
+        (None, "", None),
+        ("none", CAN_SWITCH, None),
+        ("low", CAN_SET, None),
+        ("low", CAN_SWITCH, "can only leave out its reasoning: use 'none'"),
+        ("none", CAN_SET, "can't leave out its reasoning: use 'low'"),
+        ("high", "", "has no setting for reasoning"),
+    ],
+)
+def test_reasoning_effort_requires_a_template_with_it(effort: Any, template: str, reason: str | None) -> None:
+    options = GenerationOptions(8, reasoning_effort=effort)
+    if reason is None:
+        require_reasoning_effort(options, "tiny", template)
+        assert set(template_arguments(options)) <= {"enable_thinking", "reasoning_effort"}
+        return
+    with pytest.raises(InvalidRequest, match=f"tiny {reason}") as refused:
+        require_reasoning_effort(options, "tiny", template)
+    assert refused.value.details[0]["field"] == "parameters.reasoning_effort"
+
+
+def test_tools_require_a_template_with_tools() -> None:
+    require_tools(GenerationOptions(8), "tiny", supported=False)
+    with pytest.raises(InvalidRequest, match=r"parameters\.tools: tiny can't call tools, because its chat template has none"):
+        require_tools(GenerationOptions(8, tools=(tool("f"),)), "tiny", supported=False)

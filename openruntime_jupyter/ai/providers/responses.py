@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from openruntime_jupyter.ai.keys import RedactedStream, Redactor
 from openruntime_jupyter.ai.providers.errors import error_text, one_line
-from openruntime_jupyter.ai.providers.tool_calls import ToolCalls
 from openruntime_jupyter.local_models.characters import WholeCharacters, joined
 from openruntime_jupyter.local_models.reasoning import ReasoningSplitter, split_unopened
+from openruntime_jupyter.local_models.tool_calls import ToolCalls
 from openruntime_jupyter.schemas.ai import TokenLogprob
 
 LONGEST_ANSWER = 10_000_000

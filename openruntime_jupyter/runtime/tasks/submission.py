@@ -240,7 +240,7 @@ class TaskSubmission:
                     )
         model = None
         if isinstance(parameters, ModelParameters):
-            source = self._models.resolve(parameters.model, caller)
+            source = self._models.resolve(parameters.model, caller, parameters.adapter)
             parameters.use(source)
             model = ModelUse(source, self._settings.keep_alive if parameters.keep_alive is None else parameters.keep_alive)
         timeout = request.timeout or (PROMPT_TIMEOUT if kind.answers_prompts else None)

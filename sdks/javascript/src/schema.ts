@@ -2112,6 +2112,8 @@ export interface ComputeParameters {
 export interface GenerateParameters {
   /** Name or path of a local model; null for the default one. */
   model?: string | null;
+  /** Path of a LoRA adapter for the model: a GGUF file, or a folder of mlx-lm; null: none. */
+  adapter?: string | null;
   /** Seconds that the model stays in memory afterwards; null for the runtime's setting. */
   keep_alive?: number | null;
   /** Format of the text; null for any text. */
