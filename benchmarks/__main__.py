@@ -16,6 +16,7 @@ NAMES = (
     "engine",
     "generate",
     "history",
+    "hosts",
     "http",
     "insights",
     "labextension",

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from openruntime_jupyter.client.ai_response import Reply
+from openruntime_jupyter.client.ai_response import Reply, ToolRun
 from openruntime_jupyter.client.array_data import Arrays
 from openruntime_jupyter.client.base import BaseClient
 from openruntime_jupyter.client.code.futures import Completions
@@ -115,6 +115,11 @@ class AsyncPromptHandle(AsyncTaskHandle):
         super().__init__(handle, completions)
         self._prompt = handle
         self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def calls(self) -> tuple[ToolRun, ...]:
+        """Return the calls of Python functions so far."""
+        return self._prompt.calls
 
     async def result(self, timeout: float | None = None) -> Any:
         """Wait for the task and return the response; see `PromptHandle.result`.

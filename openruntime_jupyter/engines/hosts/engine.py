@@ -1,4 +1,4 @@
-"""Engine over hosts: this machine's engine, if it runs tasks, and the agents of the hosts that a finder reports."""
+"""Engine over hosts: the local engine, if this machine runs tasks, and the agents of the hosts that a finder reports."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from openruntime_jupyter.schemas.values import ModelSource
 log = logging.getLogger(__name__)
 
 DEMAND_SECONDS = 1.0
-"""Interval in which the finder is told the number of pending tasks."""
+"""Interval in which the finder gets the number of pending tasks."""
 
 
 class HostsEngine:
-    """Engine over the hosts of `finder`, and `local`, the engine of this machine; None if only hosts run tasks."""
+    """Engine over the hosts of `finder`, and `local`, the engine that runs tasks here; None if only hosts run tasks."""
 
     def __init__(self, local: Engine | None, finder: Finder, options: HostsOptions) -> None:
         self._local = local
@@ -56,7 +56,7 @@ class HostsEngine:
 
     @property
     def problem(self) -> str | None:
-        """Why hosts are missing or this machine runs no tasks, for `/health`; None without a problem."""
+        """Reason why hosts are missing or no tasks run here, for `/health`; None without a problem."""
         problems = [str(problem) for problem in (self._finder.problem, self._local_problem) if problem]
         return ". ".join(problems) or None
 
@@ -70,7 +70,7 @@ class HostsEngine:
     # Life
 
     async def start(self) -> None:
-        """Start the workers of this machine, and look for hosts."""
+        """Start the local workers, and look for hosts."""
         if self._local is not None:
             await self._local.start()
         self._keep(self._finder.watch(self._find, self._lose))
@@ -144,7 +144,7 @@ class HostsEngine:
         return [self._hosts[name].view() for name in sorted(self._hosts)]
 
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
-        """Return the devices of this machine, none if only hosts run tasks, or if it can't run tasks."""
+        """Return the local devices, none if only hosts run tasks or this machine can't."""
         if self._local is None:
             return []
         try:

@@ -1,4 +1,4 @@
-"""Hosts that are lost, silent, late or unusable: what becomes of their tasks, and what users are told."""
+"""Hosts that are lost, silent, late or unusable: what becomes of their tasks, and what users see."""
 
 from __future__ import annotations
 
