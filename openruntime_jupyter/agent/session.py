@@ -59,7 +59,7 @@ from openruntime_jupyter.engines.protocol import (
     Stopped,
     StopReason,
 )
-from openruntime_jupyter.errors import ArrayNotFound, EngineError, InvalidRequest, ModelNotFound, NoBackend
+from openruntime_jupyter.errors import ArrayNotFound, EngineError, ModelNotFound, NoBackend, StorageUnavailable
 from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.settings import Settings
@@ -405,7 +405,7 @@ class Session:
                 self._changed.set()
                 outcome = await self._engine.run(job, run.relay)
             return await self.arrays.finish(job, outcome)
-        except (ArrayNotFound, InvalidRequest, ModelNotFound, OSError) as problem:
+        except (ArrayNotFound, ModelNotFound, OSError, StorageUnavailable) as problem:
             failure = Failure(kind=FailureKind.NOT_STARTED, message=str(problem), type=type(problem).__name__)
             return Died(failure, retry=False, no_worker=True)
         finally:
