@@ -63,7 +63,8 @@ test-hub: $(VENV)/.hub ## test the extension on a real JupyterHub with two users
 
 bench: $(VENV)/.bench ## compare speed with similar tools, on an idle machine (BENCH_ARGS='engine http' for some)
 	@tools/install-blas
-	$(RUN) benchmarks $(BENCH_ARGS)
+	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
+	OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" $(RUN) benchmarks $(BENCH_ARGS)
 
 check: $(VENV)/.dev ## check format, lint, types, layout and documentation
 	$(RUN) ruff format --check

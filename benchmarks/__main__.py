@@ -16,6 +16,7 @@ NAMES = (
     "engine",
     "generate",
     "history",
+    "hosts",
     "http",
     "insights",
     "labextension",
@@ -29,6 +30,7 @@ NAMES = (
     "schemathesis",
     "sdk",
     "start",
+    "transfer",
 )
 
 

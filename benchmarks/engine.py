@@ -39,7 +39,7 @@ class NullObserver:
     def progressed(self, progress: dict[str, Any]) -> None:
         """Ignore the event."""
 
-    def printed(self, stream: str, text: str) -> None:
+    def printed(self, stream: str, text: str, omitted: int = 0) -> None:
         """Ignore the event."""
 
     def displayed(self, item: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Speed, processor time, memory and load time of the default model through the runtime.
+"""Speed, processor time, memory and load time of the default model through the runtime, with both engines.
 
 It is compared with a loop of mlx-lm in float32 on the same weights, which is the fastest way of MLX on a CPU, with llama.cpp in a separate
-process, and with itself while another program keeps a core busy.
+process, with itself while another program keeps a core busy, and with itself without a key-value cache of earlier prompts.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from openruntime_jupyter.schemas.tasks import TaskRequest
 
 ROUNDS = 5
 TOKENS = 48
+MLX_ROUNDS, MLX_TOKENS = 3, 24
+"""Rounds and tokens of the slower engine."""
+TALKS, TURNS_OF_TALK, TOKENS_OF_TURN = 3, 5, 8
 TEXT = "A queue is what a runtime has where several notebooks share one device. " * 6
 
 TURNS = """
@@ -47,31 +50,10 @@ choose("")
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 from mlx_lm.models.llama import Model, ModelArgs
-stored, about = mx.load(path, format="gguf", return_metadata=True)
-of = lambda name: about[f"llama.{name}"].item()
-tied = "output.weight" not in stored
-model = Model(ModelArgs.from_dict({
-    "model_type": "llama", "hidden_size": of("embedding_length"), "num_hidden_layers": of("block_count"),
-    "intermediate_size": of("feed_forward_length"), "num_attention_heads": of("attention.head_count"),
-    "num_key_value_heads": of("attention.head_count_kv"), "rms_norm_eps": of("attention.layer_norm_rms_epsilon"),
-    "vocab_size": stored["token_embd.weight"].shape[0], "rope_theta": of("rope.freq_base"), "rope_traditional": True,
-    "tie_word_embeddings": tied,
-}))
-names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
-weights = {}
-for name in [name for name in stored if name.endswith(".weight")]:
-    *layer, part, kind = name.split(".")
-    weight, base = stored.pop(name), name.removesuffix("weight")
-    if base + "scales" in stored:
-        scales, biases = (stored.pop(base + each).astype(mx.float32) for each in ("scales", "biases"))
-        weight = mx.dequantize(weight, scales, biases, 32, weight.shape[-1] // scales.shape[-1])
-    weight = weight.astype(mx.float32)
-    mx.eval(weight)
-    weights[f"model.layers.{layer[1]}.{names[part]}.{kind}" if layer else f"{names[part]}.{kind}"] = weight
-model.load_weights(list(weights.items()))
-weights.clear()
+from benchmarks.mlx_twin import GgufModel
+stored = GgufModel(path)
+model = Model(ModelArgs.from_dict(stored.config()))
+model.load_weights(list(stored.take_weights(mx.float32).items()))
 
 def turn(prompt):
     asked, came = mx.arange(prompt["tokens"]) % 1000 + 100, []
@@ -164,27 +146,53 @@ def busy_core() -> Iterator[None]:
 
 
 class Ours:
-    """Runtime with one slot, and so one worker for the model."""
+    """Runtime with one slot, and so one worker for the model. `model` is None for the default."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, model: str | None = None) -> None:
         self._runtime = runtime
+        self._model = model
         self.load = 0.0
 
-    async def turn(self, prompt: str) -> tuple[Turn, int]:
-        """Measure one task; return also the number of tokens of its prompt."""
-        before = _cpu_of_children()
-        request = TaskRequest(operation="generate", parameters={"prompt": prompt, "max_tokens": TOKENS})
+    async def answer(self, **parameters: Any) -> dict[str, Any]:
+        """Return the output of one task."""
+        request = TaskRequest(operation="generate", parameters={"model": self._model, **parameters})
         task = await self._runtime.tasks.wait((await self._runtime.submit(request, Caller())).task_id)
         assert task.result is not None, task.failure
-        output = task.result.output
+        return task.result.output
+
+    async def turn(self, prompt: str, tokens: int = TOKENS) -> tuple[Turn, int]:
+        """Measure one task; return also the number of tokens of its prompt."""
+        before = _cpu_of_children()
+        output = await self.answer(prompt=prompt, max_tokens=tokens)
         self.load = output["load_time_s"] or self.load
         turn = Turn(output["prompt_tokens_per_second"], output["tokens_per_second"], _cpu_of_children() - before)
         return turn, output["prompt_tokens"]
 
+    async def beside_a_busy_core(self, rounds: int, tokens: int) -> tuple[list[float], list[float]]:
+        """Return tokens per second of answers beside a busy core and without one, which alternate."""
+        busy, quiet = [], []
+        for number in range(rounds):
+            quiet.append((await self.turn(_prompt(1000 + number), tokens))[0].written)
+            with busy_core():
+                busy.append((await self.turn(_prompt(2000 + number), tokens))[0].written)
+        return busy, quiet
+
+    async def talk(self, number: int) -> tuple[float, float, float]:
+        """Return the seconds to the first token in the last turn of a conversation, those without a cache, and the share in the cache."""
+        messages: list[dict[str, str]] = []
+        output: dict[str, Any] = {}
+        for turn in range(TURNS_OF_TALK):
+            messages.append({"role": "user", "content": f"Talk {number}, question {turn}. {TEXT}What follows from that?"})
+            output = await self.answer(messages=messages, max_tokens=TOKENS_OF_TURN)
+            messages.append({"role": "assistant", "content": output["text"]})
+        first = {"role": "user", "content": f"Another {messages[0]['content']}"}
+        fresh = await self.answer(messages=[first, *messages[1:-1]], max_tokens=TOKENS_OF_TURN)
+        return output["time_to_first_token_s"], fresh["time_to_first_token_s"], output["cached_tokens"] / output["prompt_tokens"]
+
     async def cancel(self, prompt: str) -> float:
         """Return the milliseconds to cancel a task that generates; the model stays loaded."""
-        request = TaskRequest(operation="generate", parameters={"prompt": prompt, "max_tokens": 4000, "temperature": 1.0})
-        task_id = (await self._runtime.submit(request, Caller())).task_id
+        parameters = {"model": self._model, "prompt": prompt, "max_tokens": 4000, "temperature": 1.0}
+        task_id = (await self._runtime.submit(TaskRequest(operation="generate", parameters=parameters), Caller())).task_id
         async for _ in self._runtime.tasks.tokens(task_id):
             break
         before = time.perf_counter()
@@ -214,24 +222,28 @@ def _prompt(number: int) -> str:
     return f"Case {number}. {TEXT}"
 
 
-async def _measure(ours: Ours, path: str, what: str) -> list[Row]:
-    """Return the rows of the runtime and its peers, which alternate."""
-    threads = str(max(1, (os.cpu_count() or 1) - 1))
+async def _gguf(ours: Ours, path: str, what: str) -> list[Row]:
+    """Return the rows of the GGUF file and its peers, which alternate."""
+    cores = os.cpu_count() or 1
+    threads = str(max(1, cores - 1))
     await ours.turn("Load it.")
     found: list[tuple[Turn, Turn, Turn]] = []
-    quiet, busy = [], []
     with peer(FLOAT32, path, str(TOKENS)) as loop, peer(LLAMA_CPP, path, str(TOKENS), threads) as alone:
         for number in range(ROUNDS):
             mine, tokens = await ours.turn(_prompt(number))
             prompt = {"text": _prompt(number), "tokens": tokens}
             found.append((mine, await asyncio.to_thread(loop.turn, prompt), await asyncio.to_thread(alone.turn, prompt)))
         loads, sizes = (ours.load, loop.load), (ours.megabytes(), loop.megabytes())
-    for number in range(ROUNDS, 2 * ROUNDS):
-        quiet.append((await ours.turn(_prompt(2 * number)))[0].written)
-        with busy_core():
-            busy.append((await ours.turn(_prompt(2 * number + 1)))[0].written)
+    crowded = []
+    with peer(LLAMA_CPP, path, str(TOKENS), str(cores)) as spread, busy_core():
+        for number in range(ROUNDS, 2 * ROUNDS):
+            mine, tokens = await ours.turn(_prompt(number))
+            theirs = await asyncio.to_thread(spread.turn, {"text": _prompt(number), "tokens": tokens})
+            crowded.append((mine.written, theirs.written))
+    shared = await _both(ours, what, ROUNDS, TOKENS)
     cancels = [await ours.cancel(_prompt(-number)) for number in range(1, ROUNDS + 1)]
     first, second, third = zip(*found, strict=True)
+    beside = median([mine for mine, _ in crowded]), median([theirs for _, theirs in crowded])
 
     def compared(field: str, peers: tuple[Turn, ...]) -> tuple[float, float]:
         return median([getattr(turn, field) for turn in first]), median([getattr(turn, field) for turn in peers])
@@ -243,9 +255,31 @@ async def _measure(ours: Ours, path: str, what: str) -> list[Row]:
         at_most(f"{what}: memory, compared with a float32 loop of mlx-lm", *sizes, 0.65, "MB"),
         at_most(f"{what}: load, compared with a float32 loop of mlx-lm", *loads, 0.4, "s"),
         at_least(f"{what}: answer, compared with llama.cpp alone", *compared("written", third), 0.75, "tokens/s"),
-        at_least(f"{what}: answer beside a busy core, compared with an idle machine", median(busy), median(quiet), 0.6, "tokens/s"),
+        *shared,
+        at_least(f"{what}: answer beside a busy core, compared with a thread for each core", *beside, 1.0, "tokens/s"),
         within(f"{what}: cancel while it generates, with the model left in memory", median(cancels), 100, "ms"),
     ]
+
+
+async def _both(ours: Ours, what: str, rounds: int, tokens: int) -> list[Row]:
+    """Return the rows that each engine has: beside a busy core, and turns of a conversation."""
+    busy, quiet = await ours.beside_a_busy_core(rounds, tokens)
+    talks = [await ours.talk(number) for number in range(TALKS)]
+    reused, fresh, shares = (median(values) for values in zip(*talks, strict=True))
+    return [
+        at_least(f"{what}: answer beside a busy core, compared with an idle machine", median(busy), median(quiet), 0.6, "tokens/s"),
+        at_most(f"{what}: first token in turn {TURNS_OF_TALK} of a conversation, compared with no cache", reused, fresh, 0.4, "s"),
+        at_least(f"{what}: tokens of that turn's prompt from the cache", 100 * shares, 100, 0.8, "%"),
+    ]
+
+
+async def _mlx(runtime: Runtime, path: str, folder: Path) -> list[Row]:
+    """Return the rows of the same model as an MLX folder."""
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-m", "benchmarks.mlx_twin", path, str(folder)], check=True)
+    await runtime.unload()
+    ours = Ours(runtime, str(folder))
+    await ours.turn("Load it.", 2)
+    return await _both(ours, "as an MLX folder in float32", MLX_ROUNDS, MLX_TOKENS)
 
 
 async def _compare(folder: Path, models: Path) -> list[Row]:
@@ -256,12 +290,13 @@ async def _compare(folder: Path, models: Path) -> list[Row]:
             source = runtime.catalog.resolve(None, Caller())
         except OpenRuntimeError as problem:
             raise Missing(problem) from None
-        return await _measure(Ours(runtime), source.path, source.name)
+        return [*await _gguf(Ours(runtime), source.path, source.name), *await _mlx(runtime, source.path, folder / "mlx")]
     finally:
         await runtime.stop()
 
 
 def rows() -> list[Row]:
-    """Measure the default model of this user, fetched by `jupyter openruntime pull`."""
+    """Measure the default model, fetched by `jupyter openruntime pull` for this user, or by `make test`."""
+    models = os.environ.get("OPENRUNTIME_TEST_MODELS")
     with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(_compare(Path(folder), Settings().models))
+        return asyncio.run(_compare(Path(folder), Path(models) if models else Settings().models))

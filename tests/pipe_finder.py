@@ -76,7 +76,7 @@ class PipeFinder:
         self.found: Callable[[Way], None] = lambda way: None
         self.gone: Callable[[str, str], None] = lambda name, reason: None
         self.in_use: dict[str, bool] = {}
-        """Whether the runtime uses each host now."""
+        """True for each host that the runtime uses now."""
         self.demanded = 0
         """Number of pending tasks that was reported last."""
         self._ways = ways

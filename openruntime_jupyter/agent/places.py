@@ -17,6 +17,9 @@ class JobPlaces:
     def __init__(self, folder: Path, shares_files: bool) -> None:
         self._folder = folder
         self._shares_files = shares_files
+        self._number = 0
+        self._empty: list[str] = []
+        """Folders of ended jobs that left nothing. To delete and make them again would take longer than an empty job."""
 
     def adapt(self, job: Job) -> Job:
         """Return the job with the caller's interpreter and folder where this host has both, else with its own. Raises `OSError`."""
@@ -26,12 +29,26 @@ class JobPlaces:
         if self._shares_files and (environment.directory is None or Path(environment.directory).is_dir()):
             same = job.interpreter is None or os.access(job.interpreter, os.X_OK)
             return job if same else dataclasses.replace(job, interpreter=None)
-        folder = self._folder / (job.session.id if job.session is not None else job.task_id)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if job.session is not None:
+            folder = str(self._folder / job.session.id)
+        elif self._empty:
+            folder = self._empty.pop()
+        else:
+            self._number += 1
+            folder = str(self._folder / str(self._number))
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         environment = dataclasses.replace(environment, directory=None, path=None)
-        return dataclasses.replace(job, interpreter=None, environment=environment, folder=str(folder))
+        return dataclasses.replace(job, interpreter=None, environment=environment, folder=folder)
 
     async def leave(self, job: Job) -> None:
-        """Remove the private folder of an adapted job that has ended. Those of sessions stay until the runtime leaves."""
-        if job.folder is not None and job.session is None:
+        """Remove what an adapted job has left in its private folder. Folders of sessions stay until the runtime leaves."""
+        if job.folder is None or job.session is not None:
+            return
+        try:
+            left = bool(os.listdir(job.folder))
+        except OSError:  # the job removed it, or its permissions
+            left = True
+        if not left:
+            self._empty.append(job.folder)
+        else:
             await asyncio.to_thread(shutil.rmtree, job.folder, ignore_errors=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed, Progressed, Started, Waiting
-from openruntime_jupyter.runtime.tasks.entry import OutputBuffer
+from openruntime_jupyter.runtime.tasks.entry import TAIL_CHARACTERS, OutputBuffer
 from openruntime_jupyter.schemas.tasks import Progress
 
 INTERVAL = 0.1
@@ -16,7 +16,10 @@ INTERVAL = 0.1
 
 
 class Relay:
-    """Observer of one job, whose messages carry `number`. The first output after a pause is sent at once."""
+    """Observer of one job, whose messages carry `number`. The first output after a pause is sent at once.
+
+    After `max_output` characters only the end of the text of each interval is sent, because the runtime keeps no more of it.
+    """
 
     def __init__(self, number: int, send: Callable[[Message], None], max_output: int) -> None:
         self._number = number
@@ -27,6 +30,8 @@ class Relay:
         self._progress: Progressed | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sent_at = 0.0
+        self._size = 0
+        """Characters of text since the last clear."""
 
     def started(self, worker: str) -> None:
         """Report the start on a worker."""
@@ -42,7 +47,7 @@ class Relay:
         self._progress = Progressed(self._number, checked.n, checked.total, checked.message)
         self._send_soon()
 
-    def printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
+    def printed(self, stream: Literal["stdout", "stderr"], text: str, omitted: int = 0) -> None:
         """Report text of the task."""
         last = self._texts[-1] if self._texts else None
         if isinstance(last, Printed) and last.stream == stream:
@@ -55,6 +60,8 @@ class Relay:
         """Report a display."""
         OutputBuffer(self._max_output).apply(item)
         self.flush()
+        if item["output_type"] == "clear_output":
+            self._size = 0
         self._send(Displayed(self._number, item))
 
     def generated(self, text: str) -> None:
@@ -82,7 +89,32 @@ class Relay:
         self._sent_at = time.monotonic()
         texts, self._texts = self._texts, []
         progress, self._progress = self._progress, None
-        for text in texts:
+        for text in self._within_limit(texts):
             self._send(text)
         if progress is not None:
             self._send(progress)
+
+    def _within_limit(self, texts: list[Printed | Generated]) -> list[Printed | Generated]:
+        """Return the texts without what the runtime would only count: from `start` to `end` of their characters."""
+        size = sum(len(each.text) for each in texts)
+        start, end = max(0, self._max_output - self._size), size - TAIL_CHARACTERS
+        self._size += size
+        if start >= end:
+            return texts
+        kept: list[Printed | Generated] = []
+        at = omitted = 0
+        for each in texts:
+            first, last = max(start, at) - at, min(end, at + len(each.text)) - at
+            at += len(each.text)
+            if isinstance(each, Generated) or first >= last:
+                kept.append(each)
+                continue
+            if first > 0:
+                kept.append(Printed(self._number, each.stream, each.text[:first]))
+            omitted += last - first
+            if last < len(each.text):
+                kept.append(Printed(self._number, each.stream, each.text[last:], omitted))
+                omitted = 0
+        if omitted:
+            kept.append(Printed(self._number, "stdout", "", omitted))
+        return kept

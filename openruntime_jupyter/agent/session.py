@@ -59,7 +59,7 @@ from openruntime_jupyter.engines.protocol import (
     Stopped,
     StopReason,
 )
-from openruntime_jupyter.errors import ArrayNotFound, EngineError, InvalidRequest, ModelNotFound, NoBackend
+from openruntime_jupyter.errors import ArrayNotFound, EngineError, ModelNotFound, NoBackend, StorageUnavailable
 from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.settings import Settings
@@ -139,7 +139,8 @@ class _Running:
     relay: Relay
     copies: dict[str, int]
     parameters: int | None
-    task: asyncio.Task[None] | None = None
+    waiting: asyncio.Task[Any] | None = None
+    """Set while it waits for its parameters or the device."""
     begun: bool = False
     """True once the engine has the job."""
     stop_reason: StopReason | None = None
@@ -262,8 +263,8 @@ class Session:
         guard = [self._guard.stop()] if self._guard is not None else []
         await asyncio.gather(self._engine.stop(END_SHARE * self._settings.silence), *guard)
         for run in self._runs.values():
-            if not run.begun and run.task is not None:
-                run.task.cancel()
+            if run.waiting is not None:
+                run.waiting.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
         for task in self._tasks:
@@ -298,13 +299,16 @@ class Session:
     async def _report_state(self) -> None:
         while True:
             self._changed.clear()
-            if self._state is not None:
-                self._send(self._state.read(self._engine, {number: run.job.task_id for number, run in self._runs.items()}))
+            self._send_state()
             await asyncio.sleep(CHANGED_SECONDS)
             try:
                 await asyncio.wait_for(self._changed.wait(), STATE_SECONDS - CHANGED_SECONDS)
             except asyncio.TimeoutError:
                 continue
+
+    def _send_state(self) -> None:
+        if self._state is not None:
+            self._send(self._state.read(self._engine, {number: run.job.task_id for number, run in self._runs.items()}))
 
     async def _report_models(self) -> None:
         reported: list[ModelSource] = []
@@ -329,7 +333,7 @@ class Session:
             relay = Relay(message.number, self._send, self._settings.max_output_bytes)
             run = _Running(message.job, relay, message.copies, message.parameters)
             self._runs[message.number] = run
-            run.task = self._keep(self._run(message.number, run))
+            self._keep(self._run(message.number, run))
         elif isinstance(message, Halt):
             self._halt(message.number, message.reason)
         elif isinstance(message, Ping):
@@ -363,8 +367,8 @@ class Session:
         run.stop_reason = run.stop_reason or reason
         if run.begun:
             self._engine.halt(run.job.task_id, reason)
-        elif run.task is not None:
-            run.task.cancel()
+        elif run.waiting is not None:
+            run.waiting.cancel()
 
     async def _run(self, number: int, run: _Running) -> None:
         try:
@@ -377,30 +381,35 @@ class Session:
         finally:
             del self._runs[number]
         run.relay.flush()
+        if run.job.model is not None or run.job.session is not None:  # what they keep is known once the task has ended
+            self._send_state()
         self._send(Ended(number, outcome))
         self._changed.set()
+        await self._places.leave(run.job)
 
     async def _outcome(self, run: _Running) -> Outcome:
         job = run.job
         device = self._devices.get(job.lane)
         if device is None:
             return _fault(f"This host has no device {job.lane}")
+        if run.stop_reason is not None:  # a halt that came with the job
+            return Stopped(run.stop_reason, Stage.QUEUE, Measurements())
+        run.waiting = asyncio.current_task()
         try:
             job = self.arrays.prepare(job, run.copies)
             if run.parameters is not None:
                 job.parameters = await self.arrays.parameters(run.parameters)
-            job = self._places.adapt(self._with_model(job))
-            async with self._turns.take(device, job.task_id, run.relay.waiting):
-                run.begun = True
+            run.job = job = self._places.adapt(self._with_model(job))
+            async with self._turns.take(device, job, run.relay.waiting):
+                run.waiting, run.begun = None, True
                 self._changed.set()
                 outcome = await self._engine.run(job, run.relay)
             return await self.arrays.finish(job, outcome)
-        except (ArrayNotFound, InvalidRequest, ModelNotFound, OSError) as problem:
+        except (ArrayNotFound, ModelNotFound, OSError, StorageUnavailable) as problem:
             failure = Failure(kind=FailureKind.NOT_STARTED, message=str(problem), type=type(problem).__name__)
             return Died(failure, retry=False, no_worker=True)
         finally:
             self.arrays.release(job.task_id)
-            await self._places.leave(job)
 
     def _stored(self, model: ModelSource) -> ModelSource | None:
         """Return the model of this host that is a copy of the runtime's, or None."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from openruntime_jupyter.ai.keys import HOW, is_reference, variable
 from openruntime_jupyter.errors import InvalidRequest
@@ -68,7 +68,9 @@ class Profile(BaseModel):
 
     name: str
     base_url: Annotated[str, AfterValidator(_base_url)] = Field(OPENAI, description="Parent URL of /chat/completions.")
-    model: str | None = Field(None, description="Default model of prompts.", min_length=1, max_length=500)
+    model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)] | None = Field(
+        None, description="Default model of prompts."
+    )
     api_key: KeyReference | None = Field(None, description="`env:NAME` or `keyring:SERVICE/USER`; null: no key.", repr=False)
     timeout: float = Field(300.0, description="Read timeout in seconds.", gt=0, le=86_400)
     max_retries: int = Field(2, description="Number of retries of a request that failed or was rejected because of load.", ge=0, le=5)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from openruntime_jupyter.client.ai_response import Reply
+from openruntime_jupyter.client.ai_response import Reply, ToolRun
 from openruntime_jupyter.client.array_data import Arrays
 from openruntime_jupyter.client.base import BaseClient
 from openruntime_jupyter.client.code.futures import Completions
@@ -116,6 +116,11 @@ class AsyncPromptHandle(AsyncTaskHandle):
         self._prompt = handle
         self._one_at_a_time = asyncio.Lock()
 
+    @property
+    def calls(self) -> tuple[ToolRun, ...]:
+        """Return the calls of Python functions so far."""
+        return self._prompt.calls
+
     async def result(self, timeout: float | None = None) -> Any:
         """Wait for the task and return the response; see `PromptHandle.result`.
 
@@ -140,8 +145,9 @@ class AsyncPromptHandle(AsyncTaskHandle):
             return False
         async with self._one_at_a_time:
             if reply.task_id == self._prompt.id:  # else another coroutine has done it
-                runs = [await rounds.run_async(call, in_background) for call in reply.tool_calls]
-                self._prompt.follow(await in_background(rounds.submit, reply, runs))
+                if rounds.recorded != reply.task_id:
+                    rounds.record(reply, [await rounds.run_async(call, in_background) for call in reply.tool_calls])
+                self._prompt.follow(await in_background(rounds.submit))
         return True
 
     @property

@@ -320,17 +320,22 @@ class BaseClient:
             yield from page.tasks
 
     def cancel(self, task_id: str) -> Task:
-        """Cancel a task and return its final record."""
-        return self.backend.call(api.CANCEL_TASK, task_id)
+        """Cancel a task, given by id or a unique beginning of it, and return its final record."""
+        try:
+            return self.backend.call(api.CANCEL_TASK, task_id)
+        except TaskNotFound:
+            return self.backend.call(api.CANCEL_TASK, self.task(task_id).id)
 
     def again(self, task_id: str, **options: Any) -> TaskHandle:
-        """Submit the work of a task again. `options`, those of `with_options`, override the options of the task.
+        """Submit the work of a task again, given by id or a unique beginning of it.
+
+        `options`, those of `with_options`, override the options of the task.
 
         Raises `TaskNotFound` and the errors of a submission: `InvalidRequest` if arrays of the task have been deleted.
         """
         given = replace(Options(), **options).request()
         changes = {name: given[name] for name in map(_field, options) if name in given}
-        return self._handle(again(self.backend, task_id, self.origin, changes))
+        return self._handle(again(self.backend, self.task(task_id).id, self.origin, changes))
 
     def sessions(self) -> list[Session]:
         """Return all sessions of the runtime, most recently used first."""

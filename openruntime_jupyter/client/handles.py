@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from openruntime_jupyter.client.ai_response import Reply
+from openruntime_jupyter.client.ai_response import Reply, ToolRun
 from openruntime_jupyter.client.array_data import download
 from openruntime_jupyter.client.interruption import interruptible
 from openruntime_jupyter.client.notebook_file import notebook
@@ -352,11 +352,15 @@ class PromptHandle(TaskHandle):
             if not self._continue(reply):
                 return self.finished(reply)
 
+    @property
+    def calls(self) -> tuple[ToolRun, ...]:
+        """Return the calls of Python functions so far."""
+        return () if self.rounds is None else tuple(self.rounds.runs)
+
     def finished(self, reply: Reply) -> Reply:
         """Return the reply of the last round with its object and the calls of all rounds."""
-        calls = () if self.rounds is None else tuple(self.rounds.runs)
         value = None if self.schema is None or reply.tool_calls else self.schema.read(reply.text, reply.finish_reason)
-        return replace(reply, calls=calls, value=value)
+        return replace(reply, calls=self.calls, value=value)
 
     def round(self) -> TaskHandle:
         """Return the handle of the newest round's task, whose result is its output."""
@@ -372,7 +376,9 @@ class PromptHandle(TaskHandle):
             return False
         with self._one_at_a_time:
             if reply.task_id == self.id:  # else another thread has done it
-                self.follow(self.rounds.submit(reply, [self.rounds.run(call) for call in reply.tool_calls]))
+                if self.rounds.recorded != reply.task_id:
+                    self.rounds.record(reply, [self.rounds.run(call) for call in reply.tool_calls])
+                self.follow(self.rounds.submit())
         return True
 
     def pieces(self, since: int = 0) -> Iterator[tuple[int, str]]:

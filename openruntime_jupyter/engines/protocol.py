@@ -224,8 +224,8 @@ class Observer(Protocol):
     def progressed(self, progress: dict[str, Any]) -> None:
         """Handle a progress report of the task."""
 
-    def printed(self, stream: Literal["stdout", "stderr"], text: str) -> None:
-        """Handle text that the task wrote to `stdout` or `stderr`."""
+    def printed(self, stream: Literal["stdout", "stderr"], text: str, omitted: int = 0) -> None:
+        """Handle text that the task wrote to `stdout` or `stderr`. A host left out `omitted` characters before it."""
 
     def displayed(self, item: dict[str, Any]) -> None:
         """Handle a MIME bundle that the task displayed, an update of one, or the deletion of earlier output."""

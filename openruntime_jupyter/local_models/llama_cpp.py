@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openruntime_jupyter.errors import EngineError, InvalidRequest, MemoryRefused
+from openruntime_jupyter.errors import ContextExceeded, EngineError, InvalidRequest, MemoryRefused
 from openruntime_jupyter.local_models.folder import NotAModel
 from openruntime_jupyter.local_models.gguf import cache_bytes, context_for, memory_for, read_header
 from openruntime_jupyter.local_models.json_grammar import grammar_of
@@ -128,7 +128,7 @@ class LlamaCppModel:
         timing: Timing,
         context: TaskContext,
     ) -> dict[str, Any]:
-        response, calls = ResponseText(context.token, templated), ToolCalls()
+        response, calls = ResponseText(context.token if options.streamed else None, templated), ToolCalls()
         logprobs: list[dict[str, Any]] = []
         reason: str | None = None
         usage: dict[str, Any] = {}
@@ -174,8 +174,7 @@ class LlamaCppModel:
         """Load the model again with a context for `prompt` tokens and the response."""
         most = self._source.context_length
         if most is not None and prompt >= most:
-            problem = f"has {prompt:,} tokens, but {self.name} has a context of {most:,} including the response: shorten it"
-            raise InvalidRequest.of("parameters.prompt", problem)
+            raise ContextExceeded.because(prompt, self.name, most)
         wanted = context_for(self._source, prompt + max_tokens)
         more = memory_for(self._source, wanted) - memory_for(self._source, self._context)
         self._require_memory(more, wanted, context)
@@ -184,9 +183,14 @@ class LlamaCppModel:
         self._server, self._context = None, wanted
         self._server = self._load(context)
 
+    @property
+    def _has_own_memory(self) -> bool:
+        """Return whether the model is in the memory of a GPU that is not the machine's."""
+        return self._on_gpu and sys.platform != "darwin"
+
     def _require_memory(self, needed: int, tokens: int, context: TaskContext) -> None:
         what = f"Model {self.name} with a context of {tokens:,} tokens"
-        if self._on_gpu and sys.platform != "darwin":
+        if self._has_own_memory:
             context.require_memory(needed, what)
         elif needed > (free := self._memory.read().available):
             raise MemoryRefused.because(needed, free, what)
@@ -197,7 +201,7 @@ class LlamaCppModel:
     def _room_for_caches(self) -> int:
         """Return the bytes for key-value caches of earlier prompts: those of one context, or 0 if that is over half of the free memory."""
         wanted = cache_bytes(self._source, self._context)
-        free = self._memory.read().available - (0 if self._on_gpu else memory_for(self._source, self._context))
+        free = self._memory.read().available - (0 if self._has_own_memory else memory_for(self._source, self._context))
         return wanted if 2 * wanted <= free else 0
 
 

@@ -62,7 +62,7 @@ class GrammarConstraint:
         self._seen = len(tokens)
         self._fill(self._matcher, self._mask)
         if self._matcher.is_error():
-            raise EngineError(f"llguidance could not apply the JSON schema: {self._matcher.get_error().partition('<state>')[0].strip()}")
+            raise EngineError(f"llguidance could not restrict the response: {self._matcher.get_error().partition('<state>')[0].strip()}")
         size = logits.shape[-1]
         permitted = np.unpackbits(self._mask.view(np.uint8), bitorder="little")[:size].astype(bool)
         return mx.where(mx.array(np.pad(permitted, (0, size - len(permitted))))[None], logits, -mx.inf)

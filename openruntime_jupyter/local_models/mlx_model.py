@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
-from openruntime_jupyter.local_models.json_grammar import grammar_of, import_llguidance
+from openruntime_jupyter.errors import ContextExceeded, InvalidRequest, MemoryRefused
+from openruntime_jupyter.local_models.json_grammar import grammar_of, grammar_of_calls, import_llguidance
 from openruntime_jupyter.local_models.language_model import Timing, require_reasoning_effort, require_tools, template_arguments
 from openruntime_jupyter.local_models.mlx_logits import GrammarConstraint, LogprobRecorder, Processor, penalties
 from openruntime_jupyter.local_models.mlx_prompt_cache import PromptCaches
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 CACHE_KEPT = 256 << 20
 """Maximum bytes of freed buffers that MLX keeps while a prompt is processed."""
+WITH_JSON = "json_tools"
+"""Parser of mlx-lm for calls that are JSON objects between markers."""
 LONGEST_TAG = 32
 """Tokens at the end of a prompt in which a tag of reasoning is looked for."""
 
@@ -92,9 +94,8 @@ class MlxModel:
         fault.
         """
         room = max_tokens if self._context_length is None else min(max_tokens, self._context_length - prompt)
-        if room < 1:
-            problem = f"has {prompt:,} tokens, but {self.name} has a context of {self._context_length:,} including the response: shorten it"
-            raise InvalidRequest.of("parameters.prompt", problem)
+        if self._context_length is not None and room < 1:
+            raise ContextExceeded.because(prompt, self.name, self._context_length)
         if self._token_bytes:
             total = prompt + room
             needed = total * self._token_bytes
@@ -123,8 +124,8 @@ class MlxModel:
     ) -> dict[str, Any]:
         """Generate the response; see `LanguageModel.answer`."""
         require_tools(options, self.name, self.tokenizer.has_tool_calling and "tools" in self._template)
-        if options.call_required:
-            problem = "mlx-lm can't require a call: use 'auto', or a GGUF model"
+        if options.call_required and self.tokenizer.init_kwargs.get("tool_parser_type") != WITH_JSON:
+            problem = f"mlx-lm can't require calls in the form of {self.name}: use 'auto', or a GGUF model"
             raise InvalidRequest.of("parameters.tool_choice", problem)
         require_reasoning_effort(options, self.name, self._template)
         arguments = template_arguments(options) | ({"tools": list(options.tools)} if options.tools else {})
@@ -139,7 +140,7 @@ class MlxModel:
         room = self.require_room(len(tokens), options.max_tokens, context)
         mx.random.seed(secrets.randbits(63) if options.seed is None else options.seed)
         stops = StopFilter(options.stop)
-        response_text = ResponseText(context.token, templated, self._opened_tag(tokens))
+        response_text = ResponseText(context.token if options.streamed else None, templated, self._opened_tag(tokens))
         calls = self._call_filter(response_text, options)
         pass_on = calls.add if calls is not None else response_text.add
         recorder = None if options.logprobs is None else LogprobRecorder(self.tokenizer, options.logprobs)
@@ -251,6 +252,10 @@ class MlxModel:
         llguidance = import_llguidance()
         return llguidance.LLTokenizer(self.tokenizer.backend_tokenizer.to_str(), eos_token=max(self.tokenizer.eos_token_ids))
 
+    def _marker(self, text: str) -> str:
+        """Return a marker of tool calls in the syntax of a grammar, where special tokens are not texts."""
+        return text if text in self.tokenizer.all_special_tokens else json.dumps(text)
+
     def _sampling(self, tokens: list[int], options: GenerationOptions, recorder: LogprobRecorder | None) -> dict[str, Any]:
         from mlx_lm.sample_utils import make_sampler
 
@@ -262,6 +267,9 @@ class MlxModel:
         processors += penalties(options, tokens[:-1])
         if options.schema is not None:
             processors.append(GrammarConstraint(self._grammar_tokenizer, grammar_of(options.schema, self._template)))
+        if options.call_required:
+            start, end = (self._marker(text) for text in (self.tokenizer.tool_call_start, self.tokenizer.tool_call_end))
+            processors.append(GrammarConstraint(self._grammar_tokenizer, grammar_of_calls(options.tools, start, end, self._template)))
         return {**chosen, "logits_processors": processors} if processors else chosen
 
 

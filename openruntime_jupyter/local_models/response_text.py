@@ -9,15 +9,16 @@ from openruntime_jupyter.local_models.reasoning import ReasoningSplitter
 
 
 class ResponseText:
-    """Text that a model writes in pieces. `on_text` gets each piece of the response as soon as it is final.
+    """Text that a model writes in pieces.
 
     Parameters
     ----------
+    on_text : gets each piece of the response as soon as it is final
     templated : whether the prompt had a chat template. The text after a plain prompt is not split.
     opened : tag of reasoning with which the prompt ended
     """
 
-    def __init__(self, on_text: Callable[[str], None], templated: bool, opened: str | None = None) -> None:
+    def __init__(self, on_text: Callable[[str], None] | None, templated: bool, opened: str | None = None) -> None:
         self._on_text = on_text
         self._pieces: list[str] = []
         self._reasoning: list[str] = []
@@ -63,4 +64,5 @@ class ResponseText:
     def _pass(self, piece: str) -> None:
         if piece:
             self._pieces.append(piece)
-            self._on_text(piece)
+            if self._on_text is not None:
+                self._on_text(piece)

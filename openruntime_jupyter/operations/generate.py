@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from openruntime_jupyter.errors import EngineError
 from openruntime_jupyter.local_models.gguf import context_for, memory_for
+from openruntime_jupyter.local_models.language_model import LanguageModel
 from openruntime_jupyter.operations.base import ModelParameters, Operation
 from openruntime_jupyter.operations.context import TaskContext
 from openruntime_jupyter.operations.json_schema import mismatch
@@ -64,8 +66,6 @@ class Params(CheckedResponseOptions, ModelParameters):
         for name in ("tools", "reasoning_effort"):
             if self.prompt is not None and getattr(self, name) is not None:
                 raise wrong(f"{name} requires messages: a plain prompt has no chat template")
-        if self.tools is not None and self.response_format is not None and self.response_format.type != "text":
-            raise wrong("local models can't use tools and response_format in one response: set response_format after the last tool call")
         return self
 
     @property
@@ -130,13 +130,26 @@ def run(params: Params, context: TaskContext) -> dict[str, Any]:
     resident = bool(context.resident)
     model = context.language_model()
     load_time = None if resident else time.perf_counter() - started
+    answer = _answer(model, params, context)
+    return Answer(model_used=model.name, provider=LOCAL, load_time_s=load_time, **answer).model_dump()
+
+
+def _answer(model: LanguageModel, params: Params, context: TaskContext) -> dict[str, Any]:
+    """Return the response of the model. Raises `EngineError` for one that does not fit its JSON schema."""
     options = params.options
+    if options.tools and options.schema is not None:
+        # Engines can't restrict a text to JSON if it may be a call. A model that calls no tool answers again, without the tools.
+        called = model.answer(None, params.conversation, replace(options, schema=None, streamed=False), context)
+        if called["tool_calls"] is not None:
+            context.token(called["text"])
+            return called
+        options = replace(options, tools=(), call_required=False)
     answer = model.answer(params.prompt, params.conversation, options, context)
     if options.schema is not None and answer["finish_reason"] == "stop" and not options.stop:
         problem = mismatch(answer["text"], options.schema)
         if problem is not None:
             raise EngineError(f"{model.name} ignored response_format: the text {problem}")
-    return Answer(model_used=model.name, provider=LOCAL, load_time_s=load_time, **answer).model_dump()
+    return answer
 
 
 operation = Operation(

@@ -73,7 +73,7 @@ class GenerationOptions:
 
     The keys of `sampling` are temp, top_p, top_k and min_p. `schema` is a JSON schema that the text must fit. `tools` are functions in
     OpenAI's form that the model may call, or must call if `call_required`. `logprobs` is the number of most likely tokens to return with
-    the log-probability of each token.
+    the log-probability of each token. Without `streamed` the text is only part of the response.
     """
 
     max_tokens: int
@@ -87,4 +87,5 @@ class GenerationOptions:
     schema: dict[str, Any] | None = None
     tools: tuple[dict[str, Any], ...] = ()
     call_required: bool = False
+    streamed: bool = True
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None

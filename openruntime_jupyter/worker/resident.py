@@ -14,20 +14,23 @@ class Resident:
     On Linux it keeps a descriptor, because opening the file takes ten times longer than reading it.
     """
 
+    FILE = "/proc/self/statm"
     PAGE = os.sysconf("SC_PAGE_SIZE")
 
     def __init__(self) -> None:
         try:
-            self._statm: int | None = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            self._statm: int | None = os.open(self.FILE, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # only Linux has this file
             self._statm = None
 
     def bytes(self) -> int:
-        """Return the current bytes, or the peak if only that can be read cheaply."""
+        """Return the present bytes. The peak of the process would include earlier tasks."""
         if self._statm is not None:
             with contextlib.suppress(OSError, IndexError, ValueError):  # a task may have closed it
                 return int(os.pread(self._statm, 200, 0).split()[1]) * self.PAGE
-        return own_peak()
+        import psutil  # late, because workers on Linux do not need it
+
+        return int(psutil.Process().memory_info().rss)
 
 
 def own_peak() -> int:

@@ -61,6 +61,7 @@ def test_base_url_is_normalized() -> None:
         "https://x.test/v1/chat/completions/\n",
     ):
         assert profile_of("p", {"base_url": given}).base_url == "https://x.test/v1"
+    assert profile_of("p", {"model": " m\n"}).model == "m"
     azure = profile_of("p", {"base_url": "https://x.test/openai/deployments/m/chat/completions?api-version=2024-10-21"})
     assert azure.base_url == "https://x.test/openai/deployments/m?api-version=2024-10-21"
     assert azure.query == {"api-version": "2024-10-21"}

@@ -12,7 +12,9 @@ from playwright.async_api import Page, expect
 
 from tests.browser.chromium import new_page, run
 from tests.browser.test_dashboard import OVERFLOW, settled
+from tests.gguf_twin import write_twin
 from tests.support import JUPYTER, STANDALONE, Server, running_server
+from tests.tiny_model import make_tiny_model
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -42,13 +44,25 @@ def test_page_shows_tasks_and_cancels_them(command: tuple[str, ...], tmp_path: P
             await expect(row).to_contain_text("cancelled", timeout=60_000)
             assert server.finished(task["task_id"])["status"] == "cancelled"
             if command == STANDALONE:
+                await shows_loaded_model(page, server)
                 await shows_time_of_old_data(page, server)
                 errors[:] = [error for error in errors if not CONNECTION.search(error)]
         assert errors == []
 
     base = "/" if command == STANDALONE else "/user/ann/"
-    with running_server(tmp_path, command, base_url=base) as server:
+    (tmp_path / "models").mkdir()
+    write_twin(make_tiny_model(tmp_path / "tiny"), tmp_path / "models" / "tiny.Q8_0.gguf", "Q8_0")
+    config = {"OpenRuntimeApp": {"models_dir": str(tmp_path / "models")}}
+    with running_server(tmp_path, command, base_url=base, config=config) as server:
         run(story(server))
+
+
+async def shows_loaded_model(page: Page, server: Server) -> None:
+    """Check that a model in memory has its engine, type and speed."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Who waits?"}], "max_tokens": 8}
+    server.request("POST", "/v1/chat/completions", json=body).raise_for_status()
+    model = re.compile(r"tiny.*llama\.cpp · Q8_0 · [\d.]+ tokens/s; idle · ", re.DOTALL)
+    await expect(page.locator(".or-models li")).to_contain_text(model, timeout=60_000)
 
 
 async def shows_time_of_old_data(page: Page, server: Server) -> None:

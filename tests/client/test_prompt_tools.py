@@ -17,8 +17,13 @@ from openruntime_jupyter.client.tools import LONGEST_RESULT, FunctionTool
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from tests.ai.provider_server import Connection, ProviderServer, Request, chunk, providing
+from tests.gguf_twin import write_twin
+from tests.scripted_model import TOOL_TEMPLATE, make_scripted_model
 from tests.server.ai_support import KEY, profile
 from tests.support import running_server
+
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
+"""Text that the local model writes."""
 
 
 class City(BaseModel):
@@ -59,9 +64,12 @@ def provider() -> Iterator[ProviderServer]:
 
 @pytest.fixture(scope="module")
 def client(provider: ProviderServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    folder = tmp_path_factory.mktemp("server")
+    folder, models = tmp_path_factory.mktemp("server"), tmp_path_factory.mktemp("models")
+    write_twin(make_scripted_model(folder / "scripted", CALL, TOOL_TEMPLATE), models / "caller.gguf")
+    config = profile(provider.url)
+    config["OpenRuntimeApp"]["models_dir"] = str(models)
     with (
-        running_server(folder, config=profile(provider.url), environment={"THE_KEY": KEY}) as server,
+        running_server(folder, config=config, environment={"THE_KEY": KEY}) as server,
         Client(HttpBackend(server.url, server.token)) as client,
     ):
         yield client
@@ -105,6 +113,14 @@ def test_functions_run_until_the_response(client: Client, provider: ProviderServ
     assert [(turn.prompt.partition(" ")[0], turn.answer) for turn in turns] == [("call", reply.text)]
 
 
+def test_local_model_calls_functions_and_keeps_schema(client: Client) -> None:
+    handle = client.ask("go", model="caller", tools=[weather], max_rounds=1, max_tokens=100)
+    with pytest.raises(OpenRuntimeError, match="called tools in 2 rounds"):  # this model always writes the same
+        handle.result(120)
+    assert [(run.arguments, run.failed) for run in handle.calls] == [({"city": "Ulm"}, False)] * 2
+    assert client.ask("go", model="caller", schema=bool, max_tokens=20).result(120) in (True, False)
+
+
 def test_errors_of_functions_are_sent_to_the_model(client: Client) -> None:
     prompt = 'call broken {}; weather {"days": 0}; weather {oops; other {}'
     reply = client.ask(prompt, tools=[weather, broken]).result(60)
@@ -119,9 +135,12 @@ def test_errors_of_functions_are_sent_to_the_model(client: Client) -> None:
 
 def test_rounds_are_limited(client: Client, provider: ProviderServer) -> None:
     before = len(provider.requests)
-    with pytest.raises(OpenRuntimeError, match="called tools in 3 rounds without a response: raise max_rounds"):
-        client.ask("loop where {}", tools=[where], max_rounds=2).result(60)
+    handle = client.ask("loop where {}", tools=[where], max_rounds=2)
+    for _ in range(2):  # functions are not run again
+        with pytest.raises(OpenRuntimeError, match="called tools in 3 rounds without a response: raise max_rounds"):
+            handle.result(60)
     assert len(provider.requests) == before + 3
+    assert len(handle.calls) == 3
 
 
 def test_text_of_all_rounds_is_streamed(client: Client) -> None:
@@ -146,6 +165,7 @@ async def test_asynchronous_functions_run_on_the_loop(client: Client) -> None:
     handle = await client.aio.ask("call on_loop {}; where {}; broken {}", tools=[on_loop, where, broken])
     reply = await handle.result(60)
     assert isinstance(reply, Reply)
+    assert reply.calls == handle.calls
     assert [call.failed for call in reply.calls] == [False, False, True]
     assert reply.calls[0].result == threading.current_thread().name != reply.calls[1].result
     streamed = await client.aio.ask("call on_loop {}", tools=[on_loop])

@@ -17,7 +17,8 @@ def test_a_task_is_done_again_with_its_options_but_for_the_given_ones(client: Cl
     assert second.result(timeout=60)["m"] == 8
     record = second.task
     assert (record.name, record.priority, record.timeout, record.operation) == ("mine", 2, 60, "matrix_multiply")
-    assert client.again(first.id, device="cpu").task.device_preference == "cpu"
+    assert client.cancel(first.id[:-1]).task_id == first.id
+    assert client.again(first.id[:-1], device="cpu").task.device_preference == "cpu"
 
 
 def test_calls_and_code_are_done_again_with_what_they_were_given(client: Client) -> None:

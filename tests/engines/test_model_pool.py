@@ -38,7 +38,7 @@ class Deaf:
     def generated(self, text: str) -> None:
         self.text += text
 
-    def printed(self, stream: str, text: str) -> None:
+    def printed(self, stream: str, text: str, omitted: int = 0) -> None:
         pass
 
     def displayed(self, item: dict[str, Any]) -> None:

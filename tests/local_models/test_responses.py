@@ -134,21 +134,46 @@ def test_results_of_tools_reach_the_model(answers: Ask, tmp_path: Path) -> None:
 
 
 def test_required_calls_and_unsupported_options_are_rejected_by_name(answers: Ask, tmp_path: Path) -> None:
-    mlx, gguf = in_both(tmp_path, TWO_CALLS)
+    _, gguf = in_both(tmp_path, TWO_CALLS)
+    other = make_scripted_model(tmp_path / "other", "no call", TOOL_TEMPLATE.replace("<tool_call>", "[TOOL_CALLS]"))
     plain = make_tiny_model(tmp_path / "plain")
     plain_gguf = write_twin(plain, tmp_path / "plain.gguf")
     required = {"tools": TOOLS, "tool_choice": "required"}
     found = answers(
         (gguf, required),
-        (mlx, required),
+        (other, required),
         (gguf, {"tools": TOOLS, "logprobs": True}),
         *((model, given) for model in (plain, plain_gguf) for given in ({"tools": TOOLS}, {"reasoning_effort": "low"})),
     )
     assert [call.function.name for call in found[0].tool_calls] == ["weather", "add"]
-    assert found[1] == "parameters.tool_choice: mlx-lm can't require a call: use 'auto', or a GGUF model"
+    assert found[1] == "parameters.tool_choice: mlx-lm can't require calls in the form of other: use 'auto', or a GGUF model"
     assert found[2].startswith("parameters.logprobs: llama.cpp can't combine them with tools")
     assert all("parameters.tools: plain can't call tools" in each for each in (found[3], found[5]))
     assert all("parameters.reasoning_effort: plain has no setting" in each for each in (found[4], found[6]))
+
+
+def test_json_is_written_where_no_tool_is_called(answers: Ask, tmp_path: Path) -> None:
+    calling, answering = in_both(tmp_path / "calls", TWO_CALLS), in_both(tmp_path / "answers", '{"n": 3}')
+    given = {"tools": TOOLS, "response_format": {"type": "json_object"}}
+    for called, written in zip(*(answers(*((model, given) for model in models)) for models in (calling, answering)), strict=True):
+        assert (called.text, len(called.tool_calls)) == ("I look.\n", 2)
+        assert (written.text, written.tool_calls) == ('{"n": 3}', None)
+
+
+def test_required_call_is_enforced_by_mlx(answers: Ask, tmp_path: Path) -> None:
+    silent = make_scripted_model(tmp_path / "silent", "no call", TOOL_TEMPLATE)
+    city = {"$defs": {"city": {"enum": ["Bern", "Zürich"]}}, "type": "object", "properties": {"city": {"$ref": "#/$defs/city"}}}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": {**city, "required": ["city"], "additionalProperties": False}}}
+        for name in ("weather", "population")
+    ]
+    chosen = {"type": "function", "function": {"name": "population"}}
+    for choice, names in (("required", {"weather", "population"}), (chosen, {"population"})):
+        (answer,) = answers((silent, {"tools": tools, "tool_choice": choice, "temperature": 1.0, "seed": 1, "logprobs": True}))
+        assert answer.finish_reason == "tool_calls"
+        for call in answer.tool_calls:
+            assert call.function.name in names
+            assert json.loads(call.function.arguments)["city"] in ("Bern", "Zürich")
 
 
 EARLIER = """{%- set content = message.content or '' %}

@@ -190,7 +190,7 @@ def test_error_of_call_says_its_message_once(server_kernel: Kernel, call: str) -
     function = "def divide(n):\n    return n / 0\n"
     cell = server_kernel.run(f"from openruntime_jupyter import connect\nclient = connect()\n{function}{call}")
     assert bare(cell).count("division by zero") == 1
-    assert "in divide\n    return n / 0" in bare(cell)
+    assert f"Cell In[{cell.error['execution_count']}], line 4, in divide\n    return n / 0" in bare(cell)
     assert "openruntime_jupyter/" not in bare(cell), "no internal frames"
 
 

@@ -41,7 +41,6 @@ def schema(value: Any) -> dict[str, Any]:
         ({"tool_choice": "auto"}, "", "requires tools"),
         ({"messages": None, "prompt": "hello", "tools": [tool("f")]}, "", "requires messages"),
         ({"messages": None, "prompt": "hello", "reasoning_effort": "none"}, "", "requires messages"),
-        ({"tools": [tool("f")], "response_format": {"type": "json_object"}}, "", "can't use tools and response_format"),
         ({"top_logprobs": 3}, "", "requires logprobs"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "require each other"),
         ({"response_format": schema({"type": "text"})}, "response_format", "type: 'text' is not one of"),

@@ -47,6 +47,7 @@ mx.eval(a)
         pytest.param(LONG_EVAL, {"terminate", "kill"}, id="one long mx.eval"),
     ],
 )
+@pytest.mark.every_engine
 async def test_cancel_reports_its_stage_and_frees_the_slot(runtime: Runtime, code: str, stages: set[str]) -> None:
     task_id = await busy(runtime, code)
     following = await submit(runtime, "call", pickled(lambda: 6 * 7))
@@ -70,6 +71,7 @@ async def test_cancelled_pending_task_never_runs(tmp_path: Path, runtime: Runtim
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.every_engine
 async def test_kill_ends_child_processes_of_the_task(runtime: Runtime) -> None:
     code = "import subprocess\nchild = subprocess.Popen(['sleep', '600'])\nprint('child', child.pid, flush=True)\n" + SWALLOWS
     task_id = await busy(runtime, code)
@@ -85,6 +87,7 @@ async def test_error_raised_on_interrupt_counts_as_cancelled(runtime: Runtime) -
     assert (task.status, task.cancel_stage) == ("cancelled", "interrupt")
 
 
+@pytest.mark.every_engine
 async def test_sigint_from_outside_does_not_end_task(runtime: Runtime) -> None:
     code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.05)\nx = 'unharmed'"
     task_id = await submit(runtime, "python", {"code": code, "outputs": ["x"]})
@@ -126,6 +129,7 @@ def _busy_for(seconds: float, answer: int) -> int:
     return answer
 
 
+@pytest.mark.every_engine
 async def test_cancel_while_large_parameters_are_written_keeps_worker(runtime: Runtime) -> None:
     await ended(runtime, await submit(runtime, "call"))
     for _ in range(4):

@@ -94,6 +94,7 @@ async def test_other_protocol_version_is_reported_with_command(tmp_path: Path, r
     assert "pip install openruntime-jupyter==" in (task.error or "")
 
 
+@pytest.mark.every_engine
 async def test_environment_of_worker_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENRUNTIME_TOKEN", "OPENAI_API_KEY", "JUPYTERHUB_API_TOKEN"):
         monkeypatch.setenv(name, "secret")
@@ -111,6 +112,7 @@ def _environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+@pytest.mark.every_engine
 async def test_unpicklable_and_missing_outputs_are_named(runtime: Runtime) -> None:
     code = "fine = 1\nlock = __import__('threading').Lock()"
     for outputs, problem in ((["fine", "lock"], "'lock'"), (["fine", "b"], "without setting 'b'")):

@@ -23,6 +23,7 @@ async def worker_pid(runtime: Runtime, task_id: str) -> int:
     return int((await printed(runtime, task_id)).split()[1])
 
 
+@pytest.mark.every_engine
 async def test_raised_error_has_type_message_and_lines_of_the_cell(runtime: Runtime) -> None:
     code = "def halve(n):\n    return 1 / n\n\nhalve(0)"
     task = await ended(runtime, await submit(runtime, "python", {"code": code, "filename": "<cell 7>"}, retries=3))
@@ -38,6 +39,7 @@ async def test_raised_error_has_type_message_and_lines_of_the_cell(runtime: Runt
     assert "openruntime_jupyter" not in (task.failure.traceback or "")
 
 
+@pytest.mark.every_engine
 async def test_killed_worker_fails_its_task_with_signal_memory_and_output(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, cpu_slots=2) as runtime:
         victim, neighbour = await cell(runtime, LAST_WORDS), await cell(runtime, LAST_WORDS)
@@ -53,6 +55,7 @@ async def test_killed_worker_fails_its_task_with_signal_memory_and_output(tmp_pa
         await completed(runtime, await submit(runtime, "call"))
 
 
+@pytest.mark.every_engine
 async def test_task_with_retries_runs_again_after_worker_death(tmp_path: Path, runtime: Runtime) -> None:
     mark = tmp_path / "mark"
     code = f"import os, pathlib\nmark = pathlib.Path({str(mark)!r})\nif not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)\n"
@@ -68,6 +71,7 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.every_engine
 async def test_exit_and_interrupt_raised_by_a_task_fail_it_and_keep_its_worker(runtime: Runtime) -> None:
     first = await value(runtime, await submit(runtime, "call", {**pickled(os.getpid), "burst": "one"}))
     for raises, error in ((sys.exit, "SystemExit"), (_interrupt, "KeyboardInterrupt")):
@@ -98,6 +102,7 @@ async def test_task_larger_than_memory_is_rejected_with_sizes(runtime: Runtime) 
     assert str(refused.value).count(" GB") == 2
 
 
+@pytest.mark.every_engine
 async def test_task_over_memory_limit_is_stopped_alone(tmp_path: Path) -> None:
     grows = "import time\nhoard = []\nwhile True:\n    hoard.append(bytearray(20_000_000))\n    time.sleep(0.01)"
 
@@ -189,7 +194,7 @@ async def test_missing_backend_is_reported_with_command(tmp_path: Path) -> None:
         assert "libmlx.so" in runtime.health().problems[0]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems report the peak of the whole process")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can reset the peak that the kernel reports")
 async def test_peak_memory_is_that_of_the_task_and_not_of_its_worker(runtime: Runtime) -> None:
     hoard = "import subprocess, sys\nhoard = bytearray(700_000_000)\nhoard[::4096] = bytes(len(hoard[::4096]))\n"
     hoard += "subprocess.run([sys.executable, '-c', ''])\ndel hoard"  # the kernel counts the child's copy of these pages too

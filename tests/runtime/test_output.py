@@ -38,6 +38,7 @@ async def longest_block() -> AsyncIterator[list[float]]:
     assert loop.is_running()
 
 
+@pytest.mark.every_engine
 async def test_output_keeps_its_order(runtime: Runtime) -> None:
     code = "from IPython.display import display, HTML\nprint('one')\ndisplay(HTML('<b>two</b>'))\nprint('three')\n4"
     task_id = await cell(runtime, code)
@@ -51,6 +52,7 @@ async def test_output_keeps_its_order(runtime: Runtime) -> None:
     assert not output.truncated
 
 
+@pytest.mark.every_engine
 async def test_output_of_subprocesses_and_c_code_is_captured(runtime: Runtime) -> None:
     code = "!echo from a shell\nimport ctypes, os\nctypes.CDLL(None).puts(b'from C')\nos.write(2, b'from the descriptor\\n')"
     task_id = await cell(runtime, code)
@@ -202,6 +204,7 @@ async def test_large_output_does_not_stay_in_memory(runtime: Runtime) -> None:
         assert (runtime.tasks.find(task_id) is not None) is kept
 
 
+@pytest.mark.every_engine
 async def test_too_large_display_is_replaced_by_its_size(runtime: Runtime) -> None:
     task_id = await cell(runtime, f"{SHOW}('y' * 20_000_000)")
     await completed(runtime, task_id)
@@ -226,6 +229,7 @@ async def test_worker_that_stops_reading_blocks_no_other_task(tmp_path: Path) ->
         assert (await runtime.cancel(task_id)).cancel_stage == "kill"
 
 
+@pytest.mark.every_engine
 async def test_progress_is_coalesced_with_remaining_time(runtime: Runtime) -> None:
     code = (
         "from openruntime_jupyter import progress\nimport time\n"

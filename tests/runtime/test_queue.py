@@ -39,6 +39,7 @@ async def order_of(runtime: Runtime, ids: list[str]) -> list[str]:
     return [task.task_id for task in sorted(tasks, key=lambda task: epoch(task.started_at) or 0)]
 
 
+@pytest.mark.every_engine
 async def test_tasks_are_listed_and_run_by_priority(runtime: Runtime) -> None:
     holder = await busy(runtime)
     ids = [await submit(runtime, "call", BURST, priority=priority) for priority in (1, 5, 10, 5, 5)]

@@ -20,6 +20,7 @@ from openruntime_jupyter.schemas.tasks import Task
 from tests.runtimes import busy, cell, completed, ended, failed, pickled, runtime_in, submit, until, value
 
 
+@pytest.mark.every_engine
 async def test_task_that_breaks_its_worker_fails_alone(runtime: Runtime) -> None:
     holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
     breaks = "import openruntime_jupyter.worker.runner as t\ndef fails(*_, **__): raise RuntimeError('broken')\nt.describe = fails\n1 / 0"
@@ -38,6 +39,7 @@ async def test_unneeded_worker_held_by_thread_is_ended(tmp_path: Path) -> None:
         await until(lambda: len(runtime.engine.workers()) <= 1, 30, "the end of the workers beyond one")
 
 
+@pytest.mark.every_engine
 async def test_invalid_frame_ends_worker_with_reason(runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:
     speaks = "from openruntime_jupyter.current_task import current\nsend = current()._send.__self__._channel.send\n"
     nonsense = {

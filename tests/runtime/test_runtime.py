@@ -55,6 +55,7 @@ def _answer() -> str:
     return "answer"
 
 
+@pytest.mark.every_engine
 async def test_stopped_runtime_leaves_no_process_and_rejects_tasks(tmp_path: Path) -> None:
     others = since()
     runtime = Runtime(Settings(data_dir=tmp_path, cpu_slots=2))

@@ -74,6 +74,7 @@ def in_notebook(path: str, **more: Any) -> dict[str, Any]:
     return {"notebook": path, "kernel": f"kernel of {path}", **more}
 
 
+@pytest.mark.every_engine
 async def test_variables_and_modules_stay_between_tasks(tmp_path: Path, runtime: Runtime) -> None:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "counted.py").write_text("print('imported')\n")
@@ -87,6 +88,7 @@ async def test_variables_and_modules_stay_between_tasks(tmp_path: Path, runtime:
     assert only(runtime).tasks == 5
 
 
+@pytest.mark.every_engine
 async def test_calls_find_variables_of_the_session(runtime: Runtime) -> None:
     await run(runtime, "model = {'weights': 7}")
     first = await value(runtime, await submit(runtime, "call", pickled(_uses_model), session="train"))
@@ -99,6 +101,7 @@ def _uses_model() -> tuple[int, int]:
     return model["weights"], os.getpid()  # type: ignore[name-defined] # noqa: F821
 
 
+@pytest.mark.every_engine
 async def test_tasks_of_one_session_run_in_turn(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 
@@ -179,6 +182,7 @@ async def test_idle_time_ends_the_session_but_not_while_a_task_waits(tmp_path: P
             await cell(runtime, "1", session="train")
 
 
+@pytest.mark.every_engine
 async def test_worker_killed_while_busy_fails_its_task(runtime: Runtime) -> None:
     pid = await session_pid(runtime)
     task_id = await busy(runtime, session="train")
@@ -205,6 +209,7 @@ async def test_retries_never_run_in_an_emptied_session(runtime: Runtime) -> None
     assert (task.status, task.attempt) == ("failed", 1)
 
 
+@pytest.mark.every_engine
 async def test_restart_ends_running_task_and_rejects_pending_ones(runtime: Runtime) -> None:
     running = await busy(runtime, session="train")
     waiting = await cell(runtime, "x = 'never'", session="train")
@@ -232,6 +237,7 @@ async def test_restart_while_its_worker_starts(runtime: Runtime) -> None:
     assert await show(runtime, "'x' in globals()") == "False"
 
 
+@pytest.mark.every_engine
 async def test_free_ends_the_session_and_its_task(runtime: Runtime) -> None:
     pid = await session_pid(runtime)
     task_id = await busy(runtime, session="train")
@@ -248,6 +254,7 @@ async def test_free_ends_the_session_and_its_task(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancelled", "timed out"])
+@pytest.mark.every_engine
 async def test_cancel_by_kill_ends_the_session(runtime: Runtime, how: str) -> None:
     await run(runtime, "x = 1")
     timeout = 0.5 if how == "timed out" else None

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from openruntime_jupyter.schemas.chat_completions import ChatCompletionChunk
 from tests.ai.provider_server import Connection, ProviderServer, Request, chunk, providing, says, usage
 from tests.gguf_twin import write_twin
+from tests.scripted_model import TOOL_TEMPLATE, make_scripted_model
 from tests.server.ai_support import KEY, profile, steered
 from tests.support import JUPYTER, STANDALONE, Server, running_server, wait_until
 from tests.tiny_model import make_tiny_model
@@ -47,6 +48,8 @@ def server(
     folder = tmp_path_factory.mktemp("v1")
     (folder / "models").mkdir()
     write_twin(make_tiny_model(folder / "tiny", context=4096), folder / "models" / "tiny.gguf")
+    caller = make_scripted_model(folder / "with-tools", TWO_CALLS, TOOL_TEMPLATE)
+    write_twin(caller, folder / "models" / "with-tools.gguf")
     config = profile(provider.url)
     config["OpenRuntimeApp"]["profiles"]["scripted"] = {"base_url": scripted.url, "max_retries": 0}
     config["OpenRuntimeApp"] |= {"default_profile": "local", "models_dir": str(folder / "models"), "cpu_slots": 1}
@@ -68,9 +71,12 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 def test_models_are_listed_by_their_ids(client: openai.OpenAI) -> None:
-    assert {each.id: each.owned_by for each in client.models.list()} == {"default": "local", "tiny": "local", "cloud/tiny": "cloud"}, (
-        "a profile without a default model is not listed"
-    )
+    assert {each.id: each.owned_by for each in client.models.list()} == {
+        "default": "local",
+        "tiny": "local",
+        "with-tools": "local",
+        "cloud/tiny": "cloud",
+    }, "a profile without a default model is not listed"
     assert client.models.retrieve("cloud/tiny").id == "cloud/tiny"
     with pytest.raises(openai.NotFoundError, match="Unknown model 'huge'"):
         client.models.retrieve("huge")
@@ -130,6 +136,13 @@ def test_remote_model_gets_options_and_messages(client: openai.OpenAI, provider:
     assert not {"presence_penalty", "logprobs", "n"} & set(body)
 
 
+TWO_CALLS = """Both.
+<tool_call>
+{"name": "weather", "arguments": {"city": "Berlin"}}
+</tool_call>
+<tool_call>
+{"name": "time", "arguments": {"city": "Rome"}}
+</tool_call>"""
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": name, "description": f"The {name} of a city.", "parameters": CITY}}
     for name in ("weather", "time")
@@ -177,12 +190,46 @@ def test_two_tools_are_called_at_once_and_answered(client: openai.OpenAI, script
     assert told.prompt_tokens_details is not None
     assert told.prompt_tokens_details.cached_tokens == 8
     results: list[Any] = [{"role": "tool", "tool_call_id": call["id"], "content": "fine"} for call in made]
-    reply = client.chat.completions.create(model="scripted/tiny", messages=[*QUESTION, message, *results], tools=TOOLS)
+    messages: list[Any] = [*QUESTION, message, *results]
+    reply = client.chat.completions.create(model="scripted/tiny", messages=messages, tools=TOOLS)
     assert reply.choices[0].message.content == "Sunny at noon."
     sent = scripted.requests[-1].json["messages"]
     assert [each["role"] for each in sent] == ["user", "assistant", "tool", "tool"]
     assert [call["id"] for call in sent[1]["tool_calls"]] == [each["tool_call_id"] for each in sent[2:]]
     assert scripted.requests[0].json["tools"] == TOOLS
+
+
+def test_local_model_calls_two_tools_or_one(client: openai.OpenAI) -> None:
+    def ask(**options: Any) -> Any:
+        return client.chat.completions.create(model="with-tools", messages=QUESTION, tools=TOOLS, **options)
+
+    (both,) = ask().choices
+    assert (both.message.content, both.finish_reason) == ("Both.\n", "tool_calls")
+    assert [json.loads(call.function.arguments) for call in both.message.tool_calls] == [{"city": "Berlin"}, {"city": "Rome"}]
+    chunks = list(ask(stream=True, parallel_tool_calls=False))
+    (calls,) = [chunk.choices[0].delta.tool_calls for chunk in chunks if chunk.choices[0].delta.tool_calls]
+    assert [call.function.name for call in calls] == ["weather"]
+    assert "<tool_call>" not in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    with pytest.raises(openai.BadRequestError, match="chat template has none") as caught:
+        client.chat.completions.create(model="tiny", messages=QUESTION, tools=TOOLS)
+    assert caught.value.param == "tools"
+
+
+def test_local_model_fits_a_schema_and_tells_probabilities(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    wish: Any = {"type": "json_schema", "json_schema": {"name": "number", "schema": schema}}
+    (choice,) = client.chat.completions.create(
+        model="tiny", messages=QUESTION, response_format=wish, max_tokens=64, logprobs=True, top_logprobs=2
+    ).choices
+    assert json.loads(choice.message.content or "") in ({"n": 1}, {"n": 2})
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+    assert "".join(token.token for token in choice.logprobs.content) == choice.message.content
+    assert all(len(token.top_logprobs) <= 2 and token.logprob <= 0 for token in choice.logprobs.content)
+    wish["json_schema"]["schema"] = {"type": "no such type"}
+    with pytest.raises(openai.BadRequestError, match="no such type") as caught:
+        client.chat.completions.create(model="tiny", messages=QUESTION, response_format=wish)
+    assert str(caught.value.param).startswith("response_format")
 
 
 def test_schema_and_logprobs_of_a_remote_model(client: openai.OpenAI, scripted: ProviderServer) -> None:
@@ -277,15 +324,16 @@ def test_failed_task_is_an_error_and_is_not_repeated(client: openai.OpenAI, serv
         client.chat.completions.create(model="cloud/tiny", messages=[{"role": "user", "content": "fail"}], stream=stream)
     assert (caught.value.status_code, caught.value.code, len(provider.requests)) == (503, "provider_refused", before + 1)
     too_long: Any = [{"role": "user", "content": "word " * 20_000}]
-    with pytest.raises(openai.BadRequestError, match="4,096"):
+    with pytest.raises(openai.BadRequestError, match="4,096") as rejected:
         client.chat.completions.create(model="tiny", messages=too_long, stream=stream)
+    assert (rejected.value.param, rejected.value.code) == ("messages", "context_length_exceeded"), "some programs then shorten the messages"
 
 
 def test_request_without_token_gets_no_remote_model(server: Server) -> None:
     """A stand-alone server lets local programs use local models; `fits` checks that every error has OpenAI's format."""
     found = server.client.get(f"{server.url}/v1/models")
     if server.url == server.root:  # stand-alone: the same system user, who may spend
-        assert [each["id"] for each in found.json()["data"]] == ["default", "tiny", "cloud/tiny"]
+        assert [each["id"] for each in found.json()["data"]] == ["default", "tiny", "with-tools", "cloud/tiny"]
     else:
         assert (found.status_code, found.json()["error"]["type"]) == (401, "authentication_error")
 

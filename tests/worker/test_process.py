@@ -13,6 +13,7 @@ import pytest
 from openruntime_jupyter.engines.failures import OomWatch
 from openruntime_jupyter.engines.worker_process import worker_environment
 from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.worker.resident import Resident, own_peak
 from tests.runtimes import busy, cell, completed, failed, pickled, printed, runtime_in, submit, value
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what only Linux has")
@@ -146,3 +147,12 @@ threading.Thread(target=go_on, daemon=True).start()
     following = await cell(runtime, "import time; time.sleep(0.5)")
     assert (await completed(runtime, following)).progress is None
     assert (await runtime.tasks.output(following)).items == []
+
+
+def test_resident_memory_is_the_present_one_on_every_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    hoard = bytearray(300_000_000)
+    hoard[::4096] = bytes(len(hoard[::4096]))
+    del hoard
+    for file in (Resident.FILE, "/there/is/no/such/file"):  # as on macOS
+        monkeypatch.setattr(Resident, "FILE", file)
+        assert 1e6 < Resident().bytes() < own_peak() - 200e6

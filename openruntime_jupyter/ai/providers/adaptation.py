@@ -20,6 +20,11 @@ NO_SYSTEM_ROLE = re.compile(
 )
 """Errors of chat templates and providers without a system role."""
 
+NO_MAX_TOKENS = re.compile(
+    r"max_tokens\W.*(?:unsupported|not supported|unknown|unrecognized|not permitted|not allowed)", re.IGNORECASE | re.DOTALL
+)
+"""Errors of providers that only know `max_completion_tokens`."""
+
 
 @dataclass(frozen=True)
 class Adaptation:
@@ -51,8 +56,7 @@ def _move_instructions(body: Body) -> None:
 
 
 def _max_tokens_rejected(body: Body, message: str) -> bool:
-    unsupported = re.search(r"max_tokens\W.*(?:unsupported|not supported|unknown|unrecognized)", message, re.IGNORECASE | re.DOTALL)
-    return "max_tokens" in body and ("max_completion_tokens" in message or unsupported is not None)
+    return "max_tokens" in body and ("max_completion_tokens" in message or NO_MAX_TOKENS.search(message) is not None)
 
 
 def _has_role(body: Body, *roles: str) -> bool:

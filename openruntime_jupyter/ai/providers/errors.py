@@ -138,6 +138,9 @@ class ErrorTranslator:
 def error_text(body: object) -> str:
     """Return the message of an error body in one line. The body may be text, an object with a message, or a web page."""
     if isinstance(body, Mapping):
+        place, problem = body.get("loc"), body.get("msg")
+        if isinstance(place, (list, tuple)) and isinstance(problem, str):  # of FastAPI's servers
+            return one_line(": ".join([".".join(str(part) for part in place if part != "body"), problem]).removeprefix(": "))
         return next((detail for name in ("error", "message", "detail", "msg") if (detail := error_text(body.get(name)))), "")
     if isinstance(body, (list, tuple)):
         return error_text(body[0]) if body else ""

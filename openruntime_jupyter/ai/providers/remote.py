@@ -53,10 +53,13 @@ class Client:
 
 
 class TokenReceiver(Protocol):
-    """Receiver of generated text, such as the inline engine's context."""
+    """Receiver of generated text and progress, such as the inline engine's context."""
 
     def token(self, text: str) -> None:
         """Receive a piece of the text."""
+
+    def progress(self, n: float, total: float | None = None, message: str | None = None) -> None:
+        """Receive the progress."""
 
 
 class RemoteProvider:
@@ -120,7 +123,7 @@ class RemoteProvider:
     async def _ask(self, profile: Profile, secrets: Secrets, body: dict[str, Any], context: TokenReceiver) -> dict[str, Any]:
         client = await self._client(profile)
         headers = self._headers(profile, secrets)
-        parser = ResponseParser(secrets.redactor, context.token)
+        parser = ResponseParser(secrets.redactor, context.token, lambda pieces, doing: context.progress(pieces, None, doing))
         async with await _opened(client, body, headers) as stream:
             kind = stream.response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind == "application/json":

@@ -15,6 +15,8 @@ from openruntime_jupyter.local_models.reasoning import ReasoningSplitter, split_
 from openruntime_jupyter.local_models.tool_calls import ToolCalls
 from openruntime_jupyter.schemas.ai import TokenLogprob
 
+PROGRESS_SECONDS = 0.25
+"""Minimum interval between progress reports."""
 LONGEST_ANSWER = 10_000_000
 """Maximum characters of a response. Longer responses are treated as malfunctions."""
 
@@ -30,12 +32,15 @@ class IncompleteResponse(Exception):
 class ResponseParser:
     """Parser of chunks that passes each piece of text to `on_text`. Also accepts a complete response as one large chunk.
 
-    Reasoning is separate, whether the provider separates it or leaves it in the text between tags.
+    Reasoning is separate, whether the provider separates it or leaves it in the text between tags. A response with reasoning calls
+    `on_progress` now and then, with the number of pieces so far and what the model writes.
     """
 
-    def __init__(self, redactor: Redactor, on_text: Callable[[str], None]) -> None:
+    def __init__(self, redactor: Redactor, on_text: Callable[[str], None], on_progress: Callable[[int, str], None]) -> None:
         self._redactor = redactor
         self._on_text = on_text
+        self._on_progress = on_progress
+        self._next_progress = 0.0
         self._out = RedactedStream(redactor, self._emit)
         self._characters = WholeCharacters()
         self._splitter = ReasoningSplitter(self._respond, self._reason)
@@ -107,11 +112,18 @@ class ResponseParser:
             raise IncompleteResponse(f"wrote more than {LONGEST_ANSWER:,} characters: give max_tokens")
 
     def _reason(self, text: str) -> None:
+        if not text:
+            return
         self._reasoning.append(text)
+        if self._first_text is None and self._last_sign >= self._next_progress:
+            self._next_progress = self._last_sign + PROGRESS_SECONDS
+            self._on_progress(self._signs, "reasoning")
 
     def _respond(self, text: str) -> None:
         if text and self._first_text is None:
             self._first_text = time.perf_counter()
+            if self._reasoning:
+                self._on_progress(self._signs, "responding")
         self._out.add(text)
 
     def _emit(self, text: str) -> None:

@@ -365,7 +365,7 @@ class Connection:
         elif isinstance(message, Progressed):
             observer.progressed({"n": message.n, "total": message.total, "message": message.message})
         elif isinstance(message, Printed):
-            observer.printed(message.stream, message.text)
+            observer.printed(message.stream, message.text, message.omitted)
         elif isinstance(message, Displayed):
             observer.displayed(message.item)
         elif isinstance(message, Generated):
@@ -503,7 +503,7 @@ class Connection:
         for run in self._runs.values():
             run.end(Stopped(StopReason.ENDED, Stage.KILL, Measurements()))
 
-    # What the agent reported
+    # Reports of the agent
 
     def memory_of(self, task_id: str) -> RunState:
         """Return the memory of the worker that runs the task."""

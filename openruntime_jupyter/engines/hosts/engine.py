@@ -1,4 +1,4 @@
-"""Engine over hosts: this machine's engine, if it runs tasks, and the agents of the hosts that a finder reports."""
+"""Engine over hosts: the local engine, if this machine runs tasks, and the agents of the hosts that a finder reports."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from openruntime_jupyter.engines.failures import fault
 from openruntime_jupyter.engines.hosts.connection import Connection, HostsOptions
@@ -33,11 +34,11 @@ from openruntime_jupyter.schemas.values import ModelSource
 log = logging.getLogger(__name__)
 
 DEMAND_SECONDS = 1.0
-"""Interval in which the finder is told the number of pending tasks."""
+"""Interval in which the finder gets the number of pending tasks."""
 
 
 class HostsEngine:
-    """Engine over the hosts of `finder`, and `local`, the engine of this machine; None if only hosts run tasks."""
+    """Engine over the hosts of `finder`, and `local`, the engine that runs tasks here; None if only hosts run tasks."""
 
     def __init__(self, local: Engine | None, finder: Finder, options: HostsOptions) -> None:
         self._local = local
@@ -52,11 +53,13 @@ class HostsEngine:
         self._left: Callable[[str], None] = lambda name: None
         self._pending: Callable[[], int] = lambda: 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Ends of connections to hosts that have left."""
         self.models: LoadedModels = _Models(local, self._connections, self._of_lane)
 
     @property
     def problem(self) -> str | None:
-        """Why hosts are missing or this machine runs no tasks, for `/health`; None without a problem."""
+        """Reason why hosts are missing or no tasks run here, for `/health`; None without a problem."""
         problems = [str(problem) for problem in (self._finder.problem, self._local_problem) if problem]
         return ". ".join(problems) or None
 
@@ -70,11 +73,11 @@ class HostsEngine:
     # Life
 
     async def start(self) -> None:
-        """Start the workers of this machine, and look for hosts."""
+        """Start the local workers, and look for hosts."""
         if self._local is not None:
             await self._local.start()
-        self._keep(self._finder.watch(self._find, self._lose))
-        self._keep(self._tell_demand())
+        _keep(self._tasks, self._finder.watch(self._find, self._lose))
+        _keep(self._tasks, self._tell_demand())
 
     async def end_left_processes(self) -> None:
         """End processes that tasks of dead runtimes have left on this machine. Agents do the same on theirs."""
@@ -90,12 +93,7 @@ class HostsEngine:
         await asyncio.gather(*local, *(each.stop(0.6 * deadline) for each in self._connections()))
         left = [host.leave("the runtime stopped") for host in self._hosts.values()]
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*left, self._finder.close()), max(0.2, ends - time.monotonic()))
-
-    def _keep(self, coroutine: object) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            await asyncio.wait_for(asyncio.gather(*left, *self._leaving, self._finder.close()), max(0.2, ends - time.monotonic()))
 
     async def _tell_demand(self) -> None:
         while True:
@@ -131,7 +129,7 @@ class HostsEngine:
     def _lose(self, name: str, reason: str) -> None:
         host = self._hosts.pop(name, None)
         if host is not None:
-            self._keep(host.leave(reason))
+            _keep(self._leaving, host.leave(reason))
 
     def _join(self, connection: Connection) -> None:
         self._joined(connection)
@@ -144,7 +142,7 @@ class HostsEngine:
         return [self._hosts[name].view() for name in sorted(self._hosts)]
 
     async def devices(self, interpreter: str | None = None) -> list[DeviceReport]:
-        """Return the devices of this machine, none if only hosts run tasks, or if it can't run tasks."""
+        """Return the local devices, none if only hosts run tasks or this machine can't."""
         if self._local is None:
             return []
         try:
@@ -211,6 +209,18 @@ class HostsEngine:
             connection.end_session(session_id, reason)
         if self._local is not None:
             self._local.end_session(session_id, reason)
+
+
+def _keep(tasks: set[asyncio.Task[None]], coroutine: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.get_running_loop().create_task(coroutine)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    task.add_done_callback(_log_crash)
+
+
+def _log_crash(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("The search for hosts ended; this is a fault in openruntime", exc_info=task.exception())
 
 
 class _Models:

@@ -187,11 +187,12 @@ class Progressed:
 
 @dataclass(slots=True)
 class Printed:
-    """Text that a task wrote since the last message."""
+    """Text that a task wrote since the last message, without `omitted` characters before it."""
 
     number: int
     stream: Literal["stdout", "stderr"]
     text: str
+    omitted: int = 0
 
 
 @dataclass(slots=True)
@@ -382,7 +383,7 @@ def _validator(kind: type[Any]) -> TypeAdapter[Any]:
 def _json(fields: dict[str, Any]) -> bytes:
     try:
         return dumps(fields)
-    except TypeError:  # text that is no valid UTF-8, such as a folder's name
+    except TypeError:  # text with invalid UTF-8, such as a folder's name
         return json.dumps(fields, default=_plain).encode()
 
 

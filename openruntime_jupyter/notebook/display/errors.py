@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import indent
 from types import TracebackType
@@ -31,6 +32,7 @@ BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<name>.+))?\n(?P<source>    .*)?', re.MULTILINE)
 LIBRARY = re.compile(r"[/\\](?:site-packages|dist-packages|python3\.\d+|openruntime_jupyter)[/\\]|^<frozen ")
 """Files of libraries and of this package, as opposed to the user's files."""
+CODE_FILE = re.compile(r'(?<=  )File "([^"]+)"')
 MOST_FRAMES = 4
 PACKAGE = str(Path(__file__).resolve().parents[2])
 
@@ -102,9 +104,15 @@ def client_traceback(error: OpenRuntimeError) -> list[str]:
     cause, error.__cause__ = error.__cause__, None
     error.__suppress_context__ = hidden
     try:
-        return list(shell.InteractiveTB.structured_traceback(type(error), error, kept))
+        lines = shell.InteractiveTB.structured_traceback(type(error), error, kept)
     finally:
         error.__cause__, error.__suppress_context__ = cause, hidden
+    return [CODE_FILE.sub(partial(_code_name, shell), each) for each in lines]
+
+
+def _code_name(shell: Any, found: re.Match[str]) -> str:
+    """Return the name of a cell, as IPython shows it, for the file of its code in the traceback of a worker."""
+    return " ".join(shell.compile.format_code_name(found[1]) or [found[0]])
 
 
 def completion_error(task: Task, variables: Mapping[str, Any], verbose: bool, watched: bool, fixable: bool = False) -> TaskError:
@@ -204,7 +212,8 @@ class ErrorCard(View):
         if retry_helps(failure):
             longer = f" --timeout {2 * task.timeout:g}" if task.status is TaskState.TIMED_OUT and task.timeout else ""
             return [f"%openruntime retry {task.task_id}{longer}", *commands]
-        return ["%openruntime fix", *commands] if self._fixable and model_helps(failure) else commands
+        fixable = self._fixable and not self._logged  # the kernel that has the error ends with the program
+        return ["%openruntime fix", *commands] if fixable and model_helps(failure) else commands
 
 
 TRANSIENT = {

@@ -484,9 +484,9 @@ class AttemptObserver:
         entry.progress = Progress(n=n, total=total, message=progress.get("message"), remaining=remaining)
         self._registry.progressed(entry)
 
-    def printed(self, stream: Stream, text: str) -> None:
-        """Add a piece of text to the output."""
-        self._entry.output.print(stream, text)
+    def printed(self, stream: Stream, text: str, omitted: int = 0) -> None:
+        """Add a piece of text to the output, after `omitted` characters that are left out."""
+        self._entry.output.print(stream, text, omitted)
         self._registry.output_changed(self._entry)
 
     def displayed(self, item: dict[str, Any]) -> None:

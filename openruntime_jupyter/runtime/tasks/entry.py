@@ -169,10 +169,13 @@ class OutputBuffer:
         """Approximate number of characters."""
         return self._text_kept + self._displays_kept
 
-    def print(self, name: Stream, text: str) -> None:
-        """Append `text` that the task wrote to `stdout` or `stderr`."""
-        if self._clear_later and text:
+    def print(self, name: Stream, text: str, omitted: int = 0) -> None:
+        """Append `text` that the task wrote to `stdout` or `stderr`, after `omitted` characters that are only counted."""
+        if self._clear_later and (text or omitted):
             self._clear_waiting()
+        if omitted:
+            self._leave_out(name, "")
+            self._left_out += omitted
         room = 0 if self._left_out else self._cap - self._text_kept
         if room > 0:
             kept = text[:room]

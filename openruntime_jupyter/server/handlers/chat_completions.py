@@ -108,8 +108,8 @@ class ChatCompletionsHandler(WaitingMixin, OpenAiHandler):
         respond = self._stream if request.stream else self._whole
         await self.while_wanted(service.runtime, task_id, respond(service, task_id, model, request))
 
-    async def _whole(self, service: AiService, task_id: str, model: str, _request: ChatCompletionRequest) -> None:
-        answer = _outcome(await service.get(task_id, None))
+    async def _whole(self, service: AiService, task_id: str, model: str, request: ChatCompletionRequest) -> None:
+        answer = _outcome(await service.get(task_id, None), request)
         if isinstance(answer, Problem):
             self.send_problem(answer)
         else:
@@ -127,7 +127,7 @@ class ChatCompletionsHandler(WaitingMixin, OpenAiHandler):
             else:
                 await self.write_chunk(event(chunks.text(piece.text, first=first)))
                 first = False
-        answer = _outcome(await service.get(task_id, None))
+        answer = _outcome(await service.get(task_id, None), request)
         if isinstance(answer, Problem):
             if not begun:
                 self.send_problem(answer)
@@ -153,10 +153,11 @@ def _heartbeat(task: AiTask) -> bytes:
     return b": running\n\n" if task.position is None else f": waiting, position {task.position}\n\n".encode()
 
 
-def _outcome(task: AiTask) -> Answer | Problem:
-    """Return the response of an ended task, or its failure."""
+def _outcome(task: AiTask, request: ChatCompletionRequest) -> Answer | Problem:
+    """Return the response of an ended task, with at most one tool call if the request says so, or its failure."""
     if task.answer is not None:
-        return task.answer
+        calls = task.answer.tool_calls
+        return task.answer.model_copy(update={"tool_calls": calls[:1]}) if calls and request.parallel_tool_calls is False else task.answer
     if task.failure is not None:
         return problem_of_failure(task.failure)
     return Problem(503, str(task.status), task.error or f"The task {task.task_id} ended as {task.status}")

@@ -31,6 +31,8 @@ ADVICE = {
 
 XSRF = "Send the value of the cookie _xsrf as the header X-XSRFToken, or the server's token as `Authorization: token <token>`"
 
+PARAMETERS = "parameters."
+"""Prefix of the fields of a task's parameters."""
 LONGEST_ERROR = 10_000
 """Maximum length of a message in characters. Some messages quote values of the request."""
 
@@ -70,7 +72,11 @@ def problem_of_failure(failure: Failure) -> Problem:
     kind = CLASSES.get(snake_case(failure.type or ""))
     if kind is None:
         return Problem(503, str(failure.kind), failure.message[:LONGEST_ERROR])
-    return _expected(kind(failure.message))
+    message = failure.message.removeprefix(f"{failure.type}: ")
+    field, _, problem = message.partition(": ")
+    if issubclass(kind, errors.InvalidRequest) and field.startswith(PARAMETERS):
+        return _expected(kind.of(field, problem))
+    return _expected(kind(message))
 
 
 def unexpected(error: BaseException | None) -> Problem:
@@ -118,7 +124,9 @@ def envelope(problem: Problem) -> dict[str, Any]:
 
 OPENAI_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """Types of errors in OpenAI's format by status. Others are errors of the request or, from 500 on, of the server."""
-OPENAI_CODES = {"rate_limited": "rate_limit_exceeded"}
+OPENAI_FIELDS = {"prompt": "messages"}
+"""Fields in OpenAI's format that differ from the parameters of a prompt."""
+OPENAI_CODES = {"rate_limited": "rate_limit_exceeded", "context_exceeded": "context_length_exceeded"}
 """Codes in OpenAI's format that differ from those of this package."""
 
 
@@ -132,7 +140,7 @@ def openai_problem(problem: Problem, *, logged_in: bool) -> Problem:
         status, code = 401, "invalid_api_key"
         headers["WWW-Authenticate"] = "Bearer"
     elif status == 422:
-        status, code = (404, "model_not_found") if _field(problem) == "parameters.model" else (400, code)
+        status, code = (404, "model_not_found") if _field(problem) == f"{PARAMETERS}model" else (400, code)
     elif code == code_of(errors.ProviderBusy("")):
         status = 429
     if status >= 500 and RETRY_AFTER not in headers:
@@ -144,8 +152,9 @@ def openai_error(problem: Problem) -> dict[str, Any]:
     """Return the body of an error in OpenAI's format. Fields of a task's parameters have the name of the request's field."""
     kind = OPENAI_KINDS.get(problem.status, "invalid_request_error" if problem.status < 500 else "server_error")
     field = _field(problem)
-    param = None if field is None else field.replace("parameters.", "")
-    return {"error": {"message": problem.message, "type": kind, "param": param, "code": problem.code}}
+    param = None if field is None else field.replace(PARAMETERS, "")
+    message = problem.message.removeprefix(PARAMETERS)
+    return {"error": {"message": message, "type": kind, "param": OPENAI_FIELDS.get(param or "", param), "code": problem.code}}
 
 
 def _field(problem: Problem) -> str | None:

@@ -15,12 +15,16 @@ ENVIRON = {"THE_KEY": KEY}
 
 @dataclass
 class Listener:
-    """Recorder of the pieces of a response."""
+    """Recorder of the pieces and the progress of a response."""
 
     pieces: list[str] = field(default_factory=list)
+    progresses: list[tuple[float, str | None]] = field(default_factory=list)
 
     def token(self, text: str) -> None:
         self.pieces.append(text)
+
+    def progress(self, n: float, total: float | None = None, message: str | None = None) -> None:
+        self.progresses.append((n, message))
 
 
 class Question:

@@ -22,6 +22,7 @@ from openruntime_jupyter.schemas.ai import Answer
 from tests.ai.providers.support import Question, ask
 from tests.gguf_twin import write_twin
 from tests.llama_cpp import llama_cpp
+from tests.scripted_model import TOOL_TEMPLATE, make_scripted_model
 from tests.support import free_port, wait_until
 from tests.tiny_model import make_tiny_model
 
@@ -139,3 +140,27 @@ async def test_ignored_tools_are_reported(peer: Peer) -> None:
     tool = {"type": "function", "function": {"name": "set_flag", "parameters": FLAG}}
     with pytest.raises(ProviderBroken, match="called no tool, although tool_choice requires it"):
         await answered(peer, max_tokens=20, temperature=0.0, tools=[tool], tool_choice="required")
+
+
+CALL = 'I look.\n<tool_call>\n{"name": "f", "arguments": {"a": 5}}\n</tool_call>'
+
+
+async def test_tools_are_called_and_their_results_accepted(peer: Peer, tmp_path: Path) -> None:
+    model = make_scripted_model(tmp_path / "scripted", CALL, TOOL_TEMPLATE)
+    with contextlib.ExitStack() as stack:
+        url, name = peer.url, str(model)  # mlx_lm's server loads the model of a request
+        if peer.name == "llama.cpp":
+            client = stack.enter_context(llama_cpp(write_twin(model, tmp_path / "scripted.gguf")))
+            url, name = f"{str(client.base_url).rstrip('/')}/v1", "scripted"
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}  # short: the context has 512 bytes
+        asked = Question(url, model=name)
+        messages: list[dict[str, Any]] = [{"role": "user", "content": "go"}]
+        for _ in range(2):
+            answer = Answer(**await asked.run(messages=messages, parameters={"tools": [tool], "max_tokens": 100, "temperature": 0.0}))
+            assert answer.tool_calls is not None
+            (call,) = answer.tool_calls
+            assert (call.function.name, json.loads(call.function.arguments)) == ("f", {"a": 5})
+            assert (answer.text.strip(), answer.finish_reason) == ("I look.", "tool_calls")
+            called = {"role": "assistant", "content": answer.text, "tool_calls": [call.model_dump()]}
+            messages += [called, {"role": "tool", "content": "done", "tool_call_id": call.id}]
+        await asked.provider.close()

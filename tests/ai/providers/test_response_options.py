@@ -98,8 +98,11 @@ async def test_separate_reasoning_is_returned(provide: Provide, field: str) -> N
         connection.event(chunk(None, **{field: "think\n"}))
         connection.text("Hi")
 
-    found = await ask(provide(answer).url)
+    asked = Question(provide(answer).url)
+    found = await asked.run()
+    await asked.provider.close()
     assert (found["reasoning"], found["text"]) == ("Let me think", "Hi")
+    assert [message for _, message in asked.listener.progresses] == ["reasoning", "responding"]
 
 
 @pytest.mark.parametrize("text", ["<think>\nHm\n</think>\nHi", "Hm\n</think>\n\nHi"])

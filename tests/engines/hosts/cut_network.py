@@ -1,4 +1,4 @@
-"""Program that runs in a network namespace of its own: it cuts the network between a runtime and an agent while a task runs there.
+"""Program for a separate network namespace: it cuts the network between a runtime and an agent while a task runs there.
 
 `python -m tests.engines.hosts.cut_network FOLDER` prints JSON with the times of the loss and of what the task wrote.
 """

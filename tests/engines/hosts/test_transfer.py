@@ -177,7 +177,7 @@ async def test_input_that_cannot_be_sent_fails_the_task(runtime: Runtime, monkey
 async def test_folder_and_path_of_the_caller(runtime: Runtime, sharing: Runtime, tmp_path: Path) -> None:
     (tmp_path / "mine_only.py").write_text("ANSWER = 42")
     world = {"directory": str(tmp_path), "path": [str(tmp_path)], "python": "3.11"}
-    code = "import os\nprint(os.getcwd())\nimport mine_only\nprint(mine_only.ANSWER)"
+    code = "import os\nprint(os.getcwd())\nopen('left', 'w').close()\nimport mine_only\nprint(mine_only.ANSWER)"
     task_id = await submit(sharing, "python", {"code": code, "world": world})
     await completed(sharing, task_id)
     assert await printed(sharing, task_id) == f"{tmp_path}\n42\n"
@@ -186,8 +186,8 @@ async def test_folder_and_path_of_the_caller(runtime: Runtime, sharing: Runtime,
     failure = await failed(runtime, task_id)
     assert "No module named 'mine_only'. The task ran on the host far, which does not share the caller's files: " in failure.message
     folder = (await printed(runtime, task_id)).strip()
-    assert folder == str(Path(connection(runtime).welcome.folder, "work", task_id))
-    await until(lambda: not Path(folder).exists(), 5, "the end of the private folder")
+    assert Path(folder).parent == Path(connection(runtime).welcome.folder, "work")
+    await until(lambda: not Path(folder, "left").exists(), 5, "the end of what the task left")
 
 
 async def test_session_keeps_its_folder(runtime: Runtime, tmp_path: Path) -> None:

@@ -7,6 +7,11 @@ function held(worker) {
   return [worker.state, worker.resident_bytes != null && bytes(worker.resident_bytes), leaves].filter(Boolean).join(" · ");
 }
 
+function kind(model) {
+  const speed = model.tokens_per_second != null && `${Number(model.tokens_per_second.toPrecision(3))} tokens/s`;
+  return [model.engine, model.quantisation, speed].filter(Boolean).join(" · ");
+}
+
 function line(runtime, say) {
   return (model) => {
     const name = make("strong");
@@ -26,7 +31,7 @@ function line(runtime, say) {
       element: make("li", {}, make("div", { class: "or-head" }, name, unload), about),
       update(now) {
         write(name, now.name);
-        write(about, now.resident.map(held).join("; "));
+        write(about, [kind(now), ...now.resident.map(held)].filter(Boolean).join("; "));
         unload.disabled = now.resident.every((worker) => worker.state === "busy");
       },
     };
