@@ -57,6 +57,16 @@ class MemoryRefused(InvalidRequest):
         return error
 
 
+class ContextExceeded(InvalidRequest):
+    """Prompt that does not fit into the context of its model."""
+
+    @classmethod
+    def because(cls, prompt: int, model: str, context: int) -> ContextExceeded:
+        """Return the error for a prompt of a number of tokens, and a model with its context in tokens."""
+        problem = f"has {prompt:,} tokens, but {model} has a context of {context:,} including the response: shorten it"
+        return cls(f"parameters.prompt: {problem}", [{"field": "parameters.prompt", "problem": problem}])
+
+
 class SessionEnded(InvalidRequest):
     """Session that has ended or is unknown; its variables are lost."""
 

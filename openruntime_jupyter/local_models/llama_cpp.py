@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openruntime_jupyter.errors import EngineError, InvalidRequest, MemoryRefused
+from openruntime_jupyter.errors import ContextExceeded, EngineError, InvalidRequest, MemoryRefused
 from openruntime_jupyter.local_models.folder import NotAModel
 from openruntime_jupyter.local_models.gguf import cache_bytes, context_for, memory_for, read_header
 from openruntime_jupyter.local_models.json_grammar import grammar_of
@@ -174,8 +174,7 @@ class LlamaCppModel:
         """Load the model again with a context for `prompt` tokens and the response."""
         most = self._source.context_length
         if most is not None and prompt >= most:
-            problem = f"has {prompt:,} tokens, but {self.name} has a context of {most:,} including the response: shorten it"
-            raise InvalidRequest.of("parameters.prompt", problem)
+            raise ContextExceeded.because(prompt, self.name, most)
         wanted = context_for(self._source, prompt + max_tokens)
         more = memory_for(self._source, wanted) - memory_for(self._source, self._context)
         self._require_memory(more, wanted, context)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from openruntime_jupyter.errors import InvalidRequest, MemoryRefused
+from openruntime_jupyter.errors import ContextExceeded, InvalidRequest, MemoryRefused
 from openruntime_jupyter.local_models.json_grammar import grammar_of, grammar_of_calls, import_llguidance
 from openruntime_jupyter.local_models.language_model import Timing, require_reasoning_effort, require_tools, template_arguments
 from openruntime_jupyter.local_models.mlx_logits import GrammarConstraint, LogprobRecorder, Processor, penalties
@@ -94,9 +94,8 @@ class MlxModel:
         fault.
         """
         room = max_tokens if self._context_length is None else min(max_tokens, self._context_length - prompt)
-        if room < 1:
-            problem = f"has {prompt:,} tokens, but {self.name} has a context of {self._context_length:,} including the response: shorten it"
-            raise InvalidRequest.of("parameters.prompt", problem)
+        if self._context_length is not None and room < 1:
+            raise ContextExceeded.because(prompt, self.name, self._context_length)
         if self._token_bytes:
             total = prompt + room
             needed = total * self._token_bytes

@@ -898,6 +898,7 @@ const (
 	ErrorCodeArrayConflict        ErrorCode = "array_conflict"
 	ErrorCodeArrayNotFound        ErrorCode = "array_not_found"
 	ErrorCodeBodyTooLarge         ErrorCode = "body_too_large"
+	ErrorCodeContextExceeded      ErrorCode = "context_exceeded"
 	ErrorCodeConversationNotFound ErrorCode = "conversation_not_found"
 	ErrorCodeEngineError          ErrorCode = "engine_error"
 	ErrorCodeIdempotencyKeyInUse  ErrorCode = "idempotency_key_in_use"

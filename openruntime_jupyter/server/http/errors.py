@@ -126,7 +126,7 @@ OPENAI_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate
 """Types of errors in OpenAI's format by status. Others are errors of the request or, from 500 on, of the server."""
 OPENAI_FIELDS = {"prompt": "messages"}
 """Fields in OpenAI's format that differ from the parameters of a prompt."""
-OPENAI_CODES = {"rate_limited": "rate_limit_exceeded"}
+OPENAI_CODES = {"rate_limited": "rate_limit_exceeded", "context_exceeded": "context_length_exceeded"}
 """Codes in OpenAI's format that differ from those of this package."""
 
 
