@@ -1,4 +1,4 @@
-"""Names of secrets, the data folder of the user, and loopback addresses."""
+"""Names of secrets, the folders of the user, and loopback addresses."""
 
 from __future__ import annotations
 
@@ -29,13 +29,23 @@ def is_secret(name: str) -> bool:
 
 def default_data_dir() -> Path:
     """Return `OPENRUNTIME_DATA_DIR`, or the platform's data folder of the user."""
-    if given := os.environ.get("OPENRUNTIME_DATA_DIR"):
-        return Path(given)
+    given = os.environ.get("OPENRUNTIME_DATA_DIR")
+    return Path(given) if given else _folder("XDG_DATA_HOME", "~/.local/share")
+
+
+def default_config_dir() -> Path:
+    """Return `OPENRUNTIME_CONFIG_DIR`, or the platform's folder of the user for configuration files."""
+    given = os.environ.get("OPENRUNTIME_CONFIG_DIR")
+    return Path(given) if given else _folder("XDG_CONFIG_HOME", "~/.config")
+
+
+def _folder(variable: str, default: str) -> Path:
+    """Return our folder in the platform's one, which elsewhere than on macOS and Windows `variable` may name."""
     if sys.platform == "darwin":
         return Path("~/Library/Application Support/openruntime").expanduser()
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local", "openruntime").expanduser()
-    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share", "openruntime").expanduser()
+    return Path(os.environ.get(variable) or default, "openruntime").expanduser()
 
 
 def is_loopback(host: str) -> bool:

@@ -95,7 +95,7 @@ def test_imported_packages_are_dependencies() -> None:
     foreign = {known_as.get(name, name) for name in imported if name not in sys.stdlib_module_names} - {"openruntime_jupyter"}
     # Optional imports with an installation hint in the error, of which the last one is a dependency of mlx-lm. ipykernel is
     # imported only inside of its kernels.
-    optional = {"ipykernel", "keyring", "llguidance", "mlx_lm", "xllamacpp", "huggingface_hub"}
+    optional = {"dask", "distributed", "ipykernel", "keyring", "llguidance", "mlx_lm", "xllamacpp", "huggingface_hub"}
     assert foreign <= ours | optional
 
 

@@ -145,8 +145,9 @@ class AsyncPromptHandle(AsyncTaskHandle):
             return False
         async with self._one_at_a_time:
             if reply.task_id == self._prompt.id:  # else another coroutine has done it
-                runs = [await rounds.run_async(call, in_background) for call in reply.tool_calls]
-                self._prompt.follow(await in_background(rounds.submit, reply, runs))
+                if rounds.recorded != reply.task_id:
+                    rounds.record(reply, [await rounds.run_async(call, in_background) for call in reply.tool_calls])
+                self._prompt.follow(await in_background(rounds.submit))
         return True
 
     @property

@@ -376,7 +376,9 @@ class PromptHandle(TaskHandle):
             return False
         with self._one_at_a_time:
             if reply.task_id == self.id:  # else another thread has done it
-                self.follow(self.rounds.submit(reply, [self.rounds.run(call) for call in reply.tool_calls]))
+                if self.rounds.recorded != reply.task_id:
+                    self.rounds.record(reply, [self.rounds.run(call) for call in reply.tool_calls])
+                self.follow(self.rounds.submit())
         return True
 
     def pieces(self, since: int = 0) -> Iterator[tuple[int, str]]:

@@ -65,6 +65,8 @@ class Rounds:
     """Names of tools whose calls the caller runs."""
     runs: list[ToolRun] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
+    recorded: str | None = None
+    """Id of the task whose calls were recorded last. They are not run again if a submission fails and is repeated."""
 
     def continues(self, reply: Reply) -> bool:
         """Return whether the functions run the calls of a reply. Calls of the caller's own tools end the rounds."""
@@ -94,19 +96,21 @@ class Rounds:
         run: ToolRun = await in_thread(self.run, call)
         return run
 
-    def submit(self, reply: Reply, runs: Sequence[ToolRun]) -> Task:
-        """Submit the prompt with the results of a reply's calls and return the new task. Raises `OpenRuntimeError` after `most` rounds."""
+    def record(self, reply: Reply, runs: Sequence[ToolRun]) -> None:
+        """Store the results of a reply's calls for the next round."""
+        self.recorded = reply.task_id
         self.runs.extend(runs)
-        rounds = sum(message["role"] == "assistant" for message in self.messages)
-        if rounds >= self.most:
-            raise OpenRuntimeError(
-                f"The model called tools in {rounds + 1} rounds without a response: raise max_rounds, or change the tools"
-            )
         calls = [call.model_dump() for call in reply.tool_calls]
         said = {"role": "assistant", "content": reply.text or None, "tool_calls": calls}
         self.messages.append({**said, "reasoning": reply.reasoning} if reply.reasoning else said)
         for call, run in zip(reply.tool_calls, runs, strict=True):
             self.messages.append({"role": "tool", "tool_call_id": call.id, "content": run.result})
+
+    def submit(self) -> Task:
+        """Submit the prompt with the results so far and return the new task. Raises `OpenRuntimeError` after `most` rounds."""
+        rounds = sum(message["role"] == "assistant" for message in self.messages)
+        if rounds > self.most:
+            raise OpenRuntimeError(f"The model called tools in {rounds} rounds without a response: raise max_rounds, or change the tools")
         return self.send(self.messages)
 
     def _tool(self, call: ToolCall) -> FunctionTool:

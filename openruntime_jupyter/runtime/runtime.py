@@ -23,6 +23,7 @@ from openruntime_jupyter.operations.registry import left_out
 from openruntime_jupyter.runtime import locks
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.events import EventBus
+from openruntime_jupyter.runtime.hosts import hosts_of
 from openruntime_jupyter.runtime.ids import make_id
 from openruntime_jupyter.runtime.metrics.gpu import NOTHING, GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Sample
@@ -90,7 +91,7 @@ class Runtime:
     inline
         Runners of operations that need no device, by operation name.
     hosts
-        Other hosts that run tasks; None for none.
+        Other hosts that run tasks; None for those of the settings.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Runtime:
         self._machine = Machine()
         self.arrays = ArrayStore(self.settings, self.id, self._machine)
         self.sessions = Sessions(self.settings, lambda: self.engine)
+        hosts = hosts or hosts_of(self.settings)
         self.engine = engine or (self._local_engine() if hosts is None else self._hosts_engine(hosts))
         self.catalog = ModelCatalog(self.settings, self.engine.stored_models)
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from openruntime_jupyter.environment import default_data_dir
 
@@ -106,6 +107,21 @@ class Settings:
 
     untrusted_timeout: float = 300.0
     """Maximum run time in seconds of a task whose submitter did not log in."""
+
+    engine: Literal["local", "ssh", "dask"] = "local"
+    """Machines that run tasks: this one alone, or hosts that are reached by ssh or are the workers of a Dask cluster as well."""
+    hosts: tuple[str, ...] = ()
+    """Hosts of the engine `ssh`, as ssh takes them: names, `USER@HOST` or `ssh://USER@HOST:PORT`."""
+    hosts_only: bool = False
+    """Whether tasks run on hosts alone, and not on this machine."""
+    dask_address: str = ""
+    """Address of the scheduler of the engine `dask`; empty with `dask_cluster`."""
+    dask_cluster: str = ""
+    """Class of a Dask cluster that the runtime starts and ends, such as `dask_jobqueue.SLURMCluster`."""
+    dask_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `dask_cluster`, and `minimum` and `maximum`, the numbers of workers between which the queue's length decides."""
+    dask_insecure: bool = False
+    """Whether connections to Dask beyond this machine may be unencrypted."""
 
     @property
     def locks(self) -> Path:

@@ -17,7 +17,9 @@ from traitlets import Dict, default
 from traitlets.config import Config, Configurable
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.engines.hosts.finder import InvalidHosts
 from openruntime_jupyter.environment import is_loopback
+from openruntime_jupyter.runtime.hosts import hosts_of
 from openruntime_jupyter.server.app import OpenRuntimeApp
 from openruntime_jupyter.server.auth.identity import StandaloneIdentity
 from openruntime_jupyter.server.auth.rate_limit import LimitsTraits
@@ -121,6 +123,11 @@ class StandaloneServer(ServerApp):
 
     def start_app(self) -> None:
         """Start the server and print its address once it listens."""
+        for app in self.extension_manager.extension_apps["openruntime_jupyter"]:
+            try:
+                hosts_of(app.settings_of())
+            except InvalidHosts as problem:
+                self.refuse(str(problem))
         super().start_app()
         self.io_loop.add_callback(self.greet)
 

@@ -259,6 +259,46 @@ class SettingsTraits(HasTraits):
         `jupyter openruntime`, and only if StandaloneIdentity.allow_local is on.""",
     ).tag(config=True)
 
+    engine = Enum(
+        ("local", "ssh", "dask"),
+        default_of("engine"),
+        help="""Machines that run tasks. `local`: this machine. `ssh`: also the machines in hosts. `dask`: also the workers of a Dask
+        cluster, see dask_address and dask_cluster. docs/cluster.md has the setup.""",
+    ).tag(config=True)
+    hosts = List(
+        Unicode(),
+        list(default_of("hosts")),
+        help="""Machines that run tasks with engine `ssh`, in the form `HOST`, `USER@HOST` or `ssh://USER@HOST:PORT`. They are reached by
+        your own `ssh`, which must log in without a password. Each needs this version of openruntime-jupyter; `hosts.toml` in your
+        configuration folder sets its Python and environment. Empty: none.""",
+    ).tag(config=True)
+    hosts_only = Bool(
+        default_of("hosts_only"),
+        help="""True: tasks run only on the hosts of engine `ssh` or `dask`. False: also on this machine.""",
+    ).tag(config=True)
+    dask_address = Unicode(
+        default_of("dask_address"),
+        help="""Address of the scheduler with engine `dask`, for example tls://10.0.0.1:8786. Each of its workers becomes a host. Empty:
+        dask_cluster is started instead.""",
+    ).tag(config=True)
+    dask_cluster = Unicode(
+        default_of("dask_cluster"),
+        help="""Class of a Dask cluster that is started with engine `dask` and ended with the server, for example `distributed.LocalCluster`
+        or `dask_jobqueue.SLURMCluster`. Empty: none is started, see dask_address.""",
+    ).tag(config=True)
+    dask_arguments = Dict(
+        key_trait=Unicode(),
+        default_value=dict(default_of("dask_arguments")),
+        help="""Arguments of dask_cluster, for example {"queue": "gpu", "cores": 8, "memory": "32GB", "maximum": 10}. `minimum` and
+        `maximum` are not passed on: they are the numbers of workers between which the length of the queue decides. Without them, the
+        number of workers does not change, except that an empty cluster gets one. Empty: the defaults of the class.""",
+    ).tag(config=True)
+    dask_insecure = Bool(
+        default_of("dask_insecure"),
+        help="""True: connections to Dask on other machines may be unencrypted. Whoever reaches an unencrypted Dask scheduler or worker can
+        run code there, so use it only in a network of your own. False: such addresses are rejected.""",
+    ).tag(config=True)
+
     def settings_of(self) -> Settings:
         """Return the traits as `Settings`."""
         values = {field.name: getattr(self, field.name) for field in fields(Settings) if field.name not in NO_TRAIT}
@@ -266,7 +306,7 @@ class SettingsTraits(HasTraits):
         for folder in ("device_lock_dir", "models_dir"):
             values[folder] = Path(values[folder]).expanduser() if values[folder] else None
         values["models_dirs"] = tuple(Path(folder).expanduser() for folder in self.models_dirs)
-        for names in ("allowed_models", "secret_variables"):
+        for names in ("allowed_models", "secret_variables", "hosts"):
             values[names] = tuple(values[names])
         return Settings(**values)
 

@@ -26,7 +26,7 @@ def answer(connection: Connection, request: Request) -> None:
     asked = request.json["messages"][-1]["content"]
     connection.begin()
     if "code" in asked:
-        connection.text(CODE)
+        connection.text(f"<think>\nFirst line\n\n```python\nanswer = 0 {EVIL}\n</think>\n\n", CODE)
     else:
         connection.text("The **first** part.\n\n", finish=None)
         assert go_on.wait(200)
@@ -88,5 +88,12 @@ async def test_insert_creates_cell_without_running_it(server: Server) -> None:
         await notebook.run_all()
         cells = notebook.page.locator(".jp-CodeCell")
         await expect(cells).to_have_count(4)
-        await expect(cells.nth(2).locator(".cm-content")).to_contain_text("answer = 6 * 7")
+        await expect(cells.nth(2).locator(".cm-content")).to_have_text("answer = 6 * 7")
+        reasoning = cells.nth(1).locator(".jp-RenderedMarkdown details")
+        await expect(reasoning.locator("summary")).to_have_text("Reasoning")
+        assert await reasoning.get_attribute("open") is None
+        assert await reasoning.locator("br").count() >= 2
+        await expect(reasoning).to_contain_text("<img src=x")
+        assert await reasoning.locator("img, a, code").count() == 0
+        await expect(cells.nth(1).locator(".jp-RenderedMarkdown pre code")).to_contain_text("answer = 6 * 7")
         await expect(cells.nth(3).locator(".jp-OutputArea")).to_contain_text("False")

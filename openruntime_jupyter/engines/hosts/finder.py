@@ -9,6 +9,10 @@ from typing import Protocol
 from openruntime_jupyter.engines.hosts.link import ByteStream
 
 
+class InvalidHosts(ValueError):
+    """Settings of hosts that can't be used; the message says what to change."""
+
+
 class HostUnusable(Exception):
     """The host has no agent that can be reached; `remedy` is what to do on that host, None if that is unknown."""
 

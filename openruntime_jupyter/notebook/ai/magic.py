@@ -132,9 +132,14 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except InvalidRequest as problem:
-        raise one_line(problem, PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", str(problem))) from None
+        raise one_line(problem, PARAMETER.sub(lambda found: option_of(found[1]), str(problem))) from None
     except NoModel as problem:
         raise one_line(problem, "see above", card=NoProvider(), logged=Logged(str(problem))) from None
+
+
+def option_of(parameter: str) -> str:
+    """Return the option that sets a parameter."""
+    return "--json" if parameter == "response_format" else f"--{parameter.replace('_', '-')}"
 
 
 FIX_PROMPT = (

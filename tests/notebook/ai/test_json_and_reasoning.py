@@ -42,11 +42,12 @@ def test_schema_can_be_a_dict_or_a_file(server_kernel: Kernel, tmp_path: Path) -
 
 
 def test_wrong_schemas_and_answers_are_explained(server_kernel: Kernel) -> None:
-    server_kernel.run(MODEL + "number = 5")
+    server_kernel.run(MODEL + "number, text = 5, {'type': 'text'}")
     for name, why in (
         ("nothing", "--json: 'nothing' is neither a variable nor a file"),
         ("number", "--json: number: schema: no JSON schema can be made of 5"),
         ("/etc/hostname", "can't be read as JSON"),
+        ("text", "--json: the JSON schema is invalid: type: 'text'"),
         ("City --insert", "--insert cannot be combined with --json"),
     ):
         assert why in error_of(server_kernel.run(f"%%openruntime ai --json {name}\nrepeat {ULM}"))
