@@ -19,7 +19,16 @@ from tests.runtimes import until
 
 def over(kind: str, folder: Path) -> AbstractContextManager[None]:
     """Make each runtime of this process that is given no engine run all its tasks on the host `far`."""
-    return _on_dask(folder) if kind == "dask" else _on_hosts(lambda settings: PipeFinder(PipeWay("far", settings.data_dir / "far")))
+    return _on_dask(folder) if kind == "dask" else _on_hosts(_agent)
+
+
+def _agent(settings: Settings) -> Finder:
+    """Return the finder of an agent that has the runtime's models."""
+    folder = settings.data_dir / "far"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (folder / "models").exists():
+        (folder / "models").symlink_to(settings.models)
+    return PipeFinder(PipeWay("far", folder))
 
 
 @contextmanager
