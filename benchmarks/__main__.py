@@ -30,6 +30,7 @@ NAMES = (
     "schemathesis",
     "sdk",
     "start",
+    "transfer",
 )
 
 

@@ -18,7 +18,7 @@ from openruntime_jupyter.arrays.array_layout import check_bounds
 from openruntime_jupyter.engines.hosts.file_stream import Done, Failed, FileMessage, FileStream, GetArray, GetPayload, PutArray, Ready
 from openruntime_jupyter.engines.hosts.link import ByteStream, LinkClosed, pipe_stream
 from openruntime_jupyter.engines.protocol import Completed, Job, JobFiles, Outcome, RaisedError
-from openruntime_jupyter.errors import ArrayNotFound, OpenRuntimeError, StorageUnavailable
+from openruntime_jupyter.errors import ArrayNotFound, InvalidRequest, OpenRuntimeError, StorageUnavailable
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.settings import Settings
@@ -89,7 +89,7 @@ class HostArrays:
         return self._store.places()
 
     def prepare(self, job: Job, copies: Mapping[str, int]) -> Job:
-        """Return the job with the files of its arrays, which stay until `finish`. Raises `InvalidRequest` if a copy is missing."""
+        """Return the job with the files of its arrays, which stay until `release`. Raises `StorageUnavailable` if a copy is missing."""
         given = job.files or JobFiles()
         return dataclasses.replace(job, files=dataclasses.replace(given, inputs={**given.inputs, **self.lease(copies, job.task_id)}))
 
@@ -121,9 +121,15 @@ class HostArrays:
         return outcome
 
     def lease(self, copies: Mapping[str, int], task_id: str) -> dict[str, str]:
-        """Keep copies until `release`, and return their files by the ids of the arrays. Raises `InvalidRequest` if one is missing."""
+        """Keep copies until `release`, and return their files by the ids of the arrays. Raises `StorageUnavailable` if one is missing."""
         names = {array_id: self._copies.get(number, str(number)) for array_id, number in copies.items()}
-        self._store.lease(names.values(), task_id)
+        try:
+            self._store.lease(names.values(), task_id)
+        except InvalidRequest as problem:
+            raise StorageUnavailable(
+                "This host has deleted a copy of an array for lack of space, before the other arrays of its task were sent: "
+                "use smaller arrays, or a host with more memory"
+            ) from problem
         self._leased[task_id] = list(names.values())
         return {array_id: self._store.path_of(name) for array_id, name in names.items()}
 

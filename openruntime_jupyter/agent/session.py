@@ -59,7 +59,7 @@ from openruntime_jupyter.engines.protocol import (
     Stopped,
     StopReason,
 )
-from openruntime_jupyter.errors import ArrayNotFound, EngineError, InvalidRequest, ModelNotFound, NoBackend
+from openruntime_jupyter.errors import ArrayNotFound, EngineError, ModelNotFound, NoBackend, StorageUnavailable
 from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.settings import Settings
@@ -400,12 +400,12 @@ class Session:
             if run.parameters is not None:
                 job.parameters = await self.arrays.parameters(run.parameters)
             run.job = job = self._places.adapt(self._with_model(job))
-            async with self._turns.take(device, job.task_id, run.relay.waiting):
+            async with self._turns.take(device, job, run.relay.waiting):
                 run.waiting, run.begun = None, True
                 self._changed.set()
                 outcome = await self._engine.run(job, run.relay)
             return await self.arrays.finish(job, outcome)
-        except (ArrayNotFound, InvalidRequest, ModelNotFound, OSError) as problem:
+        except (ArrayNotFound, ModelNotFound, OSError, StorageUnavailable) as problem:
             failure = Failure(kind=FailureKind.NOT_STARTED, message=str(problem), type=type(problem).__name__)
             return Died(failure, retry=False, no_worker=True)
         finally:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
+from types import FrameType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -84,16 +88,48 @@ def interruptible(otherwise: str) -> Iterator[None]:
 
 
 class _Pulse:
-    """Repeated timer of an event loop while something waits."""
+    """Repeated timer of an event loop while coroutines wait."""
 
     def __init__(self) -> None:
-        self.waits = 0
-        self.beating = False
+        self.waits: list[asyncio.Task[Any] | None] = []
+        self._beating = False
+        self._catches = False
 
-    def beat(self) -> None:
-        self.beating = self.waits > 0
-        if self.beating:
-            asyncio.get_running_loop().call_later(PULSE_SECONDS, self.beat)
+    def enter(self, task: asyncio.Task[Any] | None) -> None:
+        """Add a wait of a coroutine."""
+        self.waits.append(task)
+        if len(self.waits) == 1 and _in_terminal():
+            self._catches = True
+            signal.signal(signal.SIGINT, partial(self._interrupt, asyncio.get_running_loop()))
+        if not self._beating:
+            self._beat()
+
+    def leave(self, task: asyncio.Task[Any] | None) -> None:
+        """Remove a wait."""
+        self.waits.remove(task)
+        if not self.waits:
+            self._release()
+
+    def _beat(self) -> None:
+        self._beating = bool(self.waits)
+        if self._beating:
+            asyncio.get_running_loop().call_later(PULSE_SECONDS, self._beat)
+
+    def _interrupt(self, loop: asyncio.AbstractEventLoop, _number: int, _frame: FrameType | None) -> None:
+        self._release()  # a second Ctrl-C raises
+        for task in filter(None, self.waits):
+            loop.call_soon_threadsafe(task.cancel)
+
+    def _release(self) -> None:
+        if self._catches:
+            self._catches = False
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _in_terminal() -> bool:
+    """Return whether this is a terminal's IPython, where Ctrl-C would leave coroutines suspended."""
+    waits_here = threading.current_thread() is threading.main_thread()
+    return _shell() is not None and not in_kernel() and waits_here and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 _pulses: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pulse] = WeakKeyDictionary()
@@ -101,16 +137,14 @@ _pulses: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pulse] = WeakKeyDictionar
 
 @contextlib.contextmanager
 def pulse() -> Iterator[None]:
-    """Wake the running event loop regularly during the block.
+    """Let the stop button of a notebook, and Ctrl-C in a terminal's IPython, cancel the coroutine during the block.
 
-    The stop button of a notebook schedules the cancellation of an awaiting cell on the loop, but does not wake it. All waits of a loop
-    share one timer.
+    The stop button schedules the cancellation of an awaiting cell on the loop, but does not wake it. So the loop is woken regularly, for
+    all its waits by one timer.
     """
-    current = _pulses.setdefault(asyncio.get_running_loop(), _Pulse())
-    current.waits += 1
-    if not current.beating:
-        current.beat()
+    current, task = _pulses.setdefault(asyncio.get_running_loop(), _Pulse()), asyncio.current_task()
+    current.enter(task)
     try:
         yield
     finally:
-        current.waits -= 1
+        current.leave(task)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
+import pexpect  # type: ignore[import-untyped]
 import pytest
 
 from tests.notebook.conftest import Kernel, error_of
+from tests.support import Home, wait_until
 
 SETUP = """
 import os, signal, sys, threading, time
@@ -114,3 +118,31 @@ def test_interrupt_of_result_keeps_task_running(stopping: Kernel) -> None:
         assert len(error_of(cell).splitlines()) == 1
         assert "continues to run" in cell.error["evalue"]
         assert stopping.value("handle.status.terminal, str(handle.cancel().status)") == "(False, 'cancelled')"
+
+
+def test_ctrl_c_cancels_awaited_call_in_a_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "IPython", "--simple-prompt", "--no-banner", "--colors=nocolor"]
+    terminal = pexpect.spawn(
+        command[0], command[1:], env={**Home(tmp_path).environment(), "TERM": "dumb"}, cwd=tmp_path, encoding="utf-8", timeout=60
+    )
+    lines = (
+        "import os, signal, time; from openruntime_jupyter import connect; client = connect()",
+        "def wait(path): open(path, 'w').close(); time.sleep(600)",
+        f"await client.aio.call(wait, {str(tmp_path / 'runs')!r})",
+    )
+    try:
+        for line in lines:
+            terminal.expect(r"In \[\d+\]: ")
+            terminal.sendline(line)
+        wait_until((tmp_path / "runs").exists, what="the task runs")
+        terminal.sendintr()
+        terminal.expect(r"CancelledError: task_\w+ was cancelled\r\n")
+        terminal.expect(r"In \[\d+\]: ")
+        terminal.sendline(
+            "signal.getsignal(signal.SIGINT) is signal.default_int_handler, [str(task.status) for task in client.tasks().tasks]"
+        )
+        terminal.expect_exact("(True, ['cancelled'])")
+        terminal.sendline("exit()")
+        terminal.expect(pexpect.EOF)
+    finally:
+        terminal.close(force=True)

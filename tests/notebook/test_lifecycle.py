@@ -232,6 +232,7 @@ def test_failing_cell_stops_nbclient_and_says_its_error_once(tmp_path: Path) -> 
     (line, card, error) = notebook.cells[1].outputs
     assert "failed after" in line["data"]["text/plain"]
     assert card["data"]["text/plain"].startswith("In [2], line 3, in divide\nFull traceback: ")
+    assert "%openruntime fix" not in card["data"]["text/plain"], "no kernel has the error any more"
     shown = [line["data"]["text/plain"], card["data"]["text/plain"], *error["traceback"]]
     assert "".join(shown).count("division by zero") == 1
 

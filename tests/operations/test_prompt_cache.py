@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from openruntime_jupyter.local_models.gguf import CONTEXT
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.ai import Answer
 from tests.gguf_twin import write_twin
@@ -68,6 +69,17 @@ async def test_prompts_with_the_same_beginning_reuse_it(runtime: Runtime, model:
     first, *others = [response.cached_tokens or 0 for response in responses]
     assert first < 40
     assert min(others) > 100
+
+
+@both_engines
+async def test_oldest_caches_are_deleted(runtime: Runtime, model: str) -> None:
+    prompts = [f"{number:02}: {SHARED}" for number in range(40)]  # more tokens than the caches of all prompts hold together
+    for prompt in prompts:
+        tokens = (await answer(runtime, model, prompt, max_tokens=1)).prompt_tokens or 0
+    assert tokens * len(prompts) > 1.5 * CONTEXT
+    newest, oldest = [(await answer(runtime, model, prompts[place], max_tokens=1)).cached_tokens or 0 for place in (-2, 0)]
+    assert newest > 100
+    assert oldest < 40
 
 
 @both_engines

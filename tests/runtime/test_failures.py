@@ -194,7 +194,7 @@ async def test_missing_backend_is_reported_with_command(tmp_path: Path) -> None:
         assert "libmlx.so" in runtime.health().problems[0]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems report the peak of the whole process")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can reset the peak that the kernel reports")
 async def test_peak_memory_is_that_of_the_task_and_not_of_its_worker(runtime: Runtime) -> None:
     hoard = "import subprocess, sys\nhoard = bytearray(700_000_000)\nhoard[::4096] = bytes(len(hoard[::4096]))\n"
     hoard += "subprocess.run([sys.executable, '-c', ''])\ndel hoard"  # the kernel counts the child's copy of these pages too

@@ -116,11 +116,11 @@ class FileStream:
         """Send the bytes of an open file from `start` up to `end`. Raises `OSError` if the file can't be read."""
         file = _File(descriptor)
         try:
-            reading = file.start(_read, start, end)
-            while start < end:
+            reading = file.start(_read, start, end) if start < end else None
+            while reading is not None:
                 piece = await asyncio.shield(reading)
                 start += len(piece)
-                reading = file.start(_read, start, end)
+                reading = file.start(_read, start, end) if start < end else None
                 await self._write(piece)
         finally:
             file.close()
@@ -219,7 +219,7 @@ class _File:
 
 def _read(descriptor: int, start: int, end: int) -> bytes:
     piece = os.pread(descriptor, min(PIECE, end - start), start)
-    if not piece and start < end:
+    if not piece:
         raise OSError(f"the file ends {end - start:,} bytes early")
     return piece
 

@@ -212,7 +212,8 @@ class ErrorCard(View):
         if retry_helps(failure):
             longer = f" --timeout {2 * task.timeout:g}" if task.status is TaskState.TIMED_OUT and task.timeout else ""
             return [f"%openruntime retry {task.task_id}{longer}", *commands]
-        return ["%openruntime fix", *commands] if self._fixable and model_helps(failure) else commands
+        fixable = self._fixable and not self._logged  # the kernel that has the error ends with the program
+        return ["%openruntime fix", *commands] if fixable and model_helps(failure) else commands
 
 
 TRANSIENT = {

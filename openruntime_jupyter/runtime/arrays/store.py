@@ -40,8 +40,8 @@ SPACE_CACHE_SECONDS = 0.5
 """Maximum age of the free space passed to a task; the actual allocation checks it again."""
 SCARCE = 0.25
 """Part of the quota below which a task gets the present free space, because another task may just have taken the rest."""
-COPY_SECONDS = 30.0
-"""Time from the last use of a copy until it may be evicted: the task that it was sent for starts in between."""
+COPY_SECONDS = 300.0
+"""Time from the last use of a copy until it may be evicted. The task that it was sent for starts after its other arrays are sent."""
 WRITER_SECONDS = 30.0
 """Maximum time between allocating and filling an array for a writer without a lock."""
 RETRY_SECONDS = (0.01, 0.05, 0.25, 1.0)

@@ -1,0 +1,114 @@
+"""100 MB of float32 into a task on another host and back: by a shared folder, and over pipes, compared with local tasks and with Dask.
+
+`python -m benchmarks.transfer` runs only these measurements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.rows import HEAD, Missing, Row, at_most, median
+from openruntime_jupyter.arrays import conversion, pickling
+from openruntime_jupyter.engines.hosts.finder import HostsSetup
+from openruntime_jupyter.runtime.runtime import Caller, Runtime
+from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.tasks import TaskRequest
+from tests.pipe_finder import PipeFinder, PipeWay
+from tests.runtime.array_support import put
+from tests.runtimes import until
+
+SIZE = 25_000_000
+ROUNDS = 7
+WARM_UP = 3
+
+Array = np.ndarray[Any, Any]
+Trip = Callable[[Array], Awaitable[None]]
+
+
+def back(array: Any) -> Any:
+    """Return the argument: the task that is measured."""
+    return array
+
+
+@asynccontextmanager
+async def running(folder: Path, hosts: HostsSetup | None) -> AsyncIterator[Trip]:
+    """Function that sends an array through a task of a runtime, as a local client does."""
+    runtime = Runtime(Settings(data_dir=folder, cpu_slots=1), hosts=hosts)
+    await runtime.start()
+    await until(lambda: runtime.lanes.devices, 60, "a device")
+
+    async def trip(array: Array) -> None:
+        sent = await put(runtime.arrays, array)
+        data = pickling.pack((back, (array,), {}), lambda array, layout: None)
+        parameters = {"pickled": base64.b64encode(data).decode(), "arrays": [{"array": sent.id}]}
+        task_id = await runtime.submission.submit(TaskRequest(operation="call", parameters=parameters), Caller())
+        await runtime.arrays.remove(sent.id)
+        task = await runtime.tasks.wait(task_id)
+        assert task.result is not None, task.failure
+        (result,) = task.result.arrays
+        assert conversion.view(str((await runtime.arrays.info(result.id)).path), result.id)[-1] == array[-1]
+        await runtime.arrays.remove(result.id)
+
+    try:
+        yield trip
+    finally:
+        await runtime.stop()
+
+
+@asynccontextmanager
+async def plain_dask() -> AsyncIterator[Trip]:
+    """Function that sends an array through a task of `distributed`, by `submit` and `result`."""
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise Missing("distributed is missing: pip install 'openruntime-jupyter[dask]'") from None
+    options: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.ERROR}
+    async with LocalCluster(**options, asynchronous=True) as cluster, Client(cluster, asynchronous=True) as client:
+
+        async def trip(array: Array) -> None:
+            assert (await client.submit(back, array, pure=False))[-1] == array[-1]
+
+        yield trip
+
+
+async def _measure(folder: Path) -> list[Row]:
+    async with AsyncExitStack() as stack:
+        far = {name: PipeWay("far", folder / f"{name}_far") for name in ("shared", "sent")}
+        hosts = {name: HostsSetup(PipeFinder(way), local=False, share_folders=name == "shared") for name, way in far.items()}
+        trips: dict[str, Trip] = {
+            name: await stack.enter_async_context(running(folder / name, hosts.get(name))) for name in ("local", "shared", "sent")
+        }
+        trips["dask"] = await stack.enter_async_context(plain_dask())
+        found: dict[str, list[float]] = {name: [] for name in trips}
+        array = np.arange(SIZE, dtype=np.float32)
+        for number in range(WARM_UP + ROUNDS):  # alternate, so that a change of the machine's speed affects all
+            for name, trip in trips.items():
+                before = time.perf_counter()
+                await trip(array)
+                if number >= WARM_UP:
+                    found[name].append(1e3 * (time.perf_counter() - before))
+    local, shared, sent, dask = (median(found[name]) for name in ("local", "shared", "sent", "dask"))
+    return [
+        at_most("hosts: 100 MB in and out by a shared folder, and local", shared, local, 1.3, "ms"),
+        at_most("hosts: 100 MB in and out over pipes, and `distributed` submit", sent, dask, 1.8, "ms"),
+    ]
+
+
+def rows() -> list[Row]:
+    """Return the rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(_measure(Path(folder)))
+
+
+if __name__ == "__main__":
+    print(HEAD, *rows(), sep="\n")
