@@ -400,7 +400,7 @@ class Session:
             if run.parameters is not None:
                 job.parameters = await self.arrays.parameters(run.parameters)
             run.job = job = self._places.adapt(self._with_model(job))
-            async with self._turns.take(device, job.task_id, run.relay.waiting):
+            async with self._turns.take(device, job, run.relay.waiting):
                 run.waiting, run.begun = None, True
                 self._changed.set()
                 outcome = await self._engine.run(job, run.relay)

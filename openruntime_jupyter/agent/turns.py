@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from openruntime_jupyter.engines.protocol import DeviceReport
+from openruntime_jupyter.engines.protocol import DeviceReport, Job
 from openruntime_jupyter.errors import StorageUnavailable
 from openruntime_jupyter.runtime.locks import DeviceSlotLock
 from openruntime_jupyter.runtime.queue.device_lock import HOLDER_SECONDS, describe
@@ -38,7 +38,7 @@ class Turns:
         self._refused = False
 
     @asynccontextmanager
-    async def take(self, device: DeviceReport, task_id: str, waiting: Callable[[str | None], None]) -> AsyncIterator[None]:
+    async def take(self, device: DeviceReport, job: Job, waiting: Callable[[str | None], None]) -> AsyncIterator[None]:
         """Hold a free slot of the device. `waiting` is called with the holder of the device while another runtime has it."""
         if self._shared == "none" or (self._shared == "gpu" and device.type != "gpu"):
             yield
@@ -49,7 +49,7 @@ class Turns:
         self._used.add((name, slot))
         try:
             lock = self._locks.setdefault((name, slot), DeviceSlotLock(self._folder, name, slot))
-            await self._acquire(lock, device, {**self._holder, "task_id": task_id, "name": None}, waiting)
+            await self._acquire(lock, device, {**self._holder, "task_id": job.task_id, "name": job.operation}, waiting)
             yield
         finally:
             self._used.discard((name, slot))

@@ -34,6 +34,8 @@ from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 
 SAMPLING = ("temperature", "top_p", "max_tokens", "stop", "seed")
 """Parameters that are passed to all providers unchanged."""
+LOCAL_ONLY = ("adapter", "keep_alive")
+"""Parameters that remote providers do not have."""
 SAME = ("task_id", "status", "execution_time", "error", "failure", "position", "waiting_for", "timestamp")
 """Fields that a response has in common with the task record."""
 
@@ -244,15 +246,15 @@ class AiService:
 
 def _task(request: AiRequest, parameters: Shared, choice: Choice, messages: list[Message], about: About) -> TaskRequest:
     """Return the task request: `chat` for a remote profile, else `generate`."""
-    given = {name: value for name in (*SAMPLING, "keep_alive") if (value := getattr(parameters, name)) is not None}
+    given = {name: value for name in (*SAMPLING, *LOCAL_ONLY) if (value := getattr(parameters, name)) is not None}
     given |= parameters.response_options()
     sent: dict[str, Any] = {"messages": [message.model_dump() for message in messages], "about": about.model_dump()}
     if choice.model is not None:
         sent["model"] = choice.model
     if choice.profile is None:
         sent |= given
-    elif "keep_alive" in given:
-        raise InvalidRequest.of("parameters.keep_alive", f"applies only to local models, but {choice.profile!r} is a remote provider")
+    elif refused := next((name for name in LOCAL_ONLY if name in given), None):
+        raise InvalidRequest.of(f"parameters.{refused}", f"applies only to local models, but {choice.profile!r} is a remote provider")
     else:
         sent |= {"profile": choice.profile, "parameters": given}
     return TaskRequest(

@@ -45,6 +45,7 @@ class PromptOptions(BaseModel):
         None, description="Text before which the response ends."
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed gives the same response, if the model supports it.")
+    adapter: str | None = Field(None, min_length=1, max_length=4096, description="Path of a LoRA adapter for a local model.")
     keep_alive: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="Seconds that a local model stays in memory after this prompt."
     )

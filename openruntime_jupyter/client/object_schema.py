@@ -13,7 +13,13 @@ from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 
 NAME = "response"
 """Name of a schema without a usable title."""
-MOST_PROBLEMS = 3
+MOST_PROBLEMS = 5
+
+
+def reason_of(problem: ValidationError) -> str:
+    """Return the first problems of a value with their places."""
+    found = problem.errors(include_url=False, include_input=False, include_context=False)[:MOST_PROBLEMS]
+    return "; ".join(": ".join(filter(None, [".".join(map(str, each["loc"])), each["msg"]])) for each in found)
 
 
 class ObjectSchema:
@@ -55,8 +61,7 @@ class ObjectSchema:
         try:
             return json.loads(text) if self._type is None else self._type.validate_json(text)
         except ValidationError as problem:
-            found = problem.errors(include_url=False, include_input=False, include_context=False)[:MOST_PROBLEMS]
-            reason = "; ".join(": ".join(filter(None, [".".join(map(str, each["loc"])), each["msg"]])) for each in found)
+            reason = reason_of(problem)
         except ValueError as problem:
             reason = str(problem)
         if finish_reason == "length":

@@ -12,6 +12,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import from_json, to_json
 
 from openruntime_jupyter.client.ai_response import Reply, ToolRun
+from openruntime_jupyter.client.object_schema import reason_of
 from openruntime_jupyter.errors import InvalidRequest, OpenRuntimeError
 from openruntime_jupyter.schemas.ai import ToolCall
 from openruntime_jupyter.schemas.tasks import Task
@@ -140,12 +141,8 @@ def _run_of(call: ToolCall, value: Any) -> ToolRun:
 
 
 def _failed(call: ToolCall, problem: Exception) -> ToolRun:
-    if isinstance(problem, ValidationError):
-        found = problem.errors(include_url=False, include_input=False, include_context=False)
-        reason = "; ".join(": ".join(filter(None, [".".join(map(str, each["loc"])), each["msg"]])) for each in found)
-        result = f"Error: invalid arguments: {reason}"
-    else:
-        result = f"Error: {type(problem).__name__}: {problem}"
+    reason = f"invalid arguments: {reason_of(problem)}" if isinstance(problem, ValidationError) else f"{type(problem).__name__}: {problem}"
+    result = f"Error: {reason}"
     return ToolRun(call.function.name, _arguments(call), result[:LONGEST_RESULT], failed=True)
 
 

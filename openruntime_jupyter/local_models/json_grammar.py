@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from openruntime_jupyter.errors import EngineError, InvalidRequest
+from openruntime_jupyter.local_models.language_model import INSTALL
 from openruntime_jupyter.local_models.reasoning import TAGS
 
 ON_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -66,8 +67,6 @@ def _validated(rules: list[str], template: str, field: str) -> str:
 
 def import_llguidance() -> ModuleType:
     """Import and return the package. Raise `EngineError` with the install command."""
-    from openruntime_jupyter.local_models.language_model import INSTALL
-
     try:
         import llguidance
     except ImportError as problem:

@@ -76,7 +76,7 @@ class LlamaCppModel:
         self, prompt: str | None, messages: Sequence[dict[str, Any]], options: GenerationOptions, context: TaskContext
     ) -> dict[str, Any]:
         """Generate the response; see `LanguageModel.answer`."""
-        body = self._body(prompt, options)
+        body = self._request(prompt, options)
         timing = Timing(time.perf_counter())
         rejected: _Refused | None = None
         while True:
@@ -101,7 +101,7 @@ class LlamaCppModel:
                 raise InvalidRequest.of(field, f"rejected by {self.name}: {rejected}") from None
             self._enlarge(tokens, options.max_tokens, context)
 
-    def _body(self, prompt: str | None, options: GenerationOptions) -> dict[str, Any]:
+    def _request(self, prompt: str | None, options: GenerationOptions) -> dict[str, Any]:
         """Return the request without messages. Raises `InvalidRequest` for an option that the model does not support."""
         if prompt is None and not self._template:
             raise InvalidRequest.of(

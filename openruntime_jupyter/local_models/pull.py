@@ -183,12 +183,23 @@ class _Installation:
         self._model = model
         self._folder = folder
         self._staging = staging
+        self._unchecked = staging / "unchecked"
+        """Folder for the model, with its other parts, until it is checked."""
         self._say = say
         self._progress = progress
         self._force = force
         self._link = link
 
     def run(self) -> Pulled:
+        """Install the model."""
+        _remove(self._unchecked)
+        self._unchecked.mkdir(mode=0o700)
+        try:
+            return self._run()
+        finally:
+            _remove(self._unchecked)
+
+    def _run(self) -> Pulled:
         source = self._model.source
         if isinstance(source, KnownModel):
             return self._install_known(source)
@@ -234,7 +245,7 @@ class _Installation:
             with archive.opened(path) as opened:
                 pattern = self._model.source.member if isinstance(self._model.source, KnownModel) else self._model.pattern
                 member = opened.choose(pattern)
-                target, part = self._folder / member.name, self._part(member.name)
+                target, part = self._folder / member.name, self._unchecked / member.name
                 if self._is_there(target, sha256):
                     return Pulled(target, fetched=False)
                 _require_engine(member.name)
@@ -258,11 +269,12 @@ class _Installation:
         if self._link:
             if sha256 is not None:
                 self._require_hash(path, sha256)
-            _remove(target)
             for part in [path] if path.is_dir() else parts_of(path):
-                (target if part == path else self._folder / part.name).symlink_to(part)
+                link = target if part == path else self._folder / part.name
+                _remove(link)
+                link.symlink_to(part)
             return Pulled(target, fetched=True)
-        part = self._part(name)
+        part = self._unchecked / name
         if path.is_dir():
             files = {each: part / each.name for each in path.iterdir() if each.is_file()}
         else:
@@ -286,20 +298,17 @@ class _Installation:
 
     def _install(self, part: Path, target: Path, sha256: str | None) -> Pulled:
         """Verify a model, load it once, and move it to its place."""
-        try:
-            if sha256 is not None:
-                self._require_hash(part, sha256)
-            if part.is_dir():
-                shape_of(part)
-            else:
-                self._say("Loading the model once to check it …")
-                _try(part)
-            _remove(target)
-            for other in [] if part.is_dir() else parts_of(part)[1:]:
-                other.replace(self._folder / other.name)
-            part.replace(target)
-        finally:
-            _remove(part.parent)
+        if sha256 is not None:
+            self._require_hash(part, sha256)
+        if part.is_dir():
+            shape_of(part)
+        else:
+            self._say("Loading the model once to check it …")
+            _try(part)
+        _remove(target)
+        for other in [] if part.is_dir() else parts_of(part)[1:]:
+            other.replace(self._folder / other.name)
+        part.replace(target)
         return Pulled(target, fetched=True)
 
     def _is_there(self, target: Path, sha256: str | None) -> bool:
@@ -323,13 +332,6 @@ class _Installation:
                 f"{self._folder} has {gigabytes(free)} free, and {gigabytes(needed)} are needed: free some space, or choose another folder "
                 "with --models-dir"
             )
-
-    def _part(self, name: str) -> Path:
-        """Return the place of a model, with its other parts, until it is checked."""
-        folder = self._staging / "unchecked"
-        _remove(folder)
-        folder.mkdir(mode=0o700)
-        return folder / name
 
 
 def _require_engine(file: str) -> None:

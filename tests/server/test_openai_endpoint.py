@@ -16,7 +16,7 @@ import pytest
 from pydantic import BaseModel
 
 from openruntime_jupyter.schemas.chat_completions import ChatCompletionChunk
-from tests.ai.provider_server import Connection, ProviderServer, Request, chunk, providing, says, usage
+from tests.ai.provider_server import Connection, ProviderServer, Request, chunk, providing, refuses, says, usage
 from tests.gguf_twin import write_twin
 from tests.scripted_model import TOOL_TEMPLATE, make_scripted_model
 from tests.server.ai_support import KEY, profile, steered
@@ -327,6 +327,39 @@ def test_failed_task_is_an_error_and_is_not_repeated(client: openai.OpenAI, serv
     with pytest.raises(openai.BadRequestError, match="4,096") as rejected:
         client.chat.completions.create(model="tiny", messages=too_long, stream=stream)
     assert (rejected.value.param, rejected.value.code) == ("messages", "context_length_exceeded"), "some programs then shorten the messages"
+
+
+def test_client_that_gives_up_cancels_the_task(client: openai.OpenAI, server: Server) -> None:
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.5, max_retries=0).chat.completions.create(
+            model="cloud/tiny", messages=[{"role": "user", "content": "hold on"}], extra_headers={"X-OpenRuntime-Name": "impatient"}
+        )
+
+    def ended() -> bool:
+        (task,) = server.get("/tasks", params={"name": "impatient"})["tasks"]
+        return bool(task["status"] == "cancelled")
+
+    wait_until(ended, 30)
+
+
+def test_busy_provider_is_a_rate_limit(client: openai.OpenAI, scripted: ProviderServer) -> None:
+    scripted.script(refuses("429 Too Many Requests", {"error": {"message": "slow down"}}))
+    with pytest.raises(openai.RateLimitError, match="slow down") as caught:
+        client.with_options(max_retries=0).chat.completions.create(model="scripted/tiny", messages=QUESTION)
+    assert (caught.value.status_code, caught.value.type) == (429, "rate_limit_error")
+
+
+def test_missing_permission_and_missing_model(jupyter: Server) -> None:
+    with openai.OpenAI(
+        base_url=f"{jupyter.url}/v1", api_key=str(jupyter.token), http_client=openai.DefaultHttpxClient(trust_env=False)
+    ) as client:
+        with pytest.raises(openai.PermissionDeniedError, match="write on resource: openruntime") as denied:
+            client.chat.completions.create(model="default", messages=QUESTION, extra_headers={"X-Deny": "write:openruntime"})
+        assert denied.value.type == "permission_error"
+        assert list(client.models.list()) == []
+        with pytest.raises(openai.InternalServerError, match="openruntime pull") as missing:
+            client.chat.completions.create(model="default", messages=QUESTION)
+    assert (missing.value.status_code, missing.value.code, missing.value.response.headers["X-Should-Retry"]) == (503, "no_model", "false")
 
 
 def test_request_without_token_gets_no_remote_model(server: Server) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -29,8 +31,9 @@ async def test_waiting_stream_has_comments_with_its_position(
     app.cpu_slots, app.models_dir = 1, str(tmp_path / "models")
     await jp_serverapp.extension_manager.start_all_extensions()
     await app.ready()
-    headers = {"Authorization": f"Bearer {jp_serverapp.identity_provider.token}"}
-    url = f"http://127.0.0.1:{jp_http_port}{app.url_path}"
+    # As in a notebook, by the variables that kernels inherit. The server of this test has another port than the announced one.
+    headers = {"Authorization": f"Bearer {os.environ['OPENRUNTIME_TOKEN']}"}
+    url = f"http://127.0.0.1:{jp_http_port}{urlsplit(os.environ['OPENRUNTIME_URL']).path}"
     body = {"messages": [{"role": "user", "content": "Who waits?"}], "stream": True, "max_tokens": 4}
     try:
         async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=60) as client:

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from openruntime_jupyter.engines.failures import fault
 from openruntime_jupyter.engines.hosts.connection import Connection, HostsOptions
@@ -52,6 +53,8 @@ class HostsEngine:
         self._left: Callable[[str], None] = lambda name: None
         self._pending: Callable[[], int] = lambda: 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Ends of connections to hosts that have left."""
         self.models: LoadedModels = _Models(local, self._connections, self._of_lane)
 
     @property
@@ -73,8 +76,8 @@ class HostsEngine:
         """Start the local workers, and look for hosts."""
         if self._local is not None:
             await self._local.start()
-        self._keep(self._finder.watch(self._find, self._lose))
-        self._keep(self._tell_demand())
+        _keep(self._tasks, self._finder.watch(self._find, self._lose))
+        _keep(self._tasks, self._tell_demand())
 
     async def end_left_processes(self) -> None:
         """End processes that tasks of dead runtimes have left on this machine. Agents do the same on theirs."""
@@ -90,12 +93,7 @@ class HostsEngine:
         await asyncio.gather(*local, *(each.stop(0.6 * deadline) for each in self._connections()))
         left = [host.leave("the runtime stopped") for host in self._hosts.values()]
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*left, self._finder.close()), max(0.2, ends - time.monotonic()))
-
-    def _keep(self, coroutine: object) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            await asyncio.wait_for(asyncio.gather(*left, *self._leaving, self._finder.close()), max(0.2, ends - time.monotonic()))
 
     async def _tell_demand(self) -> None:
         while True:
@@ -131,7 +129,7 @@ class HostsEngine:
     def _lose(self, name: str, reason: str) -> None:
         host = self._hosts.pop(name, None)
         if host is not None:
-            self._keep(host.leave(reason))
+            _keep(self._leaving, host.leave(reason))
 
     def _join(self, connection: Connection) -> None:
         self._joined(connection)
@@ -211,6 +209,18 @@ class HostsEngine:
             connection.end_session(session_id, reason)
         if self._local is not None:
             self._local.end_session(session_id, reason)
+
+
+def _keep(tasks: set[asyncio.Task[None]], coroutine: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.get_running_loop().create_task(coroutine)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    task.add_done_callback(_log_crash)
+
+
+def _log_crash(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("The search for hosts ended; this is a fault in openruntime", exc_info=task.exception())
 
 
 class _Models:

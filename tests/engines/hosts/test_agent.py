@@ -26,9 +26,11 @@ from tests.runtimes import (
     pickled,
     printed,
     runtime_in,
+    says,
     submit,
     until,
     value,
+    waits_for,
 )
 
 
@@ -181,3 +183,32 @@ async def test_both_machines_serve_one_queue(tmp_path: Path) -> None:
         for each in tasks:
             assert (await runtime.cancel(each)).status == "cancelled"
         assert not (await runtime.list_tasks(TasksQuery(state=["running"]))).tasks
+
+
+async def test_task_takes_turns_with_the_runtime_of_the_host(tmp_path: Path) -> None:
+    way = PipeWay("far", tmp_path / "far")
+    hosts = HostsSetup(PipeFinder(way), local=False)
+    async with (
+        runtime_in(tmp_path / "far", device_lock="all", label="http://far") as theirs,
+        runtime_in(tmp_path / "near", device_lock="all", label="http://near", hosts=hosts) as runtime,
+    ):
+        holder = await busy(theirs, name="long training")
+        task_id = await cell(runtime, "1")
+        await waits_for(runtime, task_id, "http://far runs long training")
+        task = await runtime.cancel(task_id)
+        assert (task.status, task.cancel_stage) == ("cancelled", "queue")
+        task_id = await busy_after(runtime, theirs, holder)
+        waiting = await cell(theirs, "1")
+        await waits_for(theirs, waiting, f"http://near runs python ({task_id})")
+        await runtime.cancel(task_id)
+        await completed(theirs, waiting)
+
+
+async def busy_after(runtime: Runtime, theirs: Runtime, holder: str) -> str:
+    """Submit an endless cell that waits for `holder`, cancel that one, and return the id of the cell once it runs."""
+    task_id = await cell(runtime, ENDLESS)
+    await waits_for(runtime, task_id, "http://far")
+    await theirs.cancel(holder)
+    await says(runtime, task_id, "in")
+    assert (await runtime.tasks.get(task_id)).waiting_for is None
+    return task_id

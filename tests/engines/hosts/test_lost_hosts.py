@@ -148,6 +148,7 @@ async def test_hosts_come_and_go(tmp_path: Path) -> None:
         await until(lambda: runtime.lanes.devices, 30, "this machine's lane")
         await busy(runtime)
         second = await cell(runtime, "1")
+        await until(lambda: finder.demanded == 1, 5, "the finder knows that a task waits")
         finder.found(PipeWay("far", tmp_path / "far"))
         assert (await completed(runtime, second)).device_used == "far.device_0"
         running = await busy(runtime)

@@ -84,12 +84,13 @@ def test_reasoning_is_folded_and_not_part_of_the_answer(kernel: Kernel, provider
 
 
 def test_functions_of_the_kernel_are_tools(kernel: Kernel) -> None:
-    kernel.run("from openruntime_jupyter import connect\nvisited = []")
+    kernel.run("import threading\nmain = threading.main_thread()\nfrom openruntime_jupyter import connect\nvisited = []")
     cell = kernel.run(
-        "def visit(city: str) -> int:\n    'Visit a city.'\n    visited.append(city)\n    return len(visited)\n"
-        "print(connect().ask('hello', tools=[visit]).result())"
+        "def visit(city: str) -> int:\n    'Visit a city.'\n    visited.append((city, threading.current_thread() is main))\n"
+        '    return len(visited)\nreply = connect().ask(\'call {"city": "Ulm"}\', tools=[visit]).result()\nprint(reply)'
     )
-    assert cell.stream() == "You said: hello\n", "a model need not call a tool"
+    assert cell.stream() == "You said: 1\n"
+    assert kernel.value("visited, reply.calls[0].name, reply.calls[0].result") == "([('Ulm', True)], 'visit', '1')"
 
 
 def test_text_of_completed_task_is_not_repeated_by_its_output(server_kernel: Kernel) -> None:
