@@ -33,7 +33,9 @@ MEASURED = ("tests/notebook/", "tests/operations/", "tests/server/")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that runs all tests over another engine."""
-    parser.addoption("--engine", choices=["local", "agent"], default="local", help="engine of the runtimes in the tests' own process")
+    parser.addoption(
+        "--engine", choices=["local", "agent", "dask"], default="local", help="engine of the runtimes in the tests' own process"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -43,15 +45,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Engine of the runtimes that the tests start in their own process."""
     kind = getattr(request, "param", request.config.getoption("--engine"))
     if kind == "local":
         yield kind
         return
-    from tests.engine_kinds import on_agents  # late: most tests need no runtime
+    from tests.engine_kinds import over  # late: most tests need no runtime
 
-    with on_agents():
+    with over(kind, tmp_path_factory.mktemp(kind)):
         yield kind
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from openruntime_jupyter import connect
 from openruntime_jupyter.engines.hosts.finder import InvalidHosts
 from openruntime_jupyter.runtime.hosts import hosts_of
 from openruntime_jupyter.runtime.settings import Settings
 from tests.engines.hosts.dask_processes import PRELOAD
 from tests.engines.hosts.sshd import ssh_that
 from tests.support import STANDALONE, Home, Server, running_server, wait_until
+from tests.tiny_model import make_tiny_model
 
 LOCAL = {"threads_per_worker": 1, "dashboard_address": ":0", "n_workers": 0}
 
@@ -29,6 +33,24 @@ def used(server: Server, code: str = "pass") -> str:
     task = server.submit("python", {"code": code})
     assert task["status"] == "completed", task
     return task["device_used"]
+
+
+def run_all_kinds(server: Server) -> None:
+    """Run a cell, a call, a map, an operation on an array and a prompt."""
+    used(server)
+    with connect(server.url, token=server.token) as client:
+        assert client.call(operator.add, 40, 2) == 42
+        assert list(client.map(operator.neg, range(5))) == [0, -1, -2, -3, -4]
+        numbers = np.arange(300_000, dtype=np.float32)
+        assert np.array_equal(client.call(np.negative, numbers), -numbers)
+        generated = client.submit("generate", model="tiny", prompt="a task", max_tokens=4).result(90)
+        assert generated.usage.completion_tokens == 4
+
+
+def home_with_model(folder: Path) -> Home:
+    home = Home(folder)
+    make_tiny_model(home.data_dir / "models" / "tiny")
+    return home
 
 
 def test_hosts_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,10 +80,11 @@ def test_hosts_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cluster_of_the_server_follows_its_queue(tmp_path: Path) -> None:
     arguments = {**LOCAL, "maximum": 2}
     config = settings(engine="dask", dask_cluster="distributed.LocalCluster", dask_arguments=arguments)
-    with running_server(tmp_path, STANDALONE, config=config, healthy=False) as server:
+    with running_server(home_with_model(tmp_path), STANDALONE, config=config, healthy=False) as server:
         assert server.get("/hosts")["hosts"] == []
         tasks = [server.submit("python", {"code": "import time; time.sleep(3)"}, wait=False)["task_id"] for _ in range(4)]
         assert {server.finished(task)["device_used"] for task in tasks} == {"worker-0.device_0", "worker-1.device_0"}
+        run_all_kinds(server)
 
 
 def test_cluster_of_jobs(tmp_path: Path) -> None:
@@ -75,8 +98,9 @@ def test_cluster_of_jobs(tmp_path: Path) -> None:
         "worker_extra_args": [*PRELOAD],
     }
     config = settings(engine="dask", dask_cluster="dask_jobqueue.local.LocalCluster", dask_arguments=arguments)
-    with running_server(tmp_path, STANDALONE, config=config, healthy=False) as server:
+    with running_server(home_with_model(tmp_path), STANDALONE, config=config, healthy=False) as server:
         assert used(server) == "LocalCluster-0.device_0"
+        run_all_kinds(server)
 
 
 def test_cluster_that_does_not_start_is_reported(tmp_path: Path) -> None:

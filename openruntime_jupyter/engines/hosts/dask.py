@@ -38,9 +38,10 @@ MANY = 100
 RECONNECT_SECONDS = 5.0
 CLOSE_SECONDS = 5.0
 
-MARKER_SECONDS = 10.0
-"""Length of a marker task. It is the longest time for which Dask takes a host for busy that is idle."""
-RENEW_SECONDS = 7.0
+MARKER_SECONDS = 25.0
+"""Length of a marker task: the longest time for which Dask considers an idle host busy."""
+RENEW_SECONDS = 12.0
+"""Age at which a marker is replaced. With `POLL_MANY_SECONDS` it is less than `MARKER_SECONDS`."""
 IDLE_SECONDS = 60.0
 """Time after which an idle host may be ended, where this runtime has started it."""
 
@@ -195,8 +196,9 @@ class DaskFinder:
                 await self._connect()
                 await self._follow(found, gone)
             except Exception as problem:
-                self.problem = self._explained(problem)
-                log.warning("%s", self.problem)
+                before, self.problem = self.problem, self._explained(problem)
+                if self.problem != before:
+                    log.warning("%s", self.problem)
             finally:
                 await self._disconnect()
             if self._size is not None and self._size.cluster.status.name != "running":
@@ -280,7 +282,7 @@ class DaskFinder:
         """Renew the marker of a host where it ends soon. Tasks of the standard library need no package on the scheduler."""
         way = next((way for way in self._members.values() if way.name == name), None)
         _, since = self._markers.get(name, (None, 0.0))
-        if way is None or self._client is None or time.monotonic() - since < RENEW_SECONDS:
+        if way is None or self._client is None or self._client.status != "running" or time.monotonic() - since < RENEW_SECONDS:
             return
         self._number += 1
         marker = self._client.submit(

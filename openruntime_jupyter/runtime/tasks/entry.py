@@ -476,7 +476,7 @@ class Entry:
     interpreter: str | None = None
     environment: ExecutionEnvironment = field(default_factory=ExecutionEnvironment)
     python: str | None = None
-    """Minor version of Python that its parameters were pickled with; None without pickles."""
+    """Minor version of Python that its parameters were pickled with, and that its caller unpickles results with; None without pickles."""
     private: bool = False
     """True if the task needs a worker process that has run no other task."""
     burst: str | None = None

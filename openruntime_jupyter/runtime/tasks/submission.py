@@ -251,7 +251,8 @@ class TaskSubmission:
         if interpreter is not None and not os.path.isabs(interpreter):  # noqa: PTH117 - with a Path it is a tenth of submitting a batch
             raise InvalidRequest.of("parameters.world.interpreter", "give an absolute path")
         environment = execution_environment(world) if world is not None else ExecutionEnvironment()
-        python = world.python if world is not None and getattr(parameters, "pickled", None) else None
+        pickles = getattr(parameters, "pickled", None) or getattr(parameters, "outputs", None)
+        python = world.python if world is not None and pickles else None
         burst = getattr(parameters, "burst", None)
         if burst is not None:  # a process is never shared between users or kernels
             burst = f"{caller.owner or ''} {environment.kernel or ''} {burst}"

@@ -26,6 +26,7 @@ from openruntime_jupyter.schemas.tasks import TaskState
 from tests.engines.hosts.dask_processes import HIDDEN, PRELOAD, DaskProcesses
 from tests.engines.hosts.test_transfer import BIG, call, value
 from tests.runtimes import busy, cell, completed, ended, failed, live, output_of, pickled, printed, runtime_in, submit, until
+from tests.tiny_model import make_tiny_model
 
 STARTED = 60.0
 """Seconds for a Dask worker and its agent to start."""
@@ -56,6 +57,7 @@ async def reaches(runtime: Runtime, name: str, state: str) -> Host:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
     """Scheduler with the workers `one`, which has a nanny and no preload, and `two`."""
     processes = DaskProcesses(tmp_path_factory.mktemp("dask") / "cluster")
+    make_tiny_model(processes.folder / "data" / "models" / "tiny")
     try:
         processes.worker("one", nanny=True)
         processes.worker("two", *PRELOAD)
@@ -84,6 +86,8 @@ async def test_workers_are_hosts_and_run_all_kinds_of_tasks(over_dask: Runtime, 
         assert (await printed(over_dask, task_id)).strip() == "False"
     assert await value(over_dask, await submit(over_dask, "call", pickled(lambda number: number + 1, 41))) == 42
     assert (await output_of(over_dask, "compute", {"expression": "6 * 7"}))["value"] == 42
+    prompt = {"model": "tiny", "prompt": "a task", "max_tokens": 4}
+    assert (await output_of(over_dask, "generate", prompt))["completion_tokens"] == 4
 
 
 async def test_arrays_travel_by_a_second_comm(over_dask: Runtime) -> None:

@@ -202,16 +202,20 @@ async def test_session_keeps_its_folder(runtime: Runtime, tmp_path: Path) -> Non
 async def test_pickles_wait_for_a_host_with_their_python(runtime: Runtime) -> None:
     here = ".".join(connection(runtime).welcome.python.split(".")[:2])
     parameters = {"pickled": base64.b64encode(pickling.pack((len, ("abc",), {}), None)).decode()}
-    other = await submit(runtime, "call", {**parameters, "world": {"python": "3.9"}})
+    world = {"python": "3.9"}
+    function = await submit(runtime, "call", {**parameters, "world": world})
+    output = await submit(runtime, "python", {"code": "a = 1", "outputs": ["a"], "world": world})
 
-    async def waits() -> bool:
-        return (await runtime.tasks.get(other)).waiting_for == f"a host with Python 3.9 (far has {here})"
+    async def wait() -> bool:
+        reasons = [(await runtime.tasks.get(each)).waiting_for for each in (function, output)]
+        return reasons == [f"a host with Python 3.9 (far has {here})"] * 2
 
-    await until(waits, 10, "the reason")
+    await until(wait, 10, "the reasons")
     same = await submit(runtime, "call", {**parameters, "world": {"python": here}})
     assert await value(runtime, same) == 3
-    await completed(runtime, await submit(runtime, "python", {"code": "1", "world": {"python": "3.9"}}))  # it has no pickles
-    assert (await runtime.cancel(other)).status == "cancelled"
+    await completed(runtime, await submit(runtime, "python", {"code": "1", "world": world}))  # it has no pickles
+    for each in (function, output):
+        assert (await runtime.cancel(each)).status == "cancelled"
 
 
 async def test_killed_agent_leaves_no_arrays(tmp_path: Path) -> None:
