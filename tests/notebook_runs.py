@@ -13,8 +13,8 @@ from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
-ALONE = ("quickstart", "arrays")
-"""Notebooks that run without a server, the others with one. tests/notebook runs every magic with both kinds of runtime."""
+ALONE = ("quickstart", "arrays", "cluster")
+"""Notebooks that run without a server, or start one. tests/notebook runs every magic with both kinds of runtime."""
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300")
 # A kernel accepts the server's variables only from its parent process, which is the pytest of nbval. So they are set in that process, as a
 # server does for its kernels.

@@ -46,6 +46,7 @@ def at_url(url: str, token: str | None) -> HttpBackend:
         return plain
     try:
         plain.call(GET_HEALTH)
+        plain.renewed_token()  # a server that has just started announces its token between the first look and its first response
         return plain
     except (NotConnected, NotAllowed, TaskNotFound) as problem:
         below = HttpBackend(f"{plain.where}/openruntime", token)

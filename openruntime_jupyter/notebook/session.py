@@ -17,6 +17,7 @@ from openruntime_jupyter.client.notebook_file import notebook
 from openruntime_jupyter.client.unseen import UnseenTasks
 from openruntime_jupyter.errors import NotConnected
 from openruntime_jupyter.notebook.arguments import LAST
+from openruntime_jupyter.notebook.display.format import device_name
 from openruntime_jupyter.notebook.run.background import BackgroundTasks
 
 
@@ -76,7 +77,7 @@ class Session:
         if not self._devices:
             try:
                 found = self.client.devices()
-                self._devices = {device.id: device.name for device in found}
+                self._devices = {device.id: device_name(device) for device in found}
                 self._has_gpu = any(device.type == "gpu" for device in found)
             except NotConnected:
                 self.lose()

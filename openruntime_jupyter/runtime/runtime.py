@@ -483,12 +483,13 @@ class Runtime:
     def health(self) -> Health:
         """Return the health status and the problems."""
         # A notice reports a past event: it does not degrade the status.
-        left = "No device is available: tasks wait until one is" if self.lanes.known and not self.lanes.devices else None
-        hosts = hosts_problem(self.engine.hosts())
-        parts = (self.history.problem, self._devices.problem, self.arrays.problem, self.engine.problem, hosts, left)
+        hosts = self.engine.hosts()
+        starting = not self.lanes.known or (not self.lanes.devices and any(host.state == "connecting" for host in hosts))
+        left = None if starting or self.lanes.devices else "No device is available: tasks wait until one is"
+        parts = (self.history.problem, self._devices.problem, self.arrays.problem, self.engine.problem, hosts_problem(hosts), left)
         wrong = [problem for problem in (*parts, *self.problems) if problem]
         problems = [str(problem) for problem in (*wrong, self.history.notice, *left_out(), *self.notices) if problem]
-        status = "stopping" if self._stopping else "degraded" if wrong else "healthy" if self.lanes.known else "starting"
+        status = "stopping" if self._stopping else "degraded" if wrong else "starting" if starting else "healthy"
         return Health(
             status=status,
             timestamp=timestamp(time.time()),

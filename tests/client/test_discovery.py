@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter import connect
-from openruntime_jupyter.client import discovery
+from openruntime_jupyter.client import discovery, local_servers
 from openruntime_jupyter.client.client import Client
 from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.errors import InvalidRequest, NotAllowed, NotConnected, WouldDeadlock
@@ -71,6 +71,19 @@ def test_the_token_of_the_users_own_stand_alone_runtime_need_not_be_given(standa
             assert client.call(sum, (20, 22)) == 42
     with pytest.raises(NotAllowed):
         connect(standalone.url, "another")
+
+
+def test_a_client_of_a_server_that_is_just_starting_has_its_token(standalone: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENRUNTIME_DATA_DIR", os.fspath(standalone.home.data_dir))
+    looks: list[str] = []
+
+    def own_token(url: str) -> str | None:
+        looks.append(url)
+        return None if len(looks) == 1 else standalone.token
+
+    monkeypatch.setattr(local_servers, "_own_token", own_token)
+    with connect(standalone.url) as client:
+        assert list(client.map(abs, [-1, -2])) == [1, 2]
 
 
 def test_clients_go_on_where_the_users_stand_alone_runtime_is_started_anew_with_another_token(

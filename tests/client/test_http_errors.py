@@ -125,7 +125,7 @@ def test_a_server_that_was_started_anew_is_asked_with_its_new_token_though_a_kep
     def answer(connection: socket.socket) -> None:
         asked.append(connection.recv(65_536))
         if len(asked) == 2 and learnt:
-            backend._current_token()  # like the event thread when it connects
+            backend.renewed_token()  # like the event thread when it connects
         if len(asked) > 1:
             connection.sendall((EMPTY if b"the second" in asked[-1] else REFUSAL).encode())
 

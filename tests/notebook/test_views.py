@@ -13,7 +13,7 @@ import pytest
 from openruntime_jupyter.notebook.ai.live_answer import AnswerView
 from openruntime_jupyter.notebook.commands import HELP
 from openruntime_jupyter.notebook.display.errors import ErrorCard
-from openruntime_jupyter.notebook.display.format import clock, duration, local_times, number, ordinal, unit_head, with_unit
+from openruntime_jupyter.notebook.display.format import clock, device_name, duration, local_times, number, ordinal, unit_head, with_unit
 from openruntime_jupyter.notebook.display.html import View, tag
 from openruntime_jupyter.notebook.display.tables import (
     DeviceTable,
@@ -373,3 +373,9 @@ def test_hosts_show_their_states_figures_and_what_to_do() -> None:
     assert "gpu1: no answer for 15 s: wake it" in table.text()
     assert "2 hosts, 1 lost" in Status("here", status().health, [], [ready, lost]).text()
     assert "host" not in Status("here", status().health, [], []).text()
+
+
+def test_device_of_a_host_names_its_host() -> None:
+    (mine,) = status().devices
+    assert device_name(mine) == mine.name
+    assert device_name(mine.model_copy(update={"id": "10.0.0.7.device_0", "name": "Apple M3"})) == "Apple M3 on 10.0.0.7"

@@ -173,7 +173,7 @@ class HttpBackend:
         """Subscribe to events."""
         with self._lock:
             if self._events is None:
-                self._events = SocketEvents(self.where, self._current_token, self.local)
+                self._events = SocketEvents(self.where, self.renewed_token, self.local)
         return self._events.watch(topics, on_message)
 
     @property
@@ -247,12 +247,12 @@ class HttpBackend:
                 first = False
                 continue
             self._reached = True
-            if response.status_code in REFUSED and self._current_token() != sent:  # a restarted server has a new token
+            if response.status_code in REFUSED and self.renewed_token() != sent:  # a restarted server has a new token
                 continue
             if not _temporary(response) or not retries.wait(_seconds(response.headers.get("retry-after"))):
                 return response
 
-    def _current_token(self) -> str | None:
+    def renewed_token(self) -> str | None:
         """Return the server's current token and use it for later requests. Another thread may have updated it already."""
         found = self._renew() if self._renew is not None else None
         with self._lock:

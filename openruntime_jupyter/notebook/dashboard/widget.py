@@ -22,6 +22,7 @@ from openruntime_jupyter.client.notebook_file import notebook
 from openruntime_jupyter.client.transport.protocol import Backend, new_key
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.notebook.dashboard.feed import Subscription, feed_of, row
+from openruntime_jupyter.notebook.display.format import device_name
 from openruntime_jupyter.notebook.display.tables import Status
 from openruntime_jupyter.notebook.display.tasks import TaskTable
 from openruntime_jupyter.schemas import endpoints as api
@@ -174,7 +175,7 @@ class Dashboard(anywidget.AnyWidget):
             client = self._client
             devices = client.devices()
             health = client.health()
-            tasks = TaskTable(client.tasks(limit=20), {device.id: device.name for device in devices})
+            tasks = TaskTable(client.tasks(limit=20), {device.id: device_name(device) for device in devices})
         except OpenRuntimeError as problem:
             return {"text/plain": f"OpenRuntime: {problem}"}
         views = (Status(client.where, health, devices), tasks)

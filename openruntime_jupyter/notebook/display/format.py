@@ -10,6 +10,7 @@ from typing import Any
 
 from openruntime_jupyter.errors import gigabytes
 from openruntime_jupyter.schemas.base import epoch
+from openruntime_jupyter.schemas.system import Device
 from openruntime_jupyter.schemas.tasks import Task
 
 UNITS = {"gflops": "GFLOP/s", "gb_per_second": "GB/s", "flops_per_iteration": "FLOP", "size_mb": "MB", "tokens_per_second": "tokens/s"}
@@ -30,6 +31,12 @@ def duration(seconds: float | None) -> str:
         return f"{minutes} min {left} s" if left else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def device_name(device: Device) -> str:
+    """Return the name of a device, with its host if it is on another machine: `"Apple M3 Max on mac2"`."""
+    host = device.id.rpartition(".")[0]
+    return f"{device.name} on {host}" if host else device.name
 
 
 def rough(seconds: float) -> str:

@@ -39,6 +39,8 @@ class Closed:
 async def test_hosts_are_listed_with_devices_slots_and_problems(tmp_path: Path) -> None:
     finder = PipeFinder(PipeWay("far", tmp_path / "far"), Closed())
     async with runtime_in(tmp_path / "near", hosts=HostsSetup(finder, local=False)) as runtime:
+        await until(lambda: [host.state for host in runtime.hosts()] == ["refused", "connecting"], 60, "both hosts")
+        assert not any("No device" in problem for problem in runtime.health().problems)
         await until(lambda: runtime.lanes.devices, 60, "the host")
         task_id = await busy(runtime)
         await until(lambda: any(host.cpu_utilization is not None for host in runtime.hosts()), 60, "a report of the host")

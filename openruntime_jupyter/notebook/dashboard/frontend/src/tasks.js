@@ -25,6 +25,11 @@ function kindOf(task) {
   return task.status === "pending" ? "waiting" : live(task) ? "running" : "ended";
 }
 
+/** Return the name of the host of a device, empty for the runtime's machine. */
+function hostOf(id) {
+  return id.slice(0, Math.max(0, id.lastIndexOf(".")));
+}
+
 export class Tasks {
   constructor(runtime, say, announce) {
     this.runtime = runtime;
@@ -85,8 +90,11 @@ export class Tasks {
   device(id) {
     const found = this.devices.find((device) => device.id === id);
     if (!found) return { short: id, long: id };
-    const alone = this.devices.filter((device) => device.type === found.type).length === 1;
-    return { short: alone ? found.type.toUpperCase() : `${found.type.toUpperCase()} ${found.id.split("_").pop()}`, long: found.name };
+    const host = hostOf(id);
+    const alone = this.devices.filter((device) => device.type === found.type && hostOf(device.id) === host).length === 1;
+    const type = found.type.toUpperCase();
+    const short = alone ? type : `${type} ${id.split("_").pop()}`;
+    return host ? { short: `${host} ${short}`, long: `${found.name} on ${host}` } : { short, long: found.name };
   }
 
   /** The rows without those of `pages`, and the number of all tasks by kind. */
