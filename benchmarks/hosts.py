@@ -1,4 +1,4 @@
-"""Cost of other hosts: tasks on agents over pipes, as `ssh` gives them, compared with local tasks.
+"""Cost of other hosts: tasks on agents over pipes, as `ssh` gives them, and in Dask workers, compared with local tasks and with Dask's own.
 
 `python -m benchmarks.hosts` runs only these measurements.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from benchmarks.engine import NullObserver, job
 from benchmarks.rows import HEAD, Row, at_least, at_most, median, within
 from openruntime_jupyter.engines.hosts.connection import Connection, HostsOptions, connect
+from openruntime_jupyter.engines.hosts.dask import DaskWay
 from openruntime_jupyter.engines.hosts.finder import HostsSetup
 from openruntime_jupyter.engines.hosts.link import Link
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
@@ -52,6 +55,41 @@ async def trips(engine: JobRunner, lane: str) -> float:
         empty.lane = lane
         before = time.perf_counter()
         await engine.run(empty, observer)
+        found.append(time.perf_counter() - before)
+    return median(found)
+
+
+async def over_dask(folder: Path) -> list[Row]:
+    """Return the row of agents in Dask workers; none where `distributed` is not installed."""
+    if find_spec("distributed") is None:
+        print("hosts: no row of Dask: pip install distributed")
+        return []
+    from distributed import Client, LocalCluster
+
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", local_directory=str(folder), asynchronous=True)
+    async with cluster, Client(cluster, asynchronous=True, set_as_default=False) as client:
+        (address,) = (await client.scheduler.identity())["workers"]
+        way = DaskWay("far", address, lambda: client, insecure=False)
+        options = HostsOptions("rt", folder, ArrayStore(Settings(data_dir=folder), "rt", Machine()), share_folders=False)
+        connection = await connect(way, Link(await way.connect()), options, {}, lambda silent: None, lambda used: None)
+        serving = asyncio.ensure_future(connection.serve())
+        ours, theirs = [], []
+        await trips(connection, "far.device_0")
+        for _ in range(ROUNDS):
+            ours.append(await trips(connection, "far.device_0"))
+            theirs.append(await submits(client))
+        connection.close("the benchmark ended")
+        await serving
+    name = "hosts: empty task on an agent in a Dask worker, p50, and client.submit"
+    return [at_most(name, 1e6 * median(ours), 1e6 * median(theirs), 0.2, "µs")]
+
+
+async def submits(client: Any) -> float:
+    """Return the median seconds of an empty task of Dask's own."""
+    found = []
+    for _ in range(CALLS):
+        before = time.perf_counter()
+        await client.submit(int, pure=False)
         found.append(time.perf_counter() - before)
     return median(found)
 
@@ -107,6 +145,7 @@ async def _measure(folder: Path) -> list[Row]:
         at_most("hosts: empty task on an agent over pipes, p50, and local", 1e6 * median(far), 1e6 * median(near), 6.0, "µs"),
         within("hosts: delay of a line of output, p50", 1e3 * delay, 5.0, "ms"),
         at_least("hosts: 50 ms tasks on two hosts of one slot, and on one", two, one, 1.8, "tasks/s"),
+        *await over_dask(folder),
     ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter import __version__
-from openruntime_jupyter.engines.hosts.connection import HostMachine
+from openruntime_jupyter.engines.hosts.machine import HostMachine
 from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine, Runner
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import Engine
@@ -512,6 +512,8 @@ def readings_of(lane: Lane, sample: Sample) -> GpuReadings:
     if not isinstance(lane.machine, HostMachine):
         return sample.gpus.get(lane.id, NOTHING)
     found = lane.machine.gpu(lane.id.removeprefix(f"{lane.host}."))
+    if found is None:
+        return NOTHING
     return GpuReadings(found.utilization, found.memory_total, found.memory_used, found.temperature, found.power)
 
 

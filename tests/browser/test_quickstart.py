@@ -24,8 +24,14 @@ def named(server: Server, name: str, *states: str) -> list[dict[str, object]]:
 
 
 async def test_quickstart_notebook_runs_without_errors(server: Server) -> None:
+    """Its saved outputs are of another server, which this one does not know."""
     shutil.copy(QUICKSTART, server.home.path)
     async with opened(server, QUICKSTART.name) as notebook:
+        notebook.expected.append("404")
+        task = notebook.page.locator(".jp-OpenRuntime-task").first
+        await task.get_by_role("button", name="Retry").click()
+        await expect(task).to_contain_text("Unknown task")
+        await expect(task.get_by_role("button")).to_have_count(0)
         await notebook.menu("Edit", "Clear Outputs of All Cells")
         await notebook.run_all()
         assert await notebook.errors() == []

@@ -262,7 +262,7 @@ def joined(*lanes: Lane) -> Lanes:
 class Waiting:
     """Pending task as far as queues see it."""
 
-    waiting_for = drained_by = blocked_since = session = None
+    waiting_for = drained_by = blocked_since = session = python = None
     avoids: tuple[str, ...] = ()
     needs: int | None = None
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from openruntime_jupyter.engines.hosts.link import ByteStream
+if TYPE_CHECKING:
+    from openruntime_jupyter.engines.hosts.link import ByteStream
 
 
 class InvalidHosts(ValueError):

@@ -86,6 +86,9 @@ class Host:
                 self._become("lost", "its agent does not respond")
             except (OSError, LinkClosed, InvalidMessage) as problem:
                 self._become("lost", str(problem) or type(problem).__name__)
+            except Exception as problem:  # a fault must not end the attempts
+                log.exception("The connection to the host %s failed", self.name)
+                self._become("lost", f"{problem!r}: this is a fault in openruntime; the log has the traceback")
             if self._leaving:
                 return
             pause = PAUSES[min(failures, len(PAUSES) - 1)]
@@ -105,6 +108,7 @@ class Host:
             await link.close()
             raise
         serving = asyncio.get_running_loop().create_task(connection.serve())
+        await asyncio.sleep(0)  # if it was cancelled before its first step, it would not close the link
         self.connection = connection
         self._become("ready")
         try:

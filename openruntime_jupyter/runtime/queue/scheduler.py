@@ -588,9 +588,10 @@ class DeviceDiscovery:
     def _join(self, host: HostDevices) -> None:
         """Open the lanes of another host."""
         lanes = [self._lane(number, report, host) for number, report in enumerate(host.devices)]
-        self._of_host[host.name] = [lane.id for lane in lanes]
+        opened = self._of_host[host.name] = []
         for lane in lanes:
             self._scheduler.join(lane)
+            opened.append(lane.id)
         self.problem = None
 
     def _leave(self, name: str) -> None:

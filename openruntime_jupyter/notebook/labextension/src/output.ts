@@ -192,16 +192,20 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
         await this.#refresh(saved.task_id);
         this.#problem = '';
       } catch (error) {
-        this.#problem = messageOf(error);
-        if (error instanceof ResponseError && error.status === 404) {
-          this.#stop(); // deleted, or of a runtime inside the kernel
+        this.#fail(error);
+        if (this.#unknown) {
+          this.#stop();
           this.#problem = '';
-          this.#unknown = true;
         }
       }
       this.#busy = false;
     }
     this.#draw();
+  }
+
+  #fail(error: unknown): void {
+    this.#problem = messageOf(error);
+    this.#unknown = error instanceof ResponseError && error.status === 404; // deleted, or of another runtime
   }
 
   async #refresh(id: string): Promise<void> {
@@ -305,7 +309,7 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
         await this.#act(label, (this.#task ?? this.#saved!).task_id);
         this.#problem = '';
       } catch (error) {
-        this.#problem = messageOf(error);
+        this.#fail(error);
       }
       button.disabled = false;
       this.#draw();

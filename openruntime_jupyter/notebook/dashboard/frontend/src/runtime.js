@@ -38,7 +38,7 @@ export async function runAgain(request, id, caller = { origin: "notebook" }) {
     return await request("POST", "tasks", body);
   } catch (problem) {
     if (!problem.details?.length || !body.parameters?.arrays?.length) throw problem;
-    throw new RequestError("large input arrays are deleted when a task ends, so it cannot be run again from here: rerun its cell or call");
+    throw new RequestError("its large input arrays have been deleted, so it cannot be run again from here: rerun its cell or call");
   }
 }
 
