@@ -55,7 +55,7 @@ def _resolved(path: Path) -> Path:
 
 
 def _modified(path: Path, kind: Literal["mlx", "gguf"]) -> int:
-    """Return the time in nanoseconds when the weights were written last; raise `NotAModel` if they were removed meanwhile."""
+    """Return the time in nanoseconds when the weights were written last; raise `NotAModel` if they are unreadable."""
     try:
         return max((part.stat().st_mtime_ns for part in (weight_files(path) if kind == "mlx" else parts_of(path))), default=0)
     except OSError as problem:
