@@ -54,6 +54,7 @@ lab: $(VENV)/.lab ## download the default model and open JupyterLab on the quick
 
 test: $(VENV)/.test ## run every test with coverage: the package, the notebooks, the browser, smoke tests on other versions of Python
 	@tools/install-blas
+	@tools/install-sshd
 	@$(RUN) openruntime_jupyter.cli pull --models-dir $(TEST_MODELS)
 	@CHROMIUM="$$(tools/find-chromium $(VENV)/bin/python)" && export CHROMIUM OPENRUNTIME_TEST_MODELS="$(CURDIR)/$(TEST_MODELS)" && echo "Chromium: $$CHROMIUM" && $(RUN) pytest $(PARALLEL) -m "not smoke and not hub" $(COVERAGE) $(TEST_ARGS)
 	@$(if $(TEST_ARGS),,$(VENV)/bin/python tools/run-smoke-tests $(VENV) $(filter cpu cuda,$(BACKEND)))

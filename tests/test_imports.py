@@ -1,4 +1,4 @@
-"""Test imports of the package from two threads and around a fork."""
+"""Test imports of the package from two threads, around a fork, and of what a local runtime needs."""
 
 from __future__ import annotations
 
@@ -165,3 +165,26 @@ def test_fork_waits_for_import_on_another_thread() -> None:
 
 def test_fork_does_not_wait_without_end() -> None:
     assert run(STUCK) == ["0"]
+
+
+ONLY_LOCAL = """
+import asyncio, sys, tempfile
+from pathlib import Path
+from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.settings import Settings
+
+async def main(folder):
+    runtime = Runtime(Settings(data_dir=Path(folder)))
+    await runtime.start()
+    await runtime.stop()
+
+with tempfile.TemporaryDirectory() as folder:
+    asyncio.run(main(folder))
+parts = ("openruntime_jupyter.engines.hosts.", "openruntime_jupyter.agent", "distributed")
+print(sorted(name for name in sys.modules if name.startswith(parts)))
+"""
+
+
+def test_local_runtime_imports_no_engine_over_hosts() -> None:
+    done = subprocess.run([sys.executable, "-c", ONLY_LOCAL], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "['openruntime_jupyter.engines.hosts.finder', 'openruntime_jupyter.engines.hosts.machine']\n"

@@ -52,7 +52,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 NOT_SENT = {"reasoning_content", "refusal", "annotations", "audio", "function_call"}
 """Fields of messages that are not sent to the model under this name."""
 ENDS: dict[str | None, CompletionEnd] = {"length": "length", "content_filter": "content_filter"}
-"""Ends other than `stop` and `tool_calls`."""
+"""Ends other than `stop` and `tool_calls`. They tell that tool calls may be incomplete."""
 
 
 def task_of(request: ChatCompletionRequest, options: CompletionHeaders, choice: Choice) -> TaskRequest:
@@ -104,7 +104,7 @@ def completion_of(task_id: str, model: str, answer: Answer) -> ChatCompletion:
 
 
 def _end(answer: Answer) -> CompletionEnd:
-    return "tool_calls" if answer.tool_calls else ENDS.get(answer.finish_reason, "stop")
+    return ENDS.get(answer.finish_reason) or ("tool_calls" if answer.tool_calls else "stop")
 
 
 def _logprobs(answer: Answer) -> ChoiceLogprobs | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -145,8 +145,10 @@ class Profiles(dict[str, Profile]):
         default: str | None = None,
         invalid: Mapping[str, str] | None = None,
         skipped: tuple[str, ...] = (),
+        other_secrets: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(profiles)
+        self._other_secrets = other_secrets
         self.invalid = dict(invalid or {})
         """Errors of configured profiles by name. These profiles are omitted."""
         self.skipped = skipped
@@ -185,9 +187,9 @@ class Profiles(dict[str, Profile]):
         return [ProfileInfo(name=each.name, model=each.model, default=each.name == self.default) for each in self.values()]
 
     @property
-    def secret_variables(self) -> set[str]:
-        """Return the environment variables that hold secrets, to hide them from workers."""
-        return set().union(*(each.secret_variables for each in self.values()))
+    def secret_variables(self) -> frozenset[str]:
+        """Return the environment variables that hold secrets, also those of omitted profiles, to hide them from workers."""
+        return self._other_secrets.union(*(each.secret_variables for each in self.values()))
 
 
 def profiles_from(configured: Mapping[str, Mapping[str, Any]], environ: Mapping[str, str], default: str = "") -> Profiles:
@@ -206,10 +208,20 @@ def profiles_from(configured: Mapping[str, Mapping[str, Any]], environ: Mapping[
         except InvalidRequest as problem:
             found.pop(name, None)  # a configured profile replaces that of the environment even if it is invalid
             invalid[name] = str(problem)
-    profiles = Profiles(found, default or None, invalid, tuple(skipped))
+    secrets = frozenset(each for name in invalid for each in _variables_in(configured[name]))
+    profiles = Profiles(found, default or None, invalid, tuple(skipped), secrets)
     for text in (*profiles.problems, *skipped):
         log.warning("%s", text)
     return profiles
+
+
+def _variables_in(value: Any) -> Iterator[str]:
+    """Yield the environment variables of all references in the fields of an invalid profile, whatever their names."""
+    if isinstance(value, Mapping):
+        for each in value.values():
+            yield from _variables_in(each)
+    elif isinstance(value, str) and (found := variable(value)) is not None:
+        yield found
 
 
 def profile_of(name: str, fields: Mapping[str, Any], prefix: str = "profiles.") -> Profile:

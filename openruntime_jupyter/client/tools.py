@@ -70,8 +70,15 @@ class Rounds:
     """Id of the task whose calls were recorded last. They are not run again if a submission fails and is repeated."""
 
     def continues(self, reply: Reply) -> bool:
-        """Return whether the functions run the calls of a reply. Calls of the caller's own tools end the rounds."""
-        return bool(reply.tool_calls) and not any(call.function.name in self.others for call in reply.tool_calls)
+        """Return whether the functions run the calls of a reply. Calls of the caller's own tools end the rounds.
+
+        Raises `OpenRuntimeError` for calls that were truncated: without their arguments, functions would run with default values.
+        """
+        if not reply.tool_calls or any(call.function.name in self.others for call in reply.tool_calls):
+            return False
+        if reply.finish_reason == "length":
+            raise OpenRuntimeError("The response was truncated at max_tokens before its tool calls were complete: raise max_tokens")
+        return True
 
     def require_functions(self) -> None:
         """Raise `InvalidRequest` for coroutine functions, which need an event loop."""

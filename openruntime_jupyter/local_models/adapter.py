@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,23 +18,24 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 def with_adapter(source: ModelSource, path: Path) -> ModelSource:
     """Return the model with the adapter at a resolved path. Raises `InvalidRequest` for a path without an adapter for its engine."""
     if source.engine == "llama.cpp":
-        size, wanted = _gguf_size(path), "a GGUF file with an adapter"
+        weights, wanted = _weights_of_file(path), "a GGUF file with an adapter"
     else:
-        size, wanted = _folder_size(path), f"a folder with {CONFIG} and {WEIGHTS}"
-    if size is None:
+        weights, wanted = _weights_in_folder(path), f"a folder with {CONFIG} and {WEIGHTS}"
+    if weights is None:
         raise InvalidRequest.of("parameters.adapter", f"{path} is not an adapter for {source.name}: {source.engine} needs {wanted}")
-    return replace(source, adapter=str(path), bytes=None if source.bytes is None else source.bytes + size)
+    size = None if source.bytes is None else source.bytes + weights.st_size
+    return replace(source, adapter=str(path), adapter_modified=weights.st_mtime_ns, bytes=size)
 
 
-def _gguf_size(path: Path) -> int | None:
+def _weights_of_file(path: Path) -> os.stat_result | None:
     try:
-        return path.stat().st_size if path.is_file() and read_header(path).get("general.type") == "adapter" else None
+        return path.stat() if path.is_file() and read_header(path).get("general.type") == "adapter" else None
     except (NotAModel, OSError):
         return None
 
 
-def _folder_size(path: Path) -> int | None:
+def _weights_in_folder(path: Path) -> os.stat_result | None:
     try:
-        return (path / WEIGHTS).stat().st_size if (path / CONFIG).is_file() else None
+        return (path / WEIGHTS).stat() if (path / CONFIG).is_file() else None
     except OSError:
         return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from openruntime_jupyter.errors import PullFailed, gigabytes
 from openruntime_jupyter.local_models.download import PIECE, Progress
 
 CONFIG, WEIGHTS = "config.json", "model*.safetensors"
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, KeyError)
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, KeyError)
 """Errors of a damaged archive."""
 
 

@@ -263,7 +263,9 @@ class _Installation:
             shape_of_gguf(path)
         name = path.name if path.is_dir() or path.suffix == ".gguf" else f"{path.name}.gguf"
         target, sha256 = self._folder / name, self._model.sha256
-        if target.absolute() == path or self._is_there(target, sha256):
+        # A folder of models that is reached by a link has other paths. A link to the model, however, may be replaced.
+        same = target.absolute() == path or (target.exists() and not target.is_symlink() and target.samefile(path))
+        if same or self._is_there(target, sha256):
             return Pulled(target, fetched=False)
         _require_engine(name)
         if self._link:

@@ -9,9 +9,10 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.engines.hosts.machine import HostMachine
 from openruntime_jupyter.engines.inline import LANE, REPORT, InlineEngine, Runner
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import Engine
@@ -49,7 +50,6 @@ from openruntime_jupyter.schemas.tasks import Failure, FailureKind, Task, TaskPa
 from openruntime_jupyter.start_environment import at_start, changed_by_now
 
 if TYPE_CHECKING:
-    from openruntime_jupyter.engines.hosts.connection import HostMachine
     from openruntime_jupyter.engines.hosts.finder import HostsSetup
 
 __all__ = ["Caller", "Runtime"]
@@ -507,16 +507,13 @@ def _portable(folder: Path) -> str:
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
 
-def _machine_of(lane: Lane) -> HostMachine:
-    """Return the machine of a lane of another host. Its class is not imported where there are no hosts."""
-    return cast("HostMachine", lane.machine)
-
-
 def readings_of(lane: Lane, sample: Sample) -> GpuReadings:
     """Return the newest metrics of the lane's GPU: from `sample` on this machine, from its agent on a host."""
-    if not lane.host:
+    if not isinstance(lane.machine, HostMachine):
         return sample.gpus.get(lane.id, NOTHING)
-    found = _machine_of(lane).gpu(lane.id.removeprefix(f"{lane.host}."))
+    found = lane.machine.gpu(lane.id.removeprefix(f"{lane.host}."))
+    if found is None:
+        return NOTHING
     return GpuReadings(found.utilization, found.memory_total, found.memory_used, found.temperature, found.power)
 
 
@@ -524,7 +521,7 @@ def view_device(lane: Lane, admission: Admission, sample: Sample) -> Device:
     """Return a device as its workers reported it, with current memory in bytes and the readable metrics."""
     report, on_gpu = lane.device, lane.device.type == "gpu"
     figures = readings_of(lane, sample)
-    cpu = _machine_of(lane).cpu_percent() if lane.host else sample.cpu_utilization
+    cpu = lane.machine.cpu_percent() if isinstance(lane.machine, HostMachine) else sample.cpu_utilization
     if lane.shares_memory or figures.memory_total is None or figures.memory_used is None:
         available = admission.free(lane)
     else:  # the driver's figures of a GPU with its own memory include other programs' use

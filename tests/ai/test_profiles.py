@@ -131,3 +131,5 @@ def test_configured_profile_replaces_environment() -> None:
 def test_secret_variables_are_collected() -> None:
     fields = {"api_key": "env:MINE", "headers": {"X-Token": "env:GATE", "X-Key": "keyring:a/b", "X-Title": "t"}}
     assert profiles_from({"p": fields}, {"OPENAI_API_KEY": KEY}).secret_variables == {"MINE", "GATE", "OPENAI_API_KEY"}
+    invalid = {"base_url": "localhost", "apikey": "env:MISSPELLED", "headers": {"X-Token": "env:GATE"}}
+    assert profiles_from({"p": {"api_key": "env:MINE"}, "bad": invalid}, {}).secret_variables == {"MINE", "MISSPELLED", "GATE"}

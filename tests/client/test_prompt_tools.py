@@ -53,7 +53,7 @@ def scripted(connection: Connection, request: Request) -> None:
         name, _, arguments = each.partition(" ")
         piece = {"index": number, "id": f"call_{number}", "function": {"name": name, "arguments": arguments}}
         connection.event(chunk(None, tool_calls=[piece]))
-    connection.event(chunk(None, "tool_calls"))
+    connection.event(chunk(None, "length" if prompt.startswith("cut ") else "tool_calls"))
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,13 @@ def test_rounds_are_limited(client: Client, provider: ProviderServer) -> None:
             handle.result(60)
     assert len(provider.requests) == before + 3
     assert len(handle.calls) == 3
+
+
+def test_truncated_calls_run_no_function(client: Client) -> None:
+    handle = client.ask("cut where", tools=[where])
+    with pytest.raises(OpenRuntimeError, match="before its tool calls were complete: raise max_tokens"):
+        handle.result(60)
+    assert handle.calls == ()
 
 
 def test_text_of_all_rounds_is_streamed(client: Client) -> None:

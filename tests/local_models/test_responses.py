@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from jsonschema import validate
 
@@ -22,9 +21,10 @@ from openruntime_jupyter.local_models.tool_calls import ToolCallFilter
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.ai import Answer
-from tests.gguf_twin import add_metadata, write_file, write_twin
+from tests.adapters import write_adapters
+from tests.gguf_twin import write_twin
 from tests.scripted_model import TOOL_TEMPLATE, make_scripted_model
-from tests.tiny_model import HIDDEN, INNER, LAYERS, TEMPLATE, make_tiny_model
+from tests.tiny_model import TEMPLATE, make_tiny_model
 
 ANSWER = """
 import json, sys
@@ -272,33 +272,10 @@ def test_penalties_change_the_text(answers: Ask, tmp_path: Path) -> None:
         assert none == plain
 
 
-def adapters(folder: Path, width: int, inner: int) -> tuple[Path, Path]:
-    """Return the same adapter of a tiny model's first layer for mlx-lm and for llama.cpp."""
-    import gguf
-    from safetensors.numpy import save_file
-
-    rank, scale, random = 4, 2.0, np.random.default_rng(1)
-    before, after = (random.standard_normal(shape, np.float32) for shape in ((inner, rank), (rank, width)))
-    mlx = folder / "adapter"
-    mlx.mkdir()
-    settings = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": ["mlp.down_proj"]}
-    (mlx / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": settings}))
-    weights: dict[str, np.ndarray] = {}
-    for number in range(LAYERS):
-        layer = f"model.layers.{number}.mlp.down_proj"
-        weights |= {f"{layer}.lora_a": before * (number == 0), f"{layer}.lora_b": after * (number == 0)}
-    save_file(weights, mlx / "adapters.safetensors")
-    writer = gguf.GGUFWriter(folder / "adapter.gguf", "llama")
-    add_metadata(writer, {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": scale * rank})
-    writer.add_tensor("blk.0.ffn_down.weight.lora_a", np.ascontiguousarray(before.T))
-    writer.add_tensor("blk.0.ffn_down.weight.lora_b", np.ascontiguousarray(after.T))
-    return mlx, write_file(writer, folder / "adapter.gguf")
-
-
 def test_adapter_changes_the_text_equally_in_both_engines(answers: Ask, tmp_path: Path) -> None:
     tiny = make_tiny_model(tmp_path / "tiny")
     models = (tiny, write_twin(tiny, tmp_path / "tiny.gguf"))
-    mlx, gguf = adapters(tmp_path, HIDDEN, INNER)
+    mlx, gguf = write_adapters(tmp_path)
     short = {"max_tokens": 40}
     given = ((tiny, short), (tiny, {**short, "adapter": str(mlx)}), (models[1], {**short, "adapter": str(gguf)}))
     plain, adapted, other = answers(*given)

@@ -199,6 +199,20 @@ def test_two_tools_are_called_at_once_and_answered(client: openai.OpenAI, script
     assert scripted.requests[0].json["tools"] == TOOLS
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_truncated_call_ends_by_length(client: openai.OpenAI, scripted: ProviderServer, stream: bool) -> None:
+    def truncated(connection: Connection, request: Request) -> None:
+        connection.begin()
+        connection.event(chunk(None, tool_calls=[{"index": 0, "id": "a", "function": {"name": "weather", "arguments": '{"ci'}}]))
+        connection.event(chunk(None, "length"))
+        connection.event("[DONE]")
+
+    scripted.script(truncated)
+    made: Any = client.chat.completions.create(model="scripted/tiny", messages=QUESTION, tools=TOOLS, stream=stream)
+    choices = [chunk.choices[0] for chunk in made] if stream else made.choices
+    assert choices[-1].finish_reason == "length"
+
+
 def test_local_model_calls_two_tools_or_one(client: openai.OpenAI) -> None:
     def ask(**options: Any) -> Any:
         return client.chat.completions.create(model="with-tools", messages=QUESTION, tools=TOOLS, **options)

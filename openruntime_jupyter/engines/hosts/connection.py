@@ -20,6 +20,7 @@ from openruntime_jupyter.arrays.array_layout import BadTensor, Layout
 from openruntime_jupyter.engines.hosts.arrays import ArrayTransfer
 from openruntime_jupyter.engines.hosts.finder import HostUnusable, Way
 from openruntime_jupyter.engines.hosts.link import Link, LinkClosed
+from openruntime_jupyter.engines.hosts.machine import HostMachine
 from openruntime_jupyter.engines.hosts.messages import (
     PROTOCOL,
     Discard,
@@ -28,7 +29,6 @@ from openruntime_jupyter.engines.hosts.messages import (
     EndSession,
     EngineSettings,
     Generated,
-    GpuState,
     Halt,
     Hello,
     InvalidMessage,
@@ -74,7 +74,6 @@ from openruntime_jupyter.engines.protocol import (
     WorkerReport,
 )
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, InvalidRequest, StorageUnavailable
-from openruntime_jupyter.memory import Memory
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.schemas.values import ModelSource
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
@@ -113,33 +112,6 @@ class HostsOptions:
     lost: float = 15.0
     session_ended: Callable[[SessionUse, str], None] = lambda use, reason: None
     """Called with the reason when a session's worker ends without `end_session`."""
-
-
-class HostMachine:
-    """Memory, cores and load of a host, as its agent reported them last."""
-
-    def __init__(self, total: int, cores: int) -> None:
-        self.total = total
-        self.cores = cores
-        self._available = total
-        self._cpu: float | None = None
-        self._gpus: dict[str, GpuState] = {}
-
-    def memory(self) -> Memory:
-        """Return the total and available memory."""
-        return Memory(self.total, self._available)
-
-    def cpu_percent(self) -> float | None:
-        """Return the load of all cores in percent; None if unknown."""
-        return self._cpu
-
-    def gpu(self, device: str) -> GpuState:
-        """Return the readings of a GPU by the id that it has on the host."""
-        return self._gpus.get(device) or GpuState()
-
-    def update(self, state: State) -> None:
-        """Take over a report."""
-        self.total, self._available, self._cpu, self._gpus = state.memory_total, state.memory_available, state.cpu, state.gpus
 
 
 class _Cut(Exception):

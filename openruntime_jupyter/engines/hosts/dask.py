@@ -42,6 +42,8 @@ MARKER_SECONDS = 25.0
 """Length of a marker task: the longest time for which Dask considers an idle host busy."""
 RENEW_SECONDS = 12.0
 """Age at which a marker is replaced. With `POLL_MANY_SECONDS` it is less than `MARKER_SECONDS`."""
+JOIN_SECONDS = 60.0
+"""Time after which workers that were started and have not joined are reported."""
 IDLE_SECONDS = 60.0
 """Time after which an idle host may be ended, where this runtime has started it."""
 
@@ -246,7 +248,6 @@ class DaskFinder:
         """Poll the members until the scheduler does not respond."""
         while True:
             described = await asyncio.wait_for(self._client.scheduler.identity(), CONNECT_SECONDS)
-            self.problem = None
             workers = {str(worker["name"]): (address, worker) for address, worker in described["workers"].items()}
             for name in self._members.keys() - workers.keys():
                 way = self._members.pop(name)
@@ -258,6 +259,7 @@ class DaskFinder:
                 self._mark(name)
             if self._size is not None:
                 await self._size.adjust({way.name: name for name, way in self._members.items()}, set(self._busy))
+            self.problem = self._size.shortage(len(self._members)) if self._size is not None else None
             await asyncio.sleep(POLL_SECONDS if len(workers) <= MANY else POLL_MANY_SECONDS)
 
     def _find(self, name: str, address: str, worker: Mapping[str, Any], found: Callable[[Way], None]) -> None:
@@ -331,6 +333,20 @@ class ClusterSize:
         self._minimum = self._wanted if minimum is None else minimum
         self._maximum = max(self._wanted, 1) if maximum is None else maximum
         self._idle_since: dict[str, float] = {}
+        self._complete = time.monotonic()
+        """Time at which all wanted workers were there last."""
+
+    def shortage(self, members: int) -> str | None:
+        """Return which workers are missing for long, for `/health`; None if none are."""
+        now = time.monotonic()
+        if members >= self._wanted:
+            self._complete = now
+        if now - self._complete < JOIN_SECONDS:
+            return None
+        return (
+            f"{self._wanted - members} of {self._wanted} workers of the Dask cluster have not joined for {now - self._complete:.0f} s: "
+            "they wait in its queue of jobs, or its logs have the reason"
+        )
 
     async def adjust(self, members: Mapping[str, str], busy: set[str]) -> None:
         """Start workers for pending tasks, and end idle ones. `members` are the names of Dask's workers by host."""

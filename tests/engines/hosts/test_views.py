@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from openruntime_jupyter.engines.hosts.connection import HostMachine
 from openruntime_jupyter.engines.hosts.finder import HostsSetup, HostUnusable
 from openruntime_jupyter.engines.hosts.link import ByteStream
+from openruntime_jupyter.engines.hosts.machine import HostMachine
 from openruntime_jupyter.engines.hosts.messages import GpuState, State
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import DeviceReport
