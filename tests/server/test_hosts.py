@@ -150,7 +150,7 @@ def test_runtime_without_hosts_imports_nothing_of_them() -> None:
     code = "import sys, openruntime_jupyter.runtime.runtime; print(*(name for name in sys.modules if '.hosts' in name or '.agent' in name))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     settings = {"openruntime_jupyter.runtime.hosts", "openruntime_jupyter.schemas.hosts"}
-    protocols = {f"openruntime_jupyter.engines.hosts{name}" for name in ("", ".finder", ".link", ".machine")}
+    protocols = {f"openruntime_jupyter.engines.hosts{name}" for name in ("", ".finder", ".machine")}
     assert set(done.stdout.split()) == settings | protocols
 
 

@@ -163,6 +163,7 @@ async def test_cancel_during_a_transfer(runtime: Runtime, way: CountingWay, monk
 
 async def test_cancel_just_after_a_transfer(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     array = await put(runtime.arrays, np.zeros(BIG))
+    await until(lambda: runtime.lanes.devices, 60, "the host")
     far = connection(runtime)
     send, loop = far._arrays.send, asyncio.get_running_loop()
 
