@@ -146,6 +146,14 @@ def test_other_settings_name_no_hosts() -> None:
     assert hosts_of(Settings()) is None
 
 
+def test_runtime_without_hosts_imports_nothing_of_them() -> None:
+    code = "import sys, openruntime_jupyter.runtime.runtime; print(*(name for name in sys.modules if '.hosts' in name or '.agent' in name))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    settings = {"openruntime_jupyter.runtime.hosts", "openruntime_jupyter.schemas.hosts"}
+    protocols = {f"openruntime_jupyter.engines.hosts{name}" for name in ("", ".finder", ".machine")}
+    assert set(done.stdout.split()) == settings | protocols
+
+
 def test_missing_dask_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openruntime_jupyter.runtime.hosts.find_spec", lambda name: None)
     with pytest.raises(InvalidHosts, match=r"pip install 'openruntime-jupyter\[dask\]'"):

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import re
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.arrays.array_layout import BadTensor, Layout
 from openruntime_jupyter.engines.hosts.arrays import ArrayTransfer
 from openruntime_jupyter.engines.hosts.finder import HostUnusable, Way
 from openruntime_jupyter.engines.hosts.link import Link, LinkClosed
@@ -68,6 +70,7 @@ from openruntime_jupyter.engines.protocol import (
     Stage,
     Stopped,
     StopReason,
+    StoredArray,
     WorkerReport,
 )
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, InvalidRequest, StorageUnavailable
@@ -126,7 +129,9 @@ class _Running:
         self.job = job
         self.observer = observer
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.halted = False
+        self.files = JobFiles()
+        """Array files that the host shares."""
+        self.halted: StopReason | None = None
         self.sent = False
         """True once the agent has got the job."""
         self._transfer: asyncio.Task[Any] | None = None
@@ -224,7 +229,7 @@ class Connection:
     # Life
 
     async def serve(self) -> str:
-        """Handle messages until the connection ends, and return the reason."""
+        """Handle messages until the connection ends, and return the reason. `disconnect` closes it then."""
         loop = asyncio.get_running_loop()
         tasks: set[asyncio.Future[str]] = {loop.create_task(self._receive()), loop.create_task(self._ping()), self._closed}
         try:
@@ -235,9 +240,12 @@ class Connection:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            await self._arrays.close()
-            await self._link.close()
         return self.ended or ""
+
+    async def disconnect(self) -> None:
+        """Close what an ended connection has open, which may take some seconds where the host does not respond."""
+        await self._arrays.close()
+        await self._link.close()
 
     def close(self, reason: str) -> None:
         """End the connection; `serve` returns soon."""
@@ -247,13 +255,11 @@ class Connection:
     async def _receive(self) -> str:
         while True:
             try:
-                message = decode(*await self._link.receive())
+                self._take(decode(*await self._link.receive()))
             except LinkClosed as problem:
                 return str(problem)
             except InvalidMessage as problem:
                 return f"its agent sent an invalid message ({problem})"
-            try:
-                self._take(message)
             except Exception as problem:  # whatever it sent, other hosts must not be affected
                 log.exception("A message of the host %s could not be handled", self.name)
                 return f"its agent sent a message that can't be handled ({problem!r})"
@@ -290,7 +296,7 @@ class Connection:
         self.ended = reason
         for run in self._runs.values():
             run.cut(self._loss(begun=run.sent, running=not run.outcome.done()))
-            run.end(self._loss(begun=True))
+            run.end(self._loss(begun=run.sent))
         for ask in self._asks.values():
             if not ask.done():
                 ask.set_result([])
@@ -343,6 +349,8 @@ class Connection:
         elif isinstance(message, Generated):
             observer.generated(message.text)
         else:
+            if isinstance(message.outcome, Completed):
+                _check_results(run, message.outcome.arrays)
             run.end(message.outcome)
 
     # Jobs
@@ -361,7 +369,7 @@ class Connection:
         finally:
             del self._runs[number], self._of_task[job.task_id], self._where[job.task_id]
             self._note_use()
-        if isinstance(outcome, Stopped) and outcome.reason is StopReason.ENDED and not run.halted:
+        if isinstance(outcome, Stopped) and outcome.reason is StopReason.ENDED and run.halted is None:
             return self._loss(begun=True, running=False)  # the agent leaves
         return outcome
 
@@ -371,13 +379,16 @@ class Connection:
         parameters: int | None = None
         discard = Discard()
         try:
-            files, others = self._shared_files(job)
+            run.files, others = self._shared_files(job)
+            files = run.files
             if others:
                 copies = await run.transfer(self._arrays.send(others))
             if len(job.parameters) > INLINE_PAYLOAD:  # a large frame would delay pings
                 parameters = await run.transfer(self._arrays.send_parameters(job.parameters))
                 job = dataclasses.replace(job, parameters=b"")
             job = dataclasses.replace(job, lane=self._local(job.lane), files=files)
+            if run.halted is not None:  # just when the last transfer had ended, so that nothing was cut
+                return Stopped(run.halted, Stage.QUEUE, Measurements())
             self._send(Run(number, job, copies, parameters))
             run.sent = True
             outcome = await run.outcome
@@ -461,8 +472,8 @@ class Connection:
         number = self._of_task.get(task_id)
         if number is not None:
             run = self._runs[number]
-            run.halted = True
-            if not run.cut(Stopped(reason, Stage.INTERRUPT if run.sent else Stage.QUEUE, Measurements())):
+            run.halted = run.halted or reason
+            if not run.cut(Stopped(reason, Stage.INTERRUPT if run.sent else Stage.QUEUE, Measurements())) and run.sent:
                 self._send(Halt(number, reason))
 
     async def stop(self, deadline: float) -> None:
@@ -516,6 +527,22 @@ class Connection:
         """End the worker of a session, and the task that it runs."""
         if self._sessions.pop(session_id, None) is not None:
             self._send(EndSession(session_id, reason))
+
+
+def _check_results(run: _Running, arrays: tuple[StoredArray, ...]) -> None:
+    """Raise `InvalidMessage` unless the result arrays have names of their attempt, which are file names here, and valid layouts."""
+    name, places = run.job.array_name, run.files.places
+    if len({array.id for array in arrays}) < len(arrays):
+        raise InvalidMessage("two result arrays have one name")
+    for array in arrays:
+        if name is None or re.fullmatch(rf"{re.escape(name)}\.[0-9]{{1,9}}", array.id) is None:
+            raise InvalidMessage(f"{array.id[:100]!r} is not the name of a result array of {run.job.task_id}")
+        if places is not None and array.place not in range(len(places)):
+            raise InvalidMessage(f"the result array {array.id} has the unknown place {array.place}")
+        try:
+            Layout(array.shape, array.dtype, array.kind)
+        except BadTensor as problem:
+            raise InvalidMessage(f"the result array {array.id} is invalid: {problem}") from problem
 
 
 async def connect(

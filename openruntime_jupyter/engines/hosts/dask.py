@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from openruntime_jupyter import __version__
-from openruntime_jupyter.engines.hosts.finder import HostUnusable, InvalidHosts, Way
+from openruntime_jupyter.engines.hosts.finder import HostUnusable, InvalidHosts, Way, unreserved
 from openruntime_jupyter.environment import is_loopback
 
 log = logging.getLogger(__name__)
@@ -372,8 +372,10 @@ def host_name(name: str, address: str, host: str, taken: set[str]) -> str:
         name = host
     elif name.isdecimal():
         name = f"worker-{name}"
-    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "worker"
-    return name if name not in taken else f"{name}-{urlsplit(address).port or len(taken)}"
+    name = unreserved(re.sub(r"[^\w.-]+", "-", name).strip("-.") or "worker")
+    while name in taken:
+        name = f"{name}-{urlsplit(address).port or len(taken)}"
+    return name
 
 
 def _import_with_signals(module: str) -> Any:

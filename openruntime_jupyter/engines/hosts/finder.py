@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from openruntime_jupyter.engines.hosts.link import ByteStream
+
+RESERVED = re.compile(r"auto|gpu|cpu|remote|device_[0-9]+")
+"""Names of queues that are not those of hosts."""
+
+
+def unreserved(name: str) -> str:
+    """Return the name of a host, which becomes that of its queue; `host-gpu` for `gpu`."""
+    return f"host-{name}" if RESERVED.fullmatch(name) else name
 
 
 class InvalidHosts(ValueError):

@@ -108,7 +108,7 @@ class Host:
             await link.close()
             raise
         serving = asyncio.get_running_loop().create_task(connection.serve())
-        await asyncio.sleep(0)  # if it was cancelled before its first step, it would not close the link
+        await asyncio.sleep(0)  # if it was cancelled before its first step, it would not end the connection
         self.connection = connection
         self._become("ready")
         try:
@@ -118,8 +118,9 @@ class Host:
         finally:
             serving.cancel()
             await asyncio.wait({serving})
+            self._left(connection)  # first, so that its lanes take no task while it closes
+            await connection.disconnect()
             self.connection = None
-            self._left(connection)
         return True
 
     def _set_silent(self, silent: bool) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openruntime_jupyter.engines.hosts.finder import InvalidHosts
+from openruntime_jupyter.engines.hosts.finder import InvalidHosts, unreserved
 from openruntime_jupyter.environment import default_config_dir
 
 if sys.version_info >= (3, 11):
@@ -48,6 +48,7 @@ def ssh_hosts(destinations: Sequence[str], file: Path) -> list[SshHost]:
     """Return the hosts of `destinations` with what `file` says about them. Raises `InvalidHosts`.
 
     The name of a host is the first part of its host name, or the whole where two hosts share that part or it is an address.
+    Names of queues such as `gpu` get the prefix `host-`.
     """
     options = _read(file)
     whole = [_host_name(destination) for destination in destinations]
@@ -57,7 +58,7 @@ def ssh_hosts(destinations: Sequence[str], file: Path) -> list[SshHost]:
             raise InvalidHosts(f"hosts: {destination!r} is there {count} times. Name each machine once")
     names = [first if short.count(first) == 1 else name for first, name in zip(short, whole, strict=True)]
     return [
-        _host(name.strip("[]").replace(":", "-"), destination, options.get(destination, {}), file)
+        _host(unreserved(name.strip("[]").replace(":", "-")), destination, options.get(destination, {}), file)
         for name, destination in zip(names, destinations, strict=True)
     ]
 

@@ -308,6 +308,8 @@ def test_unencrypted_addresses_beyond_this_machine_are_rejected(address: str, sa
         ("3", set(), "worker-3"),
         ("tcp://10.0.0.7:4123", set(), "10.0.0.7"),
         ("tcp://10.0.0.7:4123", {"10.0.0.7"}, "10.0.0.7-4123"),
+        ("a b", {"a-b", "a-b-4123"}, "a-b-4123-4123"),
+        ("device_0", set(), "host-device_0"),
     ],
 )
 def test_names_of_hosts(name: str, taken: set[str], expected: str) -> None:

@@ -11,9 +11,9 @@ from openruntime_jupyter.engines.hosts.hosts_file import SshHost, ssh_hosts
 
 
 def test_names_are_the_shortest_that_are_unique(tmp_path: Path) -> None:
-    destinations = ["mac2.local", "me@gpu1", "gpu2.a.edu", "ssh://you@gpu2.b.edu:2222", "10.0.0.7", "10.0.0.8"]
+    destinations = ["mac2.local", "me@gpu1", "gpu2.a.edu", "ssh://you@gpu2.b.edu:2222", "10.0.0.7", "10.0.0.8", "gpu"]
     names = [host.name for host in ssh_hosts(destinations, tmp_path / "missing.toml")]
-    assert names == ["mac2", "gpu1", "gpu2.a.edu", "gpu2.b.edu", "10.0.0.7", "10.0.0.8"]
+    assert names == ["mac2", "gpu1", "gpu2.a.edu", "gpu2.b.edu", "10.0.0.7", "10.0.0.8", "host-gpu"]
 
 
 def test_hosts_file_sets_python_and_environment(tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ import psutil
 import pytest
 
 from openruntime_jupyter import __version__
+from openruntime_jupyter.engines.hosts.connection import Connection
 from openruntime_jupyter.engines.hosts.finder import HostsSetup
+from openruntime_jupyter.engines.hosts.link import ByteStream
+from openruntime_jupyter.engines.protocol import Job, Observer, Outcome
 from openruntime_jupyter.errors import UnknownDevice
 from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
@@ -98,6 +101,40 @@ async def test_task_with_retries_runs_again_elsewhere_when_its_first_run_is_over
         output = "".join(item.text or "" for item in (await runtime.tasks.output(task_id)).items)
         assert "The host far was lost while it ran" in output
         assert "it runs again on another host" in output
+
+
+class SlowlyClosedWay(PipeWay):
+    """Way to an agent whose connection takes a second to close."""
+
+    async def connect(self) -> ByteStream:
+        stream = await super().connect()
+        close = stream.close
+
+        async def slowly() -> None:
+            await asyncio.sleep(1.0)
+            await close()
+
+        stream.close = slowly  # type: ignore[method-assign]
+        return stream
+
+
+async def test_lanes_of_a_lost_host_close_before_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    way, runs = SlowlyClosedWay("far", tmp_path / "far"), 0
+    run = Connection.run
+
+    async def counted(self: Connection, job: Job, observer: Observer) -> Outcome:
+        nonlocal runs
+        runs += 1
+        return await run(self, job, observer)
+
+    monkeypatch.setattr(Connection, "run", counted)
+    async with running_on(PipeFinder(way), tmp_path) as runtime:
+        await busy(runtime)
+        waiting = await cell(runtime, "1")
+        way.agent.kill()
+        await until(lambda: not runtime.lanes.devices, 0.9, "the end of the lane")
+        await completed(runtime, waiting)
+        assert runs < 10, "the waiting task was given to the lost host again and again"
 
 
 async def test_suspended_agent_is_silent_then_lost_and_its_tasks_have_ended(tmp_path: Path) -> None:

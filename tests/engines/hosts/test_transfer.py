@@ -16,6 +16,7 @@ import pytest
 from openruntime_jupyter.arrays import conversion, pickling
 from openruntime_jupyter.engines.hosts.connection import Connection
 from openruntime_jupyter.engines.hosts.finder import HostsSetup
+from openruntime_jupyter.engines.protocol import StopReason
 from openruntime_jupyter.runtime.runtime import Runtime
 from tests.pipe_finder import PipeFinder, PipeWay
 from tests.runtime.array_support import put
@@ -158,6 +159,54 @@ async def test_cancel_during_a_transfer(runtime: Runtime, way: CountingWay, monk
     monkeypatch.undo()
     await completed(runtime, await submit(runtime, "python", {"code": "1", "inputs": {"a": {"array": array.id}}}))
     await runtime.arrays.remove(array.id)
+
+
+async def test_cancel_just_after_a_transfer(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = await put(runtime.arrays, np.zeros(BIG))
+    await until(lambda: runtime.lanes.devices, 60, "the host")
+    far = connection(runtime)
+    send, loop = far._arrays.send, asyncio.get_running_loop()
+
+    async def halted_at_its_end(array_ids: Any) -> dict[str, int]:
+        copies = await send(array_ids)
+        loop.call_soon(far.halt, next(iter(far._of_task)), StopReason.CANCELLED)  # runs before the job continues
+        return copies
+
+    monkeypatch.setattr(far._arrays, "send", halted_at_its_end)
+    task_id = await submit(runtime, "python", {"code": ENDLESS, "inputs": {"a": {"array": array.id}}})
+    task = await ended(runtime, task_id, 20)
+    assert (task.status, task.cancel_stage) == ("cancelled", "queue")
+    await runtime.arrays.remove(array.id)
+
+
+WRONG_RESULTS = """
+import dataclasses, runpy, sys
+from openruntime_jupyter.agent.arrays import HostArrays
+finish = HostArrays.finish
+async def wrong(self, job, outcome):
+    outcome = await finish(self, job, outcome)
+    return dataclasses.replace(outcome, arrays=tuple(dataclasses.replace(each, {change}) for each in outcome.arrays))
+HostArrays.finish = wrong
+sys.argv = ['agent', '-']
+runpy.run_module('openruntime_jupyter.agent', run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize(
+    ("share_folders", "change", "problem"),
+    [
+        (False, "id='../../' + each.id", "is not the name of a result array of"),
+        (False, "dtype='object'", "is invalid: unknown dtype 'object'"),
+        (True, "place=99", "has the unknown place 99"),
+    ],
+)
+async def test_result_that_agents_may_not_report(tmp_path: Path, share_folders: bool, change: str, problem: str) -> None:
+    way = PipeWay("far", tmp_path / "far", arguments=("-c", WRONG_RESULTS.replace("{change}", change)))
+    async with runtime_in(tmp_path / "near", hosts=hosts_of(way, share_folders=share_folders)) as runtime:
+        task_id, _ = await call(runtime, lambda: np.zeros(BIG))
+        failure = await failed(runtime, task_id)
+        assert failure.message.startswith("The host far was lost while it ran: its agent sent an invalid message (")
+        assert problem in failure.message
 
 
 async def test_input_that_cannot_be_sent_fails_the_task(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
