@@ -24,7 +24,7 @@ def with_adapter(source: ModelSource, path: Path) -> ModelSource:
     if weights is None:
         raise InvalidRequest.of("parameters.adapter", f"{path} is not an adapter for {source.name}: {source.engine} needs {wanted}")
     size = None if source.bytes is None else source.bytes + weights.st_size
-    return replace(source, adapter=str(path), adapter_modified=weights.st_mtime_ns, bytes=size)
+    return replace(source, adapter=str(path), bytes=size, modified=max(source.modified or 0, weights.st_mtime_ns))
 
 
 def _weights_of_file(path: Path) -> os.stat_result | None:

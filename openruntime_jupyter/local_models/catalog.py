@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from openruntime_jupyter.errors import InvalidRequest, NoModel, NotAllowed, OpenRuntimeError
 from openruntime_jupyter.local_models.adapter import with_adapter
-from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of
-from openruntime_jupyter.local_models.gguf import PART, QUANTISATION, shape_of_gguf
+from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of, weight_files
+from openruntime_jupyter.local_models.gguf import PART, QUANTISATION, parts_of, shape_of_gguf
 from openruntime_jupyter.local_models.model_folders import models_in
 from openruntime_jupyter.schemas.values import ModelSource
 
@@ -52,6 +52,14 @@ def _resolved(path: Path) -> Path:
     if path.suffix == ".gguf" and resolved.suffix != ".gguf":
         return Path(os.path.realpath(path.parent), path.name)  # the names of the other parts of a model follow from its name
     return resolved
+
+
+def _modified(path: Path, kind: Literal["mlx", "gguf"]) -> int:
+    """Return the time in nanoseconds when the weights were written last; raise `NotAModel` if they are unreadable."""
+    try:
+        return max((part.stat().st_mtime_ns for part in (weight_files(path) if kind == "mlx" else parts_of(path))), default=0)
+    except OSError as problem:
+        raise NotAModel(f"{path} can't be read: {problem.strerror}") from None
 
 
 class ModelCatalog:
@@ -197,7 +205,7 @@ class ModelCatalog:
             raise NotAModel(f"{os.fspath(path)!a} is not valid Unicode: rename it") from None
         kind: Literal["mlx", "gguf"] = "gguf" if path.suffix == ".gguf" or path.is_file() else "mlx"  # Ollama's files have no suffix
         shape = self._shape(path, kind)
-        return ModelSource(name.removesuffix(".gguf"), str(path), kind, **shape.sizes)
+        return ModelSource(name.removesuffix(".gguf"), str(path), kind, **shape.sizes, modified=_modified(path, kind))
 
     def _shape(self, path: Path, kind: Literal["mlx", "gguf"]) -> Shape:
         """Return the shape of a model, cached while its file or folder is unchanged. A model whose parts are in several files is not."""

@@ -45,8 +45,8 @@ class ModelSource:
 
     `bytes` is the size of the weights on disk, `float32_bytes` their size as 32-bit numbers. `context_length` is in tokens, and
     `cache_numbers` is the number of values per token in the key-value cache. `adapter` is the path of a
-    LoRA adapter, which counts in `bytes`. `adapter_modified` is the time in nanoseconds when its weights were written last: new ones of the
-    same size, as after each training, make another source, so that the model is loaded again.
+    LoRA adapter, which counts in `bytes`. `modified` is the time in nanoseconds when the weights of the model or its adapter were written
+    last. New weights of the same size, as after another training, make another source, so that the model is loaded again.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ModelSource:
     float32_bytes: int | None = None
     cache_numbers: int | None = None
     adapter: str | None = None
-    adapter_modified: int | None = None
+    modified: int | None = None
 
     def is_copy(self, other: ModelSource) -> bool:
         """Return whether both are the same model, perhaps on different hosts."""
