@@ -18,7 +18,8 @@ INTERVAL = 0.1
 class Relay:
     """Observer of one job, whose messages carry `number`. The first output after a pause is sent at once.
 
-    After `max_output` characters only the end of the text of each interval is sent, because the runtime keeps no more of it.
+    After `max_output` characters only the end of the text of each interval is sent, because the runtime keeps no more of it. Of several
+    updates of a display in an interval only the newest is sent.
     """
 
     def __init__(self, number: int, send: Callable[[Message], None], max_output: int) -> None:
@@ -27,6 +28,8 @@ class Relay:
         self._max_output = max_output
         self._loop = asyncio.get_running_loop()
         self._texts: list[Printed | Generated] = []
+        self._updates: dict[str, Displayed] = {}
+        """Newest updates by the ids of their displays."""
         self._progress: Progressed | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sent_at = 0.0
@@ -59,6 +62,10 @@ class Relay:
     def displayed(self, item: dict[str, Any]) -> None:
         """Report a display."""
         OutputBuffer(self._max_output).apply(item)
+        if item["output_type"] == "update_display_data" and item.get("display_id"):
+            self._updates[item["display_id"]] = Displayed(self._number, item)
+            self._send_soon()
+            return
         self.flush()
         if item["output_type"] == "clear_output":
             self._size = 0
@@ -88,9 +95,10 @@ class Relay:
             self._timer = None
         self._sent_at = time.monotonic()
         texts, self._texts = self._texts, []
+        updates, self._updates = self._updates, {}
         progress, self._progress = self._progress, None
-        for text in self._within_limit(texts):
-            self._send(text)
+        for message in (*self._within_limit(texts), *updates.values()):
+            self._send(message)
         if progress is not None:
             self._send(progress)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from openruntime_jupyter.agent.relay import Relay
-from openruntime_jupyter.engines.hosts.messages import Generated, Message, Printed
+from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed
 from openruntime_jupyter.runtime.tasks.entry import OutputBuffer
 from tests.runtimes import until
 
@@ -70,3 +70,27 @@ async def test_first_text_is_sent_at_once_and_later_ones_together() -> None:
     assert sent == [Printed(1, "stdout", "first\n")]
     await until(lambda: len(sent) > 1, 5, "the later text")
     assert sent[1:] == [Printed(1, "stdout", "0\n1\n2\n3\n4\n")]
+
+
+def plot(kind: str, text: str, display_id: str = "a") -> dict[str, Any]:
+    return {"output_type": kind, "data": {"text/plain": text}, "metadata": {}, "display_id": display_id}
+
+
+async def test_only_newest_update_of_a_display_is_sent() -> None:
+    sent: list[Message] = []
+    relay = Relay(1, sent.append, MOST)
+    near, far = OutputBuffer(MOST), OutputBuffer(MOST)
+    items = [
+        plot("display_data", "0"),
+        plot("display_data", "0", "b"),
+        *(plot("update_display_data", f"{number}") for number in range(100)),
+    ]
+    for item in (*items, plot("update_display_data", "1", "b"), plot("display_data", "new", "c"), plot("update_display_data", "2", "b")):
+        near.apply(item)
+        relay.displayed(item)
+    relay.flush()
+    for message in sent:
+        assert isinstance(message, Displayed)
+        far.apply(message.item)
+    assert [(item.display_id, item.data) for item in far.items] == [(item.display_id, item.data) for item in near.items]
+    assert len(sent) <= 8
