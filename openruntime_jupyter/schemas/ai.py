@@ -17,6 +17,9 @@ DEFAULT_AI_TIMEOUT = 300.0
 LOCAL = "local"
 """Name of the local provider, where a provider or profile is expected."""
 
+MOST_TOOLS = 128
+"""Maximum number of tools of a prompt, and of calls in a message; the limit of OpenAI."""
+
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ResponseType = Literal["text", "json_object", "json_schema"]
 ToolMode = Literal["none", "auto", "required"]
@@ -62,7 +65,7 @@ class Message(Wire):
         description="Text of the message. A list of text parts is joined. null only for an assistant's message with tool calls.",
     )
     name: str | None = absent("Name of the author, for example of the function whose result this is.")
-    tool_calls: list[ToolCall] | None = absent("Tool calls of the assistant.")
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS)] | None = absent("Tool calls of the assistant.")
     tool_call_id: str | None = absent("Id of the tool call whose result this is; required for the role `tool`.")
     reasoning: str | None = absent("Reasoning of the assistant before it called tools. Some models need it to continue.")
 
@@ -154,8 +157,8 @@ class ResponseOptions(Wire):
     """Options of a response that not every model supports. One that a model does not support is rejected by name."""
 
     response_format: ResponseFormat | None = Field(None, description="Format of the text; null for any text.")
-    tools: Annotated[list[Tool], AfterValidator(_unique)] | None = Field(
-        None, description="Functions that the model may call; the caller runs them.", min_length=1, max_length=128
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MOST_TOOLS), AfterValidator(_unique)] | None = Field(
+        None, description="Functions that the model may call; the caller runs them."
     )
     tool_choice: Annotated[ToolMode | ChosenTool | None, BeforeValidator(_mode_or_tool)] = Field(
         None, description="`none`, `auto` (the default), `required` for at least one call, or the function that must be called."

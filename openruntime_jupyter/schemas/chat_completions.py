@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from openruntime_jupyter.schemas.ai import DEFAULT_AI_TIMEOUT, Message, ResponseOptions, TokenLogprob, ToolCall
-from openruntime_jupyter.schemas.base import Wire, absent
+from openruntime_jupyter.schemas.base import Wire, absent, wrong
 from openruntime_jupyter.schemas.queries import Query
 from openruntime_jupyter.schemas.tasks import NotebookName
 
@@ -57,6 +57,17 @@ class StreamOptions(Wire):
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
 
 
+MOST_BIASES = 1000
+"""Maximum number of tokens in `logit_bias`."""
+
+
+def _few(biases: Any) -> Any:
+    """Return the biases; raise a pydantic error for too many, before each one may be wrong."""
+    if isinstance(biases, dict) and len(biases) > MOST_BIASES:
+        raise wrong(f"has {len(biases):,} tokens, and at most {MOST_BIASES:,} are allowed")
+    return biases
+
+
 class ChatCompletionRequest(ResponseOptions):
     """Messages and options: the body of `POST /v1/chat/completions`. Options that are null or missing are not passed to the model."""
 
@@ -84,7 +95,9 @@ class ChatCompletionRequest(ResponseOptions):
     )
     n: int | None = Field(None, description="Number of responses: 1.", ge=1, strict=True)
     repetition_penalty: float | None = Field(None, description="Above 1: makes recent tokens less likely.", gt=0, le=10)
-    logit_bias: dict[str, float] | None = Field(None, description="Change of the probability of tokens by their id, for remote models.")
+    logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_few)] = Field(
+        None, description="Change of the probability of tokens by their id, for remote models."
+    )
     parallel_tool_calls: bool | None = Field(None, description="false: the response has at most one tool call.")
     logprobs: bool | None = Field(None, description="true: return the log-probability of each token.")  # type: ignore[assignment]
     user: str | None = Field(None, description="Passed to remote models.", max_length=1000)

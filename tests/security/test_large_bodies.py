@@ -20,6 +20,7 @@ from openruntime_jupyter.operations.registry import operation, operations
 from openruntime_jupyter.schemas.ai import AiRequest
 from openruntime_jupyter.schemas.arrays import ArrayRequest
 from openruntime_jupyter.schemas.batch import BatchRequest, ResultsRequest
+from openruntime_jupyter.schemas.chat_completions import ChatCompletionRequest
 from openruntime_jupyter.schemas.insights import InsightsRequest
 from openruntime_jupyter.schemas.tasks import TaskChange, TaskRequest
 from openruntime_jupyter.server.http import requests
@@ -146,7 +147,7 @@ def number_of_errors(model: type[BaseModel], value: Any) -> int:
     return 0
 
 
-BODIES = [TaskRequest, TaskChange, BatchRequest, ResultsRequest, AiRequest, InsightsRequest, ArrayRequest]
+BODIES = [TaskRequest, TaskChange, BatchRequest, ResultsRequest, AiRequest, ChatCompletionRequest, InsightsRequest, ArrayRequest]
 
 
 @pytest.mark.parametrize("model", [*BODIES, *(kind.params for kind in operations().values())], ids=lambda model: model.__module__)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,15 @@ async def reaches(runtime: Runtime, name: str, state: str) -> Host:
         return found if found is not None and found.state == state else None
 
     return await until(there, STARTED, f"{name} is {state}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_sockets_of_dask_are_left() -> Iterator[None]:
+    """Collect the sockets of ended workers, which Dask does not close, before another test is blamed for them."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
