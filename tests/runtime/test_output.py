@@ -16,7 +16,7 @@ from openruntime_jupyter.runtime.tasks.entry import OutputBuffer, Stream, TokenL
 from openruntime_jupyter.schemas.tasks import OutputItem
 from tests.runtimes import busy, cell, completed, ended, pickled, printed, runtime_in, submit, value
 
-BLOCKED_MS = 20
+BLOCKED_MS = 100
 SHOW = "from openruntime_jupyter.current_task import current\n(lambda text: current().display({'text/plain': text}))"
 
 
