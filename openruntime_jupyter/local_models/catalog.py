@@ -68,7 +68,7 @@ class ModelCatalog:
     A model is an MLX folder, a GGUF file, or a name on the Hugging Face hub. A model in a folder of models has the name of its folder
     or file, without `.gguf`. Names are compared, never joined to a path.
 
-    `elsewhere` returns the models of other hosts, by host. A model of this machine hides others of its name.
+    `elsewhere` returns the models of other hosts, by host. A local model hides others with the same name.
 
     Call `refresh` on an event loop before any other method, which then does not list the folder or read files.
     """

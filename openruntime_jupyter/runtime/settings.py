@@ -155,7 +155,7 @@ class Settings:
 
     @property
     def cpu_slot_count(self) -> int:
-        """Tasks that may run on the CPU of this machine at once."""
+        """Tasks that may run on the local CPU at once."""
         return self.cpu_slots_of(os.cpu_count() or 2)
 
     def cpu_slots_of(self, cores: int) -> int:

@@ -12,7 +12,7 @@ HostState = Literal["connecting", "ready", "silent", "lost", "refused"]
 
 
 class Host(Wire):
-    """Machine that runs tasks of this runtime. What it has not reported yet is null."""
+    """Machine that runs tasks of this runtime. A value is null until the machine has reported it."""
 
     name: str = Field(description="Name of the host: the first part of the ids of its devices, such as `mac2` in `mac2.device_0`.")
     state: HostState = Field(
@@ -34,7 +34,9 @@ class Host(Wire):
     mlx_version: str | None = Field(None, description="Version of MLX.")
     platform: str | None = Field(None, description="Operating system and processor, such as `macOS arm64`.")
     round_trip_s: float | None = Field(None, description="Time from the last ping to its answer in seconds.")
-    shares_folder: bool | None = Field(None, description="true if it reads and writes arrays in a folder of this machine directly.")
+    shares_folder: bool | None = Field(
+        None, description="true if it reads and writes arrays directly in a folder that it shares with the runtime."
+    )
     since: Timestamp = Field(description="Time of the last change of the state.")
 
 

@@ -1143,7 +1143,7 @@ type Heartbeat struct {
 	Metrics Metrics `json:"metrics"`
 }
 
-// Machine that runs tasks of this runtime. What it has not reported yet is null.
+// Machine that runs tasks of this runtime. A value is null until the machine has reported it.
 type Host struct {
 	// Name of the host: the first part of the ids of its devices, such as `mac2` in `mac2.device_0`.
 	Name string `json:"name"`
@@ -1200,7 +1200,7 @@ type Host struct {
 	// Time from the last ping to its answer in seconds.
 	RoundTripS *float64 `json:"round_trip_s"`
 
-	// true if it reads and writes arrays in a folder of this machine directly.
+	// true if it reads and writes arrays directly in a folder that it shares with the runtime.
 	SharesFolder *bool `json:"shares_folder"`
 
 	// Time of the last change of the state.

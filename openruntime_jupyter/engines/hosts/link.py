@@ -98,7 +98,7 @@ class Link:
         self._writer = asyncio.get_running_loop().create_task(self._write())
 
     def send(self, body: bytes, data: bytes = b"") -> None:
-        """Send a frame without waiting. After the end of the connection it is dropped, and `receive` tells of the end."""
+        """Send a frame without waiting. It is dropped if the connection has ended, which `receive` raises."""
         if self._closing or self._writer.done():
             return
         self._out += (HEADER.pack(len(body), len(data)), body, data)

@@ -29,7 +29,7 @@ class HostMachine:
         return self._cpu
 
     def gpu(self, device: str) -> GpuState | None:
-        """Return the readings of a GPU by the id that it has on the host; None if there are none."""
+        """Return the readings of a GPU by the id that it has on the host; None if it has reported none."""
         return self._gpus.get(device)
 
     def update(self, state: State) -> None:

@@ -29,7 +29,7 @@ class DeviceLock:
         self._refused = False
 
     def shared(self, lane: Lane) -> bool:
-        """Return whether the lane's device is shared with other runtimes of this machine. The agents of other hosts take their locks."""
+        """Return whether the lane's device is shared with other local runtimes. The agents of other hosts take their locks."""
         if lane.host:
             return False
         if self._settings.device_lock == "all":

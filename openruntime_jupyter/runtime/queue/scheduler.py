@@ -333,7 +333,7 @@ class Scheduler:
             await self._end(entry, TaskState.FAILED, outcome.failure)
 
     async def _move_or_fail(self, entry: Entry, outcome: Died, loss: HostLoss) -> None:
-        """Queue a task again whose host was lost, if the task had not begun or has retries. A move is no attempt."""
+        """Queue a task again whose host was lost, if the task had not begun or has retries. A move does not count as an attempt."""
         if entry.stop_reason is StopReason.CANCELLED:
             entry.cancel_stage = Stage.KILL.value
             await self._end(entry, TaskState.CANCELLED, failures.cancelled_with(loss.host))
@@ -526,7 +526,7 @@ class DeviceDiscovery:
         self._scheduler = scheduler
         self._set_gpus = set_gpus
         self._opened = False
-        """True once the lanes of this machine are open."""
+        """True once the local lanes are open."""
         self._of_host: dict[str, list[str]] = {}
         """Ids of the open lanes of each other host."""
 

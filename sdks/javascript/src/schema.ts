@@ -761,7 +761,7 @@ export interface Heartbeat {
   metrics: Metrics;
 }
 
-/** Machine that runs tasks of this runtime. What it has not reported yet is null. */
+/** Machine that runs tasks of this runtime. A value is null until the machine has reported it. */
 export interface Host {
   /** Name of the host: the first part of the ids of its devices, such as `mac2` in `mac2.device_0`. */
   name: string;
@@ -799,7 +799,7 @@ export interface Host {
   platform: string | null;
   /** Time from the last ping to its answer in seconds. */
   round_trip_s: number | null;
-  /** true if it reads and writes arrays in a folder of this machine directly. */
+  /** true if it reads and writes arrays directly in a folder that it shares with the runtime. */
   shares_folder: boolean | null;
   /** Time of the last change of the state. */
   since: string;
