@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from openruntime_jupyter.errors import InvalidRequest, NoModel, NotAllowed, OpenRuntimeError
 from openruntime_jupyter.local_models.adapter import with_adapter
-from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of, weight_files
-from openruntime_jupyter.local_models.gguf import PART, QUANTISATION, parts_of, shape_of_gguf
+from openruntime_jupyter.local_models.folder import NotAModel, Shape, model_files, shape_of
+from openruntime_jupyter.local_models.gguf import QUANTISATION, parts_of, shape_of_gguf
 from openruntime_jupyter.local_models.model_folders import models_in
 from openruntime_jupyter.schemas.values import ModelSource
 
@@ -37,7 +37,8 @@ NO_MODEL = (
 FRESH_SECONDS = 0.5
 """Time for which the list of a refresh is used."""
 
-Stamp = tuple[int, int]
+Stamp = tuple[tuple[str, int, int, int], ...]
+"""Names of files with their times of change and sizes."""
 
 
 def _plain(source: ModelSource) -> str:
@@ -54,12 +55,15 @@ def _resolved(path: Path) -> Path:
     return resolved
 
 
-def _modified(path: Path, kind: Literal["mlx", "gguf"]) -> int:
-    """Return the time in nanoseconds when the weights were written last; raise `NotAModel` if they are unreadable."""
+def _stamp(path: Path, kind: Literal["mlx", "gguf"]) -> tuple[Stamp, int]:
+    """Return the stamp of a model, and the time in nanoseconds when a file of it was written last; raise `NotAModel`."""
     try:
-        return max((part.stat().st_mtime_ns for part in (weight_files(path) if kind == "mlx" else parts_of(path))), default=0)
+        found = [(each.name, each.stat()) for each in (model_files(path) if kind == "mlx" else parts_of(path))]
     except OSError as problem:
         raise NotAModel(f"{path} can't be read: {problem.strerror}") from None
+    # The time of change, unlike that of modification, also tells a file that was copied with its time.
+    stamp = tuple((name, status.st_mtime_ns, status.st_ctime_ns, status.st_size) for name, status in found)
+    return stamp, max((status.st_mtime_ns for _, status in found), default=0)
 
 
 class ModelCatalog:
@@ -207,18 +211,14 @@ class ModelCatalog:
         except UnicodeEncodeError:  # answers and tasks could not name it
             raise NotAModel(f"{os.fspath(path)!a} is not valid Unicode: rename it") from None
         kind: Literal["mlx", "gguf"] = "gguf" if path.suffix == ".gguf" or path.is_file() else "mlx"  # Ollama's files have no suffix
-        shape = self._shape(path, kind)
-        return ModelSource(name.removesuffix(".gguf"), str(path), kind, **shape.sizes, modified=_modified(path, kind))
+        stamp, modified = _stamp(path, kind)
+        shape = self._shape(path, kind, stamp)
+        return ModelSource(name.removesuffix(".gguf"), str(path), kind, **shape.sizes, modified=modified)
 
-    def _shape(self, path: Path, kind: Literal["mlx", "gguf"]) -> Shape:
-        """Return the shape of a model, cached while its file or folder is unchanged. A model whose parts are in several files is not."""
-        try:
-            status = path.stat()
-        except OSError as problem:
-            raise NotAModel(f"{path} can't be read: {problem.strerror}") from None
-        stamp = (status.st_mtime_ns, status.st_size)
+    def _shape(self, path: Path, kind: Literal["mlx", "gguf"], stamp: Stamp) -> Shape:
+        """Return the shape of a model, cached while its files are unchanged."""
         cached_stamp, shape = self._shapes.get(path, (None, None))
-        if cached_stamp != stamp or shape is None or PART.fullmatch(path.name):
+        if cached_stamp != stamp or shape is None:
             try:
                 shape = shape_of(path) if kind == "mlx" else shape_of_gguf(path)
             except NotAModel as problem:

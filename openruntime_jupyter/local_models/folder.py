@@ -24,6 +24,8 @@ LARGEST = 2**53
 """Largest valid size. All JSON parsers represent it exactly."""
 REASONING = re.compile(r"<think|enable_thinking|reasoning_content|reasoning_effort|\[THINK\]")
 """Parts of the chat templates of models that reason before they answer."""
+SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""Files of a model beside its weights."""
 GROUP_SIZE = 64
 """Default number of weights that share a scale."""
 
@@ -144,6 +146,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """Return the weight files that mlx-lm loads."""
     return sorted(folder.glob("model*.safetensors"))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the files of a model that its engine loads; raise OSError if the folder is missing."""
+    folder.stat()
+    return [*(each for name in SETTINGS if (each := folder / name).is_file()), *weight_files(folder)]
 
 
 def cache_numbers(config: dict[str, Any]) -> int | None:
