@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed, Progressed, Started, Waiting
+from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed, Progressed, Started
 from openruntime_jupyter.runtime.tasks.entry import TAIL_CHARACTERS, OutputBuffer
 from openruntime_jupyter.schemas.tasks import Progress
 
@@ -41,8 +41,7 @@ class Relay:
         self._send(Started(self._number, worker))
 
     def waiting(self, reason: str | None) -> None:
-        """Report why the job does not start."""
-        self._send(Waiting(self._number, reason))
+        """Do nothing: the workers of this host are always reachable."""
 
     def progressed(self, progress: dict[str, Any]) -> None:
         """Report progress, the newest only."""

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from openruntime_jupyter.agent.turns import Turns
 from openruntime_jupyter.engines.hosts.link import ByteStream, Link, LinkClosed
 from openruntime_jupyter.engines.hosts.messages import (
     PROTOCOL,
+    DeviceHolder,
     Discard,
     Ended,
     EndSession,
@@ -50,6 +52,7 @@ from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.process_groups import boot_id
 from openruntime_jupyter.engines.protocol import (
     DeviceReport,
+    DeviceTaken,
     Died,
     Job,
     Measurements,
@@ -140,7 +143,7 @@ class _Running:
     copies: dict[str, int]
     parameters: int | None
     waiting: asyncio.Task[Any] | None = None
-    """Set while it waits for its parameters or the device."""
+    """Set until the engine has the job."""
     begun: bool = False
     """True once the engine has the job."""
     stop_reason: StopReason | None = None
@@ -152,8 +155,16 @@ class Session:
     def __init__(self, link: Link, hello: Hello, folder: SessionFolder, data_dir: Path, environment: Mapping[str, str]) -> None:
         settings = hello.settings
         models_dirs = tuple(Path(each).expanduser() for each in settings.models_dirs)
-        on_host = Settings(data_dir=data_dir, embedded=True, array_seconds=0.0, models_dirs=models_dirs)
-        self.arrays = HostArrays(on_host, folder.path, folder.payloads, Machine())
+        on_host = Settings(
+            data_dir=data_dir,
+            embedded=True,
+            cpu_slots=settings.cpu_slots,
+            gpu_slots=settings.gpu_slots,
+            array_seconds=0.0,
+            models_dirs=models_dirs,
+        )
+        machine = Machine()
+        self.arrays = HostArrays(on_host, folder.path, folder.payloads, machine)
         self._catalog = ModelCatalog(on_host)
         self._places = JobPlaces(folder.path / "work", shares_files=False)
         self._proofs = hello.proofs
@@ -177,7 +188,7 @@ class Session:
             )
         )
         facts = {"runtime": hello.runtime, "label": hello.label}
-        self._turns = Turns(on_host.locks, settings.device_lock, facts)
+        self._turns = Turns(on_host.locks, settings.device_lock, partial(on_host.slots_of, cores=machine.cores), facts, self._report_holder)
         self._devices: dict[str, DeviceReport] = {}
         self._state: HostState | None = None
         self._runs: dict[int, _Running] = {}
@@ -323,6 +334,9 @@ class Session:
     def _send(self, message: Message) -> None:
         self._link.send(*encode(message))
 
+    def _report_holder(self, lane: str, holder: str | None) -> None:
+        self._send(DeviceHolder(lane, holder))
+
     def _session_ended(self, use: SessionUse, reason: str) -> None:
         self._send(SessionEnded(use, reason))
 
@@ -373,7 +387,7 @@ class Session:
     async def _run(self, number: int, run: _Running) -> None:
         try:
             outcome = await self._outcome(run)
-        except asyncio.CancelledError:  # while it waited for the device
+        except asyncio.CancelledError:  # while its parameters were read
             outcome = Stopped(run.stop_reason or StopReason.ENDED, Stage.QUEUE, Measurements())
         except Exception as problem:  # a fault must end this task only
             log.exception("The engine failed on %s", run.job.task_id)
@@ -400,7 +414,9 @@ class Session:
             if run.parameters is not None:
                 job.parameters = await self.arrays.parameters(run.parameters)
             run.job = job = self._places.adapt(self._with_model(job))
-            async with self._turns.take(device, job, run.relay.waiting):
+            with self._turns.take(job.lane, device, job) as taken:
+                if not taken:
+                    return DeviceTaken()
                 run.waiting, run.begun = None, True
                 self._changed.set()
                 outcome = await self._engine.run(job, run.relay)

@@ -209,7 +209,14 @@ class NeedsMemory:
     measurements: Measurements
 
 
-Outcome = Completed | RaisedError | Died | Stopped | NeedsMemory
+@dataclass(slots=True)
+class DeviceTaken:
+    """Outcome of a job that did not start, because another runtime of its host uses the device; see `HostDevices.holder`."""
+
+    measurements: Measurements = field(default_factory=Measurements)
+
+
+Outcome = Completed | RaisedError | Died | Stopped | NeedsMemory | DeviceTaken
 
 
 class Observer(Protocol):
@@ -322,6 +329,9 @@ class HostDevices(JobRunner, Protocol):
     @property
     def python(self) -> str:
         """Minor version of the host's Python, such as `3.11`."""
+
+    def holder(self, lane: str) -> str | None:
+        """Return who uses the device of a lane in another runtime of the host, so that no job starts on it; None if one can."""
 
 
 class Engine(JobRunner, Protocol):

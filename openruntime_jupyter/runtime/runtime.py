@@ -193,6 +193,8 @@ class Runtime:
             idle_worker_seconds=settings.idle_worker_seconds,
             start_timeout=settings.start_timeout,
             max_models=settings.max_models,
+            cpu_slots=settings.cpu_slots,
+            gpu_slots=settings.gpu_slots,
             max_output_bytes=settings.max_output_bytes,
             secret_variables=settings.secret_variables,
             device_lock=settings.device_lock,
