@@ -19,13 +19,14 @@ class Relay:
     """Observer of one job, whose messages carry `number`. The first output after a pause is sent at once.
 
     After `max_output` characters only the end of the text of each interval is sent, because the runtime keeps no more of it. Of several
-    updates of a display in an interval only the newest is sent.
+    updates of a display in an interval only the newest is sent. `started` is called when a worker starts the job.
     """
 
-    def __init__(self, number: int, send: Callable[[Message], None], max_output: int) -> None:
+    def __init__(self, number: int, send: Callable[[Message], None], max_output: int, started: Callable[[], object] = lambda: None) -> None:
         self._number = number
         self._send = send
         self._max_output = max_output
+        self._started = started
         self._loop = asyncio.get_running_loop()
         self._texts: list[Printed | Generated] = []
         self._updates: dict[str, Displayed] = {}
@@ -38,6 +39,7 @@ class Relay:
 
     def started(self, worker: str) -> None:
         """Report the start on a worker."""
+        self._started()
         self._send(Started(self._number, worker))
 
     def waiting(self, reason: str | None) -> None:

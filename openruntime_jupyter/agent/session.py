@@ -65,6 +65,7 @@ from openruntime_jupyter.engines.protocol import (
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, ModelNotFound, NoBackend, StorageUnavailable
 from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.memory import Machine
+from openruntime_jupyter.runtime.metrics.sampler import Meters
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.schemas.values import ModelSource
@@ -191,6 +192,7 @@ class Session:
         self._turns = Turns(on_host.locks, settings.device_lock, partial(on_host.slots_of, cores=machine.cores), facts, self._report_holder)
         self._devices: dict[str, DeviceReport] = {}
         self._state: HostState | None = None
+        self._meters = Meters()
         self._runs: dict[int, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -251,7 +253,7 @@ class Session:
         except OSError as problem:
             raise RefusedRuntime(f"It can't start processes ({problem.strerror})") from problem
         self._devices = {f"device_{number}": device for number, device in enumerate(devices)}
-        self._state = HostState(devices)
+        self._state = HostState(devices, self._meters)
         machine = self._state.machine
         proofs, leases = await loop.run_in_executor(None, prove, self._proofs)
         for descriptor in leases:
@@ -334,6 +336,10 @@ class Session:
     def _send(self, message: Message) -> None:
         self._link.send(*encode(message))
 
+    def _begin_measurement(self, job: Job) -> None:
+        if job.device_type == "gpu":
+            self._meters.begin(job.task_id, job.lane)
+
     def _report_holder(self, lane: str, holder: str | None) -> None:
         self._send(DeviceHolder(lane, holder))
 
@@ -344,7 +350,8 @@ class Session:
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Run):
-            relay = Relay(message.number, self._send, self._settings.max_output_bytes)
+            started = partial(self._begin_measurement, message.job)
+            relay = Relay(message.number, self._send, self._settings.max_output_bytes, started)
             run = _Running(message.job, relay, message.copies, message.parameters)
             self._runs[message.number] = run
             self._keep(self._run(message.number, run))
@@ -420,6 +427,7 @@ class Session:
                 run.waiting, run.begun = None, True
                 self._changed.set()
                 outcome = await self._engine.run(job, run.relay)
+                outcome.measurements.gpu_utilization = self._meters.end(job.task_id)
             return await self.arrays.finish(job, outcome)
         except (ArrayNotFound, ModelNotFound, OSError, StorageUnavailable) as problem:
             failure = Failure(kind=FailureKind.NOT_STARTED, message=str(problem), type=type(problem).__name__)

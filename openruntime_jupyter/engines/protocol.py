@@ -140,11 +140,13 @@ class Job:
 
 @dataclass(slots=True)
 class Measurements:
-    """Measurements of an attempt, in seconds and bytes."""
+    """Measurements of an attempt, in seconds, bytes and percent."""
 
     execution_time: float = 0.0
     mlx_peak: int | None = None
     resident_peak: int | None = None
+    gpu_utilization: float | None = None
+    """Mean utilization of the GPU during the attempt, as the agent of another host has measured it."""
 
 
 @dataclass(slots=True)

@@ -271,12 +271,16 @@ class RunState:
 
 @dataclass(slots=True)
 class State:
-    """State of the host, at most a few times a second. Memory is in bytes; `gpus` are by lane of the host, `runs` by number."""
+    """State of the host, at most a few times a second. Memory is in bytes; `runs` are by number.
+
+    `gpus` are by lane of the host, as are `gpu_problems`, the reasons why others can't be read.
+    """
 
     memory_total: int
     memory_available: int
     cpu: float | None
     gpus: dict[str, GpuState] = field(default_factory=dict)
+    gpu_problems: dict[str, str] = field(default_factory=dict)
     workers: tuple[WorkerReport, ...] = ()
     models: tuple[ModelReport, ...] = ()
     runs: dict[int, RunState] = field(default_factory=dict)

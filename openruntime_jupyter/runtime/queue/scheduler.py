@@ -422,7 +422,7 @@ class Scheduler:
     def _measure(self, lane: Lane, entry: Entry, outcome: Outcome) -> None:
         measurements = outcome.measurements
         ran = entry.execution_time or 0.0
-        measured = self._meters.end(entry.task_id) if lane.device.type == "gpu" else None
+        measured = measurements.gpu_utilization if lane.host else self._meters.end(entry.task_id)
         if entry.worker is not None:
             self._worker_stats.add_run(entry.worker, ran, measurements, measured)
         entry.metrics = PerformanceMetrics(
@@ -473,7 +473,7 @@ class AttemptObserver:
         entry.waiting_for = None
         entry.started, entry.started_mono = time.time(), time.monotonic()
         lane = self._lane
-        if lane.device.type == "gpu":
+        if lane.device.type == "gpu" and not lane.host:
             self._meters.begin(entry.task_id, lane.id)
         if entry.timeout is not None:
             self._timer = asyncio.get_running_loop().call_later(entry.timeout, lane.engine.halt, entry.task_id, StopReason.TIMED_OUT)

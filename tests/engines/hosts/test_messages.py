@@ -104,6 +104,7 @@ MESSAGES: list[Message] = [
         2,
         None,
         {"device_0": GpuState(99.5, 1, 2)},
+        {"device_1": "no NVML"},
         (WorkerReport("worker_1", "busy", None, 1.5, "python", session=SessionUse("s", 2, "name")),),
         (ModelReport("m", "device_0", "idle", 5, 3.0, 0.1),),
         {7: RunState(1, None)},
