@@ -142,10 +142,15 @@ class ModelCatalog:
         path = Path(name).expanduser() if name.startswith("~") else Path(name)
         if path.is_absolute():
             return self._at(path, known, caller)
-        if HUB_NAME.fullmatch(name):
+        if self.may_be_on_hub(name):
             return self._on_hub(name, caller)
         names = ", ".join(source.name for source in known) or "none, install one with `jupyter openruntime pull`"
-        raise InvalidRequest.of("parameters.model", f"unknown model {name!r}; available: {names}")
+        advice = ". A model of the Hugging Face hub requires the setting allow_hub" if HUB_NAME.fullmatch(name) else ""
+        raise InvalidRequest.of("parameters.model", f"unknown model {name!r}; available: {names}{advice}")
+
+    def may_be_on_hub(self, name: str) -> bool:
+        """Return whether the settings allow the hub, and a name has the form of names there."""
+        return self._settings.allow_hub and HUB_NAME.fullmatch(name) is not None
 
     def _at(self, path: Path, known: list[ModelSource], caller: Caller) -> ModelSource:
         resolved = _resolved(path)
@@ -163,8 +168,6 @@ class ModelCatalog:
             raise InvalidRequest.of("parameters.model", str(problem)) from None
 
     def _on_hub(self, name: str, caller: Caller) -> ModelSource:
-        if not self._settings.allow_hub:
-            raise NotAllowed(f"Model {name!r} requires a download from the Hugging Face hub, which is disabled: see allow_hub")
         if name not in self._settings.allowed_models and not caller.may_execute:
             raise NotAllowed(f"Model {name!r} is not in allowed_models: ask the owner to add it, or use a name from `GET /models`")
         return ModelSource(name, name, "hub")

@@ -90,4 +90,4 @@ class GenerationOptions:
     tools: tuple[dict[str, Any], ...] = ()
     call_required: bool = False
     streamed: bool = True
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    reasoning_effort: str | None = None

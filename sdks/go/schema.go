@@ -499,8 +499,9 @@ type ChatCompletionRequest struct {
 	// `none`, `auto` (the default), `required` for at least one call, or the function that must be called.
 	ToolChoice any `json:"tool_choice,omitempty"`
 
-	// Amount of reasoning before the text; null for the default of the model.
-	ReasoningEffort *ReasoningEffort `json:"reasoning_effort,omitempty"`
+	// Amount of reasoning before the text, such as `none`, `minimal`, `low`, `medium`, `high` or `xhigh`, as far as
+	// the model has it; null for the default of the model.
+	ReasoningEffort *string `json:"reasoning_effort,omitempty"`
 
 	// true: return the log-probability of each token.
 	Logprobs *bool `json:"logprobs,omitempty"`
@@ -2041,17 +2042,6 @@ type PromptTokensDetails struct {
 	CachedTokens int64 `json:"cached_tokens"`
 }
 
-// ReasoningEffort of the API.
-type ReasoningEffort string
-
-const (
-	ReasoningEffortNone    ReasoningEffort = "none"
-	ReasoningEffortMinimal ReasoningEffort = "minimal"
-	ReasoningEffortLow     ReasoningEffort = "low"
-	ReasoningEffortMedium  ReasoningEffort = "medium"
-	ReasoningEffortHigh    ReasoningEffort = "high"
-)
-
 // Worker that keeps a model in memory.
 type ResidentInfo struct {
 	// Id of the device.
@@ -3323,8 +3313,9 @@ type GenerateParameters struct {
 	// `none`, `auto` (the default), `required` for at least one call, or the function that must be called.
 	ToolChoice any `json:"tool_choice,omitempty"`
 
-	// Amount of reasoning before the text; null for the default of the model.
-	ReasoningEffort *ReasoningEffort `json:"reasoning_effort,omitempty"`
+	// Amount of reasoning before the text, such as `none`, `minimal`, `low`, `medium`, `high` or `xhigh`, as far as
+	// the model has it; null for the default of the model.
+	ReasoningEffort *string `json:"reasoning_effort,omitempty"`
 
 	// true: return the log-probability of each token.
 	Logprobs *bool `json:"logprobs,omitempty"`

@@ -97,7 +97,7 @@ def test_missing_model_names_both_solutions(tmp_path: Path) -> None:
 
 
 def test_hub_name_requires_allow_hub_and_permission(tmp_path: Path) -> None:
-    with pytest.raises(NotAllowed, match="allow_hub"):
+    with pytest.raises(InvalidRequest, match=r"unknown model 'someone/model'; available: none.*allow_hub"):
         catalog(tmp_path, allowed_models=("someone/model",)).resolve("someone/model", ME)
     with pytest.raises(NotAllowed, match="allowed_models"):
         catalog(tmp_path, allow_hub=True).resolve("someone/model", GUEST)

@@ -38,10 +38,13 @@ class Durations:
 
     def add(self, kind: Hashable, seconds: float) -> None:
         """Add the duration of a task."""
-        self._of.setdefault(kind, deque(maxlen=RECENT_DURATIONS)).append(seconds)
+        known = self._of.get(kind)
+        if known is None:
+            known = self._of[kind] = deque(maxlen=RECENT_DURATIONS)
+            if len(self._of) > KINDS_KEPT:
+                self._of.popitem(last=False)
+        known.append(seconds)
         self._of.move_to_end(kind)
-        if len(self._of) > KINDS_KEPT:
-            self._of.popitem(last=False)
 
     def typical(self, kind: Hashable) -> float | None:
         """Return the median duration; None before the first task of this kind has completed."""

@@ -350,8 +350,11 @@ export interface ChatCompletionRequest {
   tools?: Tool[] | null;
   /** `none`, `auto` (the default), `required` for at least one call, or the function that must be called. */
   tool_choice?: ToolMode | ChosenTool | null;
-  /** Amount of reasoning before the text; null for the default of the model. */
-  reasoning_effort?: ReasoningEffort | null;
+  /**
+   * Amount of reasoning before the text, such as `none`, `minimal`, `low`, `medium`, `high` or `xhigh`, as far as the model has it;
+   * null for the default of the model.
+   */
+  reasoning_effort?: string | null;
   /** true: return the log-probability of each token. */
   logprobs?: boolean | null;
   /** With `logprobs`: number of the most likely tokens to return at each position. */
@@ -1217,8 +1220,6 @@ export interface PromptTokensDetails {
   /** Tokens that were in the key-value cache of a previous prompt; 0 if unknown. */
   cached_tokens: number;
 }
-
-export type ReasoningEffort = "none" | "minimal" | "low" | "medium" | "high";
 
 /** Worker that keeps a model in memory. */
 export interface ResidentInfo {
@@ -2122,8 +2123,11 @@ export interface GenerateParameters {
   tools?: Tool[] | null;
   /** `none`, `auto` (the default), `required` for at least one call, or the function that must be called. */
   tool_choice?: ToolMode | ChosenTool | null;
-  /** Amount of reasoning before the text; null for the default of the model. */
-  reasoning_effort?: ReasoningEffort | null;
+  /**
+   * Amount of reasoning before the text, such as `none`, `minimal`, `low`, `medium`, `high` or `xhigh`, as far as the model has it;
+   * null for the default of the model.
+   */
+  reasoning_effort?: string | null;
   /** true: return the log-probability of each token. */
   logprobs?: boolean;
   /** With `logprobs`: number of the most likely tokens to return at each position. */
