@@ -194,6 +194,8 @@ class Session:
         self._state: HostState | None = None
         self._meters = Meters()
         self._runs: dict[int, _Running] = {}
+        self._held: set[str] = set()
+        """Tasks whose output waits for the link."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._answered = self._renewed = _now()
@@ -320,7 +322,7 @@ class Session:
                 continue
 
     def _send_state(self) -> None:
-        if self._state is not None:
+        if self._state is not None and not self._link.full:
             self._send(self._state.read(self._engine, {number: run.job.task_id for number, run in self._runs.items()}))
 
     async def _report_models(self) -> None:
@@ -351,7 +353,8 @@ class Session:
     def _take(self, message: Message) -> None:
         if isinstance(message, Run):
             started = partial(self._begin_measurement, message.job)
-            relay = Relay(message.number, self._send, self._settings.max_output_bytes, started)
+            hold = partial(self._hold_output, message.job.task_id)
+            relay = Relay(message.number, self._send, self._settings.max_output_bytes, lambda: self._link.full, hold, started)
             run = _Running(message.job, relay, message.copies, message.parameters)
             self._runs[message.number] = run
             self._keep(self._run(message.number, run))
@@ -380,6 +383,19 @@ class Session:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _hold_output(self, task_id: str) -> None:
+        """Let a task wait at its next output until the link has drained."""
+        self._engine.hold_output(task_id, True)
+        self._held.add(task_id)
+        if len(self._held) == 1:
+            self._keep(self._release_output())
+
+    async def _release_output(self) -> None:
+        await self._link.drained()
+        held, self._held = self._held, set()
+        for task_id in held:
+            self._engine.hold_output(task_id, False)
 
     def _halt(self, number: int, reason: StopReason) -> None:
         run = self._runs.get(number)

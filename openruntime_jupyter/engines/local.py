@@ -176,6 +176,7 @@ class Attempt:
         if self._timer is not None:
             self._timer.cancel()
         if self.worker is not None:
+            self.worker.hold_output(False)
             self.worker.stdout.finish_text()
             self.worker.stderr.finish_text()
             self.worker.listener = None
@@ -191,6 +192,7 @@ class Attempt:
         if self._reason is not None or self.outcome.done():
             return
         self._reason = reason
+        self.hold_output(False)
         if self.worker is None:
             self._resolve(Stopped(reason, Stage.QUEUE, Measurements()))
         elif reason is StopReason.MEMORY:
@@ -200,6 +202,11 @@ class Attempt:
             self._stage = Stage.INTERRUPT
             self.worker.interrupt(self.job.task_id)
             self._timer = self._loop.call_later(self._grace, self._escalate)
+
+    def hold_output(self, held: bool) -> None:
+        """Stop reading the output of the task, or continue. A task that is being stopped is always read, because its end must be seen."""
+        if self.worker is not None and not (held and (self._reason is not None or self.outcome.done())):
+            self.worker.hold_output(held)
 
     def _escalate(self) -> None:
         if self.outcome.done() or self.worker is None or not self.worker.alive or self._stage not in NEXT_STAGE:
@@ -614,6 +621,12 @@ class LocalEngine:
         attempt = self._attempts.get(task_id)
         if attempt is not None:
             attempt.halt(reason)
+
+    def hold_output(self, task_id: str, held: bool) -> None:
+        """Stop reading the output of a task, which then waits at its next output, or continue."""
+        attempt = self._attempts.get(task_id)
+        if attempt is not None:
+            attempt.hold_output(held)
 
     def allocated(self, task_id: str) -> int:
         """Return the bytes by which the worker of this task has grown since the task began, as last read by the watchdog."""

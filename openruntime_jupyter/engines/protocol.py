@@ -237,7 +237,10 @@ class Observer(Protocol):
         """Handle text that the task wrote to `stdout` or `stderr`. A host left out `omitted` characters before it."""
 
     def displayed(self, item: dict[str, Any]) -> None:
-        """Handle a MIME bundle that the task displayed, an update of one, or the deletion of earlier output."""
+        """Handle a MIME bundle that the task displayed, an update of one, or the deletion of earlier output.
+
+        A bundle with `omitted` has no data: a host left out that many bytes, because the output is full.
+        """
 
     def generated(self, text: str) -> None:
         """Handle a piece of text that a model generated."""
