@@ -140,11 +140,13 @@ class Job:
 
 @dataclass(slots=True)
 class Measurements:
-    """Measurements of an attempt, in seconds and bytes."""
+    """Measurements of an attempt, in seconds, bytes and percent."""
 
     execution_time: float = 0.0
     mlx_peak: int | None = None
     resident_peak: int | None = None
+    gpu_utilization: float | None = None
+    """Mean utilization of the GPU during the attempt, as the agent of another host has measured it."""
 
 
 @dataclass(slots=True)
@@ -209,7 +211,14 @@ class NeedsMemory:
     measurements: Measurements
 
 
-Outcome = Completed | RaisedError | Died | Stopped | NeedsMemory
+@dataclass(slots=True)
+class DeviceTaken:
+    """Outcome of a job that did not start, because another runtime of its host uses the device; see `HostDevices.holder`."""
+
+    measurements: Measurements = field(default_factory=Measurements)
+
+
+Outcome = Completed | RaisedError | Died | Stopped | NeedsMemory | DeviceTaken
 
 
 class Observer(Protocol):
@@ -325,6 +334,9 @@ class HostDevices(JobRunner, Protocol):
     @property
     def python(self) -> str:
         """Minor version of the host's Python, such as `3.11`."""
+
+    def holder(self, lane: str) -> str | None:
+        """Return who uses the device of a lane in another runtime of the host, so that no job starts on it; None if one can."""
 
 
 class Engine(JobRunner, Protocol):

@@ -17,6 +17,7 @@ from openruntime_jupyter.engines.hosts.shared_folders import FolderProof
 from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
+    DeviceTaken,
     Died,
     Job,
     ModelReport,
@@ -51,6 +52,8 @@ class EngineSettings:
     idle_worker_seconds: float = 300.0
     start_timeout: float = 60.0
     max_models: int = 2
+    cpu_slots: int = 0
+    gpu_slots: int = 1
     max_output_bytes: int = 1_000_000
     secret_variables: tuple[str, ...] = ()
     device_lock: Literal["gpu", "all", "none"] = "gpu"
@@ -168,11 +171,11 @@ class Started:
 
 
 @dataclass(slots=True)
-class Waiting:
-    """Reason why a job does not start yet, such as the runtime that uses the device; None once it does."""
+class DeviceHolder:
+    """Who uses the device of a lane, so that jobs end with `DeviceTaken`; None once a job can start."""
 
-    number: int
-    reason: str | None
+    lane: str
+    holder: str | None
 
 
 @dataclass(slots=True)
@@ -211,7 +214,7 @@ class Generated:
     text: str
 
 
-OutcomeKind = Literal["completed", "raised", "died", "stopped", "needs_memory"]
+OutcomeKind = Literal["completed", "raised", "died", "stopped", "needs_memory", "device_taken"]
 
 OUTCOMES: dict[OutcomeKind, type[Outcome]] = {
     "completed": Completed,
@@ -219,6 +222,7 @@ OUTCOMES: dict[OutcomeKind, type[Outcome]] = {
     "died": Died,
     "stopped": Stopped,
     "needs_memory": NeedsMemory,
+    "device_taken": DeviceTaken,
 }
 
 
@@ -267,12 +271,16 @@ class RunState:
 
 @dataclass(slots=True)
 class State:
-    """State of the host, at most a few times a second. Memory is in bytes; `gpus` are by lane of the host, `runs` by number."""
+    """State of the host, at most a few times a second. Memory is in bytes; `runs` are by number.
+
+    `gpus` are by lane of the host, as are `gpu_problems`, the reasons why others can't be read.
+    """
 
     memory_total: int
     memory_available: int
     cpu: float | None
     gpus: dict[str, GpuState] = field(default_factory=dict)
+    gpu_problems: dict[str, str] = field(default_factory=dict)
     workers: tuple[WorkerReport, ...] = ()
     models: tuple[ModelReport, ...] = ()
     runs: dict[int, RunState] = field(default_factory=dict)
@@ -295,7 +303,7 @@ FromAgent = (
     Welcome
     | Refused
     | Started
-    | Waiting
+    | DeviceHolder
     | Progressed
     | Printed
     | Displayed
@@ -317,7 +325,7 @@ TYPES: dict[str, type[Message]] = {
             Welcome,
             Refused,
             Started,
-            Waiting,
+            DeviceHolder,
             Progressed,
             Printed,
             Displayed,
