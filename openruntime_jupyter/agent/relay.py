@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed, Progressed, Started, Waiting
+from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed, Progressed, Started
 from openruntime_jupyter.runtime.tasks.entry import TAIL_CHARACTERS, OutputBuffer, display_size
 from openruntime_jupyter.schemas.tasks import Progress
 
@@ -31,6 +31,7 @@ class Relay:
     max_output : limit of the task's output, in characters
     full : returns True while the runtime reads more slowly than this host sends
     hold : lets the task wait at its next output until that is over
+    started : called when a worker starts the job
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class Relay:
         max_output: int,
         full: Callable[[], bool] = lambda: False,
         hold: Callable[[], None] = lambda: None,
+        started: Callable[[], None] = lambda: None,
     ) -> None:
         self._number = number
         self._send = send
         self._full = full
         self._hold = hold
+        self._started = started
         self._output = OutputBuffer(max_output)
         self._loop = asyncio.get_running_loop()
         self._texts: list[Printed | Generated] = []
@@ -62,11 +65,11 @@ class Relay:
 
     def started(self, worker: str) -> None:
         """Report the start on a worker."""
+        self._started()
         self._send(Started(self._number, worker))
 
     def waiting(self, reason: str | None) -> None:
-        """Report why the job does not start."""
-        self._send(Waiting(self._number, reason))
+        """Do nothing: the workers of this host are always reachable."""
 
     def progressed(self, progress: dict[str, Any]) -> None:
         """Report progress, the newest only."""

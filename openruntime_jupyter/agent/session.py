@@ -26,6 +26,7 @@ from openruntime_jupyter.agent.turns import Turns
 from openruntime_jupyter.engines.hosts.link import ByteStream, Link, LinkClosed
 from openruntime_jupyter.engines.hosts.messages import (
     PROTOCOL,
+    DeviceHolder,
     Discard,
     Ended,
     EndSession,
@@ -51,6 +52,7 @@ from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.process_groups import boot_id
 from openruntime_jupyter.engines.protocol import (
     DeviceReport,
+    DeviceTaken,
     Died,
     Job,
     Measurements,
@@ -63,6 +65,7 @@ from openruntime_jupyter.engines.protocol import (
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, ModelNotFound, NoBackend, StorageUnavailable
 from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.memory import Machine
+from openruntime_jupyter.runtime.metrics.sampler import Meters
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.schemas.values import ModelSource
@@ -146,7 +149,7 @@ class _Running:
     copies: dict[str, int]
     parameters: int | None
     waiting: asyncio.Task[Any] | None = None
-    """Set while it waits for its parameters or the device."""
+    """Set until the engine has the job."""
     begun: bool = False
     """True once the engine has the job."""
     stop_reason: StopReason | None = None
@@ -158,8 +161,16 @@ class Session:
     def __init__(self, link: Link, hello: Hello, folder: SessionFolder, data_dir: Path, environment: Mapping[str, str]) -> None:
         settings = hello.settings
         models_dirs = tuple(Path(each).expanduser() for each in settings.models_dirs)
-        on_host = Settings(data_dir=data_dir, embedded=True, array_seconds=0.0, models_dirs=models_dirs)
-        self.arrays = HostArrays(on_host, folder.path, folder.payloads, Machine())
+        on_host = Settings(
+            data_dir=data_dir,
+            embedded=True,
+            cpu_slots=settings.cpu_slots,
+            gpu_slots=settings.gpu_slots,
+            array_seconds=0.0,
+            models_dirs=models_dirs,
+        )
+        machine = Machine()
+        self.arrays = HostArrays(on_host, folder.path, folder.payloads, machine)
         self._catalog = ModelCatalog(on_host)
         self._places = JobPlaces(folder.path / "work", shares_files=False)
         self._proofs = hello.proofs
@@ -183,9 +194,10 @@ class Session:
             )
         )
         facts = {"runtime": hello.runtime, "label": hello.label}
-        self._turns = Turns(on_host.locks, settings.device_lock, facts)
+        self._turns = Turns(on_host.locks, settings.device_lock, partial(on_host.slots_of, cores=machine.cores), facts, self._report_holder)
         self._devices: dict[str, DeviceReport] = {}
         self._state: HostState | None = None
+        self._meters = Meters()
         self._runs: dict[int, _Running] = {}
         self._held: set[str] = set()
         """Tasks whose output waits for the link."""
@@ -248,7 +260,7 @@ class Session:
         except OSError as problem:
             raise RefusedRuntime(f"It can't start processes ({problem.strerror})") from problem
         self._devices = {f"device_{number}": device for number, device in enumerate(devices)}
-        self._state = HostState(devices)
+        self._state = HostState(devices, self._meters)
         machine = self._state.machine
         proofs, leases = await loop.run_in_executor(None, prove, self._proofs)
         for descriptor in leases:
@@ -331,6 +343,13 @@ class Session:
     def _send(self, message: Message) -> None:
         self._link.send(*encode(message))
 
+    def _begin_measurement(self, job: Job) -> None:
+        if job.device_type == "gpu":
+            self._meters.begin(job.task_id, job.lane)
+
+    def _report_holder(self, lane: str, holder: str | None) -> None:
+        self._send(DeviceHolder(lane, holder))
+
     def _session_ended(self, use: SessionUse, reason: str) -> None:
         self._send(SessionEnded(use, reason))
 
@@ -340,8 +359,9 @@ class Session:
         if isinstance(message, Run):
             if message.number in self._runs:
                 raise InvalidMessage(f"two jobs have the number {message.number}")
+            started = partial(self._begin_measurement, message.job)
             hold = partial(self._hold_output, message.job.task_id)
-            relay = Relay(message.number, self._send, self._settings.max_output_bytes, lambda: self._link.full, hold)
+            relay = Relay(message.number, self._send, self._settings.max_output_bytes, lambda: self._link.full, hold, started)
             run = _Running(message.job, relay, message.copies, message.parameters)
             self._runs[message.number] = run
             self._keep(self._run(message.number, run))
@@ -397,7 +417,7 @@ class Session:
     async def _run(self, number: int, run: _Running) -> None:
         try:
             outcome = await self._outcome(run)
-        except asyncio.CancelledError:  # while it waited for the device
+        except asyncio.CancelledError:  # while its parameters were read
             outcome = Stopped(run.stop_reason or StopReason.ENDED, Stage.QUEUE, Measurements())
         except Exception as problem:  # a fault must end this task only
             log.exception("The engine failed on %s", run.job.task_id)
@@ -424,10 +444,13 @@ class Session:
             if run.parameters is not None:
                 job.parameters = await self.arrays.parameters(run.parameters)
             run.job = job = self._places.adapt(self._with_model(job))
-            async with self._turns.take(device, job, run.relay.waiting):
+            with self._turns.take(job.lane, device, job) as taken:
+                if not taken:
+                    return DeviceTaken()
                 run.waiting, run.begun = None, True
                 self._changed.set()
                 outcome = await self._engine.run(job, run.relay)
+                outcome.measurements.gpu_utilization = self._meters.end(job.task_id)
             return await self.arrays.finish(job, outcome)
         except (ArrayNotFound, ModelNotFound, OSError, StorageUnavailable) as problem:
             failure = Failure(kind=FailureKind.NOT_STARTED, message=str(problem), type=type(problem).__name__)

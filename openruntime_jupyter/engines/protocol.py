@@ -21,6 +21,7 @@ from openruntime_jupyter.schemas.values import ArrayKind, ModelSource
 # Bounds of what another machine reports, checked where it arrives. Larger numbers don't fit into the history.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+Reading = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}$")]
 """Name that may be a file's name in a private folder, on any machine."""
@@ -149,11 +150,13 @@ class Job:
 
 @dataclass(slots=True)
 class Measurements:
-    """Measurements of an attempt, in seconds and bytes."""
+    """Measurements of an attempt, in seconds, bytes and percent."""
 
     execution_time: Seconds = 0.0
     mlx_peak: Count | None = None
     resident_peak: Count | None = None
+    gpu_utilization: Reading | None = None
+    """Mean utilization of the GPU during the attempt, as the agent of another host has measured it."""
 
 
 @dataclass(slots=True)
@@ -218,7 +221,14 @@ class NeedsMemory:
     measurements: Measurements
 
 
-Outcome = Completed | RaisedError | Died | Stopped | NeedsMemory
+@dataclass(slots=True)
+class DeviceTaken:
+    """Outcome of a job that did not start, because another runtime of its host uses the device; see `HostDevices.holder`."""
+
+    measurements: Measurements = field(default_factory=Measurements)
+
+
+Outcome = Completed | RaisedError | Died | Stopped | NeedsMemory | DeviceTaken
 
 
 class Observer(Protocol):
@@ -334,6 +344,9 @@ class HostDevices(JobRunner, Protocol):
     @property
     def python(self) -> str:
         """Minor version of the host's Python, such as `3.11`."""
+
+    def holder(self, lane: str) -> str | None:
+        """Return who uses the device of a lane in another runtime of the host, so that no job starts on it; None if one can."""
 
 
 class Engine(JobRunner, Protocol):

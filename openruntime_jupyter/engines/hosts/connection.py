@@ -23,6 +23,7 @@ from openruntime_jupyter.engines.hosts.link import Link, LinkClosed
 from openruntime_jupyter.engines.hosts.machine import HostMachine
 from openruntime_jupyter.engines.hosts.messages import (
     PROTOCOL,
+    DeviceHolder,
     Discard,
     Displayed,
     Ended,
@@ -47,7 +48,6 @@ from openruntime_jupyter.engines.hosts.messages import (
     StoredModels,
     Unload,
     Unloaded,
-    Waiting,
     Welcome,
     decode,
     encode,
@@ -208,6 +208,7 @@ class Connection:
         self._of_task: dict[str, int] = {}
         self._asks: dict[int, asyncio.Future[list[str]]] = {}
         self._sessions: dict[str, SessionUse] = {}
+        self._holders: dict[str, str | None] = {}
         self._pinged = time.monotonic()
         self._answered = asyncio.Event()
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -216,6 +217,10 @@ class Connection:
     def devices(self) -> list[DeviceReport]:
         """Devices of the host; their lanes there are `device_0`, `device_1` and so on."""
         return list(self.welcome.devices)
+
+    def holder(self, lane: str) -> str | None:
+        """Return who uses the device of a lane in another runtime of the host, so that no job starts on it; None if one can."""
+        return self._holders.get(lane)
 
     def _local(self, lane: str) -> str:
         return lane.removeprefix(f"{self.name}.")
@@ -312,18 +317,14 @@ class Connection:
     # Messages
 
     def _take(self, message: Message) -> None:
-        if isinstance(message, Started | Waiting | Progressed | Printed | Displayed | Generated | Ended):
+        if isinstance(message, Started | Progressed | Printed | Displayed | Generated | Ended):
             run = self._runs.get(message.number)
             if run is not None:
                 self._report(run, message)
         elif isinstance(message, Pong):
             self._answered.set()
-        elif isinstance(message, State):
-            self._state = message
-            self.machine.update(message)
-            self._note_use()
-        elif isinstance(message, StoredModels):
-            self.stored_models = message.models
+        elif isinstance(message, State | DeviceHolder | StoredModels):
+            self._note(message)
         elif isinstance(message, SessionEnded):
             if self._sessions.pop(message.session.id, None) is not None:
                 self._options.session_ended(message.session, message.reason)
@@ -334,12 +335,21 @@ class Connection:
         else:
             raise InvalidMessage(f"{type(message).__name__} is a message of runtimes")
 
-    def _report(self, run: _Running, message: Started | Waiting | Progressed | Printed | Displayed | Generated | Ended) -> None:
+    def _note(self, message: State | DeviceHolder | StoredModels) -> None:
+        """Keep what the agent says about its host."""
+        if isinstance(message, State):
+            self._state = message
+            self.machine.update(message)
+            self._note_use()
+        elif isinstance(message, DeviceHolder):
+            self._holders[self._global(message.lane)] = message.holder
+        else:
+            self.stored_models = message.models
+
+    def _report(self, run: _Running, message: Started | Progressed | Printed | Displayed | Generated | Ended) -> None:
         observer = run.observer
         if isinstance(message, Started):
             observer.started(f"{self.name}/{message.worker}")
-        elif isinstance(message, Waiting):
-            observer.waiting(message.reason)
         elif isinstance(message, Progressed):
             observer.progressed({"n": message.n, "total": message.total, "message": message.message})
         elif isinstance(message, Printed):

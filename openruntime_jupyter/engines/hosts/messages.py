@@ -19,6 +19,7 @@ from openruntime_jupyter.engines.protocol import (
     Completed,
     Count,
     DeviceReport,
+    DeviceTaken,
     Died,
     Job,
     ModelReport,
@@ -26,6 +27,7 @@ from openruntime_jupyter.engines.protocol import (
     NeedsMemory,
     Outcome,
     RaisedError,
+    Reading,
     SessionUse,
     Stopped,
     StopReason,
@@ -37,9 +39,6 @@ from openruntime_jupyter.schemas.values import ModelSource
 
 PROTOCOL = 1
 """Version of these messages."""
-
-Reading = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-"""Reading of a sensor."""
 
 
 class InvalidMessage(ValueError):
@@ -58,6 +57,8 @@ class EngineSettings:
     idle_worker_seconds: float = 300.0
     start_timeout: float = 60.0
     max_models: int = 2
+    cpu_slots: int = 0
+    gpu_slots: int = 1
     max_output_bytes: int = 1_000_000
     secret_variables: tuple[str, ...] = ()
     device_lock: Literal["gpu", "all", "none"] = "gpu"
@@ -175,11 +176,11 @@ class Started:
 
 
 @dataclass(slots=True)
-class Waiting:
-    """Reason why a job does not start yet, such as the runtime that uses the device; None once it does."""
+class DeviceHolder:
+    """Who uses the device of a lane, so that jobs end with `DeviceTaken`; None once a job can start."""
 
-    number: int
-    reason: str | None
+    lane: Name
+    holder: str | None
 
 
 @dataclass(slots=True)
@@ -218,7 +219,7 @@ class Generated:
     text: str
 
 
-OutcomeKind = Literal["completed", "raised", "died", "stopped", "needs_memory"]
+OutcomeKind = Literal["completed", "raised", "died", "stopped", "needs_memory", "device_taken"]
 
 OUTCOMES: dict[OutcomeKind, type[Outcome]] = {
     "completed": Completed,
@@ -226,6 +227,7 @@ OUTCOMES: dict[OutcomeKind, type[Outcome]] = {
     "died": Died,
     "stopped": Stopped,
     "needs_memory": NeedsMemory,
+    "device_taken": DeviceTaken,
 }
 
 
@@ -274,12 +276,16 @@ class RunState:
 
 @dataclass(slots=True)
 class State:
-    """State of the host, at most a few times a second. Memory is in bytes; `gpus` are by lane of the host, `runs` by number."""
+    """State of the host, at most a few times a second. Memory is in bytes; `runs` are by number.
+
+    `gpus` are by lane of the host, as are `gpu_problems`, the reasons why others can't be read.
+    """
 
     memory_total: Annotated[Count, Field(ge=1)]
     memory_available: Count
     cpu: Reading | None
     gpus: dict[str, GpuState] = field(default_factory=dict)
+    gpu_problems: dict[str, str] = field(default_factory=dict)
     workers: tuple[WorkerReport, ...] = ()
     models: tuple[ModelReport, ...] = ()
     runs: dict[int, RunState] = field(default_factory=dict)
@@ -302,7 +308,7 @@ FromAgent = (
     Welcome
     | Refused
     | Started
-    | Waiting
+    | DeviceHolder
     | Progressed
     | Printed
     | Displayed
@@ -324,7 +330,7 @@ TYPES: dict[str, type[Message]] = {
             Welcome,
             Refused,
             Started,
-            Waiting,
+            DeviceHolder,
             Progressed,
             Printed,
             Displayed,

@@ -33,7 +33,6 @@ from tests.runtimes import (
     waits_for,
 )
 
-
 DONE = {"retire": False, "keeps": False, "imported": []}
 """Fields of the last frame of a task."""
 
