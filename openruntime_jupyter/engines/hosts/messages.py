@@ -177,7 +177,7 @@ class Started:
 
 @dataclass(slots=True)
 class DeviceHolder:
-    """Who uses the device of a lane, so that jobs end with `DeviceTaken`; None once a job can start."""
+    """User of a lane's device, because of which jobs end with `DeviceTaken`; None once a job can start."""
 
     lane: Name
     holder: str | None
