@@ -15,6 +15,9 @@ from openruntime_jupyter.schemas.tasks import Progress
 INTERVAL = 0.1
 """Minimum seconds between two messages of output."""
 
+MOST_CHARACTERS = 1 << 20
+"""Length from which text continues in another message, so that no frame is too large."""
+
 
 class Relay:
     """Observer of one job, whose messages carry `number`. The first output after a pause is sent at once.
@@ -83,7 +86,8 @@ class Relay:
         kept = self._output.print(stream, text)
         if kept:
             last = self._texts[-1] if self._texts else None
-            if isinstance(last, Printed) and last.stream == stream and last is not self._beyond:
+            joins = isinstance(last, Printed) and last.stream == stream and last is not self._beyond
+            if isinstance(last, Printed) and joins and len(last.text) < MOST_CHARACTERS:
                 last.text += text[:kept]
             else:
                 self._texts.append(Printed(self._number, stream, text[:kept]))

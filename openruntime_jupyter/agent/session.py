@@ -135,10 +135,15 @@ async def _hello(link: Link) -> Hello:
     hello = decode(*await asyncio.wait_for(link.receive(), HELLO_SECONDS))
     if not isinstance(hello, Hello):
         raise InvalidMessage(f"{type(hello).__name__} instead of a greeting")
-    if (hello.protocol, hello.version) != (PROTOCOL, __version__):
-        remedy = f"{sys.executable} -m pip install openruntime-jupyter=={hello.version}"
+    if (hello.protocol, hello.version) == (PROTOCOL, __version__):
+        return hello
+    remedy = f"{sys.executable} -m pip install openruntime-jupyter=={hello.version}"
+    if hello.version != __version__:
         raise RefusedRuntime(f"It has openruntime-jupyter {__version__}, and this runtime is version {hello.version}", remedy)
-    return hello
+    reason = (
+        f"It has another build of openruntime-jupyter {__version__}: its protocol is {PROTOCOL}, and that of this runtime {hello.protocol}"
+    )
+    raise RefusedRuntime(reason, f"{remedy} --force-reinstall")
 
 
 @dataclass(slots=True)
@@ -356,6 +361,8 @@ class Session:
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Run):
+            if message.number in self._runs:
+                raise InvalidMessage(f"two jobs have the number {message.number}")
             started = partial(self._begin_measurement, message.job)
             hold = partial(self._hold_output, message.job.task_id)
             relay = Relay(message.number, self._send, self._settings.max_output_bytes, lambda: self._link.full, hold, started)
