@@ -27,7 +27,7 @@ pools: list[CountedPool] = []
 def memory(machine: Machine) -> Memory:
     """Return the memory of the small machine."""
     machine.total = 1000 * MB
-    return Memory(machine.total, 900 * MB - sum(400 * MB * len(pool.workers()) for pool in pools))
+    return Memory(machine.total, max(0, 900 * MB - sum(400 * MB * len(pool.workers()) for pool in pools)))
 
 
 if __name__ == "__main__":
