@@ -115,8 +115,9 @@ class EndSession:
 
 @dataclass(slots=True)
 class MakeRoom:
-    """Unloading of the least recently used idle model of a lane, except `keep`."""
+    """Unloading of the least recently used idle model of a lane, except `keep`. The answer is `Unloaded`, after a `State`."""
 
+    ask: int
     lane: str
     keep: ModelSource | None
 
