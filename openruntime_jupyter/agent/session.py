@@ -86,6 +86,10 @@ STATE_SECONDS = 1.0
 CHANGED_SECONDS = 0.25
 """Interval of state reports, and the shorter one after a job has started or ended."""
 
+UNLOAD_POLL = 0.05
+UNLOAD_POLLS = 200
+"""Interval in seconds in which the end of a worker that makes room is expected, and the number of looks."""
+
 END_SHARE = 0.2
 """Share of the time of silence in which all workers are ended after it. The runtime counts the host as lost later than that."""
 
@@ -378,8 +382,7 @@ class Session:
         elif isinstance(message, EndSession):
             self._engine.end_session(message.session_id, message.reason)
         elif isinstance(message, MakeRoom):
-            keep = message.keep and self._stored(message.keep)
-            self._engine.models.make_room(message.lane, keep)
+            self._keep(self._make_room(message))
         elif isinstance(message, Discard):
             self._keep(self.arrays.discard(message.copies, message.results, message.payloads))
         elif isinstance(message, Unload):
@@ -474,6 +477,15 @@ class Session:
         if source is None:
             raise ModelNotFound(f"The host no longer has the model {model.name}")
         return source
+
+    async def _make_room(self, message: MakeRoom) -> None:
+        name = self._engine.models.make_room(message.lane, message.keep and self._stored(message.keep))
+        for _ in range(UNLOAD_POLLS):
+            if not any((each.lane, each.model) == (message.lane, name) for each in self._engine.workers()):
+                break
+            await asyncio.sleep(UNLOAD_POLL)
+        self._send_state()
+        self._send(Unloaded(message.ask, () if name is None else (name,)))
 
     async def _unload(self, message: Unload) -> None:
         self._send(Unloaded(message.ask, tuple(await self._engine.models.unload(message.name))))

@@ -358,7 +358,7 @@ class Engine(JobRunner, Protocol):
 
     @property
     def problem(self) -> str | None:
-        """Why hosts are missing, for `/health`; None without a problem."""
+        """Problem of missing hosts, for `/health`, or None."""
 
     async def start(self) -> None:
         """Start the first workers without waiting for them."""

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,9 @@ NO_MODEL = (
     "No local model is installed. Download one with `jupyter openruntime pull`, or set up a remote provider: "
     "a profile in the configuration, or OPENAI_API_KEY in the server's environment."
 )
+
+MOST_NAMED = 5
+"""Number of hosts that an error names."""
 
 FRESH_SECONDS = 0.5
 """Time for which the list of a refresh is used."""
@@ -114,11 +118,6 @@ class ModelCatalog:
         found = [source for source in known if source.name == name] or [source for source in known if _plain(source) == name]
         return found[0] if len(found) == 1 else None
 
-    def shape(self, source: ModelSource) -> Shape | None:
-        """Return what the last refresh read of a model; None for one that is not on this machine."""
-        _, shape = self._shapes.get(Path(source.path), (None, None))
-        return shape if isinstance(shape, Shape) else None
-
     def resolve(self, name: str | None, caller: Caller, adapter: str | None = None) -> ModelSource:
         """Return the model with that name or path, with the adapter at a path; None means the default one, and no adapter.
 
@@ -150,7 +149,15 @@ class ModelCatalog:
             return self._on_hub(name, caller)
         names = ", ".join(source.name for source in known) or "none, install one with `jupyter openruntime pull`"
         advice = ". A model of the Hugging Face hub requires the setting allow_hub" if HUB_NAME.fullmatch(name) else ""
-        raise InvalidRequest.of("parameters.model", f"unknown model {name!r}; available: {names}{advice}")
+        raise InvalidRequest.of("parameters.model", f"unknown model {name!r}; available: {names}{advice}{self._advice_for_hosts(name)}")
+
+    def _advice_for_hosts(self, name: str) -> str:
+        hosts = list(self._elsewhere())
+        if not hosts:
+            return ""
+        more = f" and {len(hosts) - MOST_NAMED} more" if len(hosts) > MOST_NAMED else ""
+        which = f"{', '.join(hosts[:MOST_NAMED])}{more}"
+        return f". The other hosts ({which}) do not have it either: run `jupyter openruntime pull {shlex.quote(name)}` on one of them"
 
     def may_be_on_hub(self, name: str) -> bool:
         """Return whether the settings allow the hub, and a name has the form of names there."""
@@ -213,7 +220,7 @@ class ModelCatalog:
         kind: Literal["mlx", "gguf"] = "gguf" if path.suffix == ".gguf" or path.is_file() else "mlx"  # Ollama's files have no suffix
         stamp, modified = _stamp(path, kind)
         shape = self._shape(path, kind, stamp)
-        return ModelSource(name.removesuffix(".gguf"), str(path), kind, **shape.sizes, modified=modified)
+        return ModelSource(name.removesuffix(".gguf"), str(path), kind, **shape.fields, modified=modified)
 
     def _shape(self, path: Path, kind: Literal["mlx", "gguf"], stamp: Stamp) -> Shape:
         """Return the shape of a model, cached while its files are unchanged."""

@@ -34,21 +34,20 @@ class NotAModel(ValueError):
     """Folder or file without a loadable model; the message says what is missing."""
 
 
-class Sizes(TypedDict):
-    """Sizes of a model; see `ModelSource`."""
+class ShapeFields(TypedDict):
+    """Fields of a `ModelSource` that its files have."""
 
     bytes: int
     context_length: int | None
     float32_bytes: int | None
     cache_numbers: int | None
+    quantisation: str | None
+    abilities: tuple[ModelAbility, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a model, type of its weights and chat template; None for unknown ones. See `ModelSource`.
-
-    `quantisation` is for example `Q4_K_M`, `4 bits` or `bfloat16`. `abilities` are those that the chat template has.
-    """
+    """Sizes of a model, type of its weights and chat template; None for unknown ones. See `ModelSource`."""
 
     bytes: int
     context_length: int | None = None
@@ -58,13 +57,15 @@ class Shape:
     abilities: tuple[ModelAbility, ...] = ()
 
     @property
-    def sizes(self) -> Sizes:
+    def fields(self) -> ShapeFields:
         """Return the fields of a `ModelSource`."""
         return {
             "bytes": self.bytes,
             "context_length": self.context_length,
             "float32_bytes": self.float32_bytes,
             "cache_numbers": self.cache_numbers,
+            "quantisation": self.quantisation,
+            "abilities": self.abilities,
         }
 
 

@@ -209,6 +209,8 @@ class Connection:
         self._asks: dict[int, asyncio.Future[list[str]]] = {}
         self._sessions: dict[str, SessionUse] = {}
         self._holders: dict[str, str | None] = {}
+        self._leaving: dict[str, str] = {}
+        """Names of the models that are unloaded to make room, by lane."""
         self._pinged = time.monotonic()
         self._answered = asyncio.Event()
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -513,9 +515,22 @@ class Connection:
         """Return the models that workers of the host keep, least recently used first."""
         return [dataclasses.replace(each, lane=self._global(each.lane)) for each in self._state.models]
 
-    def make_room(self, lane: str, keep: ModelSource | None) -> None:
-        """Start unloading the least recently used idle model of this lane except `keep`."""
-        self._send(MakeRoom(self._local(lane), keep))
+    def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
+        """Start unloading the least recently used idle model of this lane except `keep`. Return its name, or None.
+
+        The name stays the same until the memory is free and the agent has reported it, so that no second model is unloaded for that.
+        """
+        if lane in self._leaving:
+            return self._leaving[lane]
+        kept = keep.name if keep is not None else None
+        name = next((each.name for each in self.models() if each.lane == lane and each.state == "idle" and each.name != kept), None)
+        if name is not None and self.ended is None:
+            self._leaving[lane] = name
+            ask = next(self._numbers)
+            self._asks[ask] = answer = asyncio.get_running_loop().create_future()
+            answer.add_done_callback(lambda _: (self._leaving.pop(lane), self._asks.pop(ask)))
+            self._send(MakeRoom(ask, self._local(lane), keep))
+        return name
 
     async def unload(self, name: str | None) -> list[str]:
         """Unload the idle models of that name, or all; return their names once their workers have ended."""

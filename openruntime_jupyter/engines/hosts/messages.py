@@ -115,8 +115,9 @@ class EndSession:
 
 @dataclass(slots=True)
 class MakeRoom:
-    """Unloading of the least recently used idle model of a lane, except `keep`."""
+    """Unloading of the least recently used idle model of a lane, except `keep`. The answer is `Unloaded`, after a `State`."""
 
+    ask: int
     lane: str
     keep: ModelSource | None
 
@@ -177,7 +178,7 @@ class Started:
 
 @dataclass(slots=True)
 class DeviceHolder:
-    """Who uses the device of a lane, so that jobs end with `DeviceTaken`; None once a job can start."""
+    """User of a lane's device, because of which jobs end with `DeviceTaken`; None once a job can start."""
 
     lane: Name
     holder: str | None
