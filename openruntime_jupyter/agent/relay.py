@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed, Progressed, Started, Waiting
 from openruntime_jupyter.runtime.tasks.entry import TAIL_CHARACTERS, OutputBuffer
 from openruntime_jupyter.schemas.tasks import Progress
+from openruntime_jupyter.schemas.values import ResponsePiece
 
 INTERVAL = 0.1
 """Minimum seconds between two messages of output."""
@@ -71,13 +73,11 @@ class Relay:
             self._size = 0
         self._send(Displayed(self._number, item))
 
-    def generated(self, text: str) -> None:
-        """Report text of a model."""
+    def generated(self, piece: ResponsePiece) -> None:
+        """Report a piece of a response."""
         last = self._texts[-1] if self._texts else None
-        if isinstance(last, Generated):
-            last.text += text
-        else:
-            self._texts.append(Generated(self._number, text))
+        if not (isinstance(last, Generated) and _extended(last, piece)):
+            self._texts.append(Generated(self._number, piece.text, piece.reasoning, piece.call))
         self._send_soon()
 
     def _send_soon(self) -> None:
@@ -126,3 +126,16 @@ class Relay:
         if omitted:
             kept.append(Printed(self._number, "stdout", "", omitted))
         return kept
+
+
+def _extended(last: Generated, piece: ResponsePiece) -> bool:
+    """Append a piece to a message of the same part of the response, and return whether there was one."""
+    if piece.text and last.text:
+        last.text += piece.text
+    elif piece.reasoning and last.reasoning:
+        last.reasoning += piece.reasoning
+    elif piece.call is not None and last.call is not None and piece.call.name is None and piece.call.index == last.call.index:
+        last.call = replace(last.call, arguments=last.call.arguments + piece.call.arguments)
+    else:
+        return False
+    return True

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from openruntime_jupyter.memory import Capacity
 from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import Failure
-from openruntime_jupyter.schemas.values import ArrayKind, ModelSource
+from openruntime_jupyter.schemas.values import ArrayKind, ModelSource, ResponsePiece
 
 
 class StopReason(str, Enum):
@@ -230,8 +230,8 @@ class Observer(Protocol):
     def displayed(self, item: dict[str, Any]) -> None:
         """Handle a MIME bundle that the task displayed, an update of one, or the deletion of earlier output."""
 
-    def generated(self, text: str) -> None:
-        """Handle a piece of text that a model generated."""
+    def generated(self, piece: ResponsePiece) -> None:
+        """Handle a piece of a response that a model generated."""
 
 
 WorkerState = Literal["starting", "idle", "busy"]

@@ -10,6 +10,7 @@ import pytest
 from openruntime_jupyter.agent.relay import Relay
 from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed
 from openruntime_jupyter.runtime.tasks.entry import OutputBuffer
+from openruntime_jupyter.schemas.values import ResponsePiece
 from tests.runtimes import until
 
 MOST = 10_000
@@ -56,7 +57,7 @@ async def test_text_of_a_model_is_never_left_out() -> None:
     sent: list[Message] = []
     relay = Relay(1, sent.append, MOST)
     for _ in range(10):
-        relay.generated("word " * 10_000)
+        relay.generated(ResponsePiece("word " * 10_000))
     relay.flush()
     assert sum(len(message.text) for message in sent if isinstance(message, Generated)) == 500_000
 
