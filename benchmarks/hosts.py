@@ -80,6 +80,7 @@ async def over_dask(folder: Path) -> list[Row]:
             theirs.append(await submits(client))
         connection.close("the benchmark ended")
         await serving
+        await connection.disconnect()
     name = "hosts: empty task on an agent in a Dask worker, p50, and client.submit"
     return [at_most(name, 1e6 * median(ours), 1e6 * median(theirs), 0.2, "µs")]
 
@@ -139,6 +140,7 @@ async def _measure(folder: Path) -> list[Row]:
     delay = await line_delay(connection)
     connection.close("the benchmark ended")
     await serving
+    await connection.disconnect()
     await engine.stop(5.0)
     one, two = await throughput(folder, 1), await throughput(folder, 2)
     return [

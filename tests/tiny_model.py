@@ -14,6 +14,11 @@ THINKING = """\
 {%- if '</think>' in content %}{% set content = content.split('</think>') | last %}{% endif %}{{ content }}<|end|>{% endfor %}
 {%- if add_generation_prompt %}{{ 'assistant:\\n<think>\\n' }}{% endif %}"""
 """Template that opens the reasoning, and leaves it out of earlier turns."""
+STRICT_TEMPLATE = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}{% endfor %}" + TEMPLATE
+)
+"""Template without a system role that requires turns, like those of Gemma and of early Mistral models."""
 
 TEXT = (
     "the queue is shared by every notebook, and what runs on the device can be seen, moved and stopped by anybody who may",

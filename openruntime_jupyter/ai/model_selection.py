@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from openruntime_jupyter.ai.profiles import Profiles
-from openruntime_jupyter.errors import InvalidRequest, NoModel, NotAllowed
+from openruntime_jupyter.errors import InvalidRequest, NoModel, NotAllowed, OpenRuntimeError
 from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.ai import LOCAL
 from openruntime_jupyter.schemas.values import ModelSource
@@ -36,6 +36,9 @@ class LocalModels(Protocol):
 
     def resolve(self, name: str | None, caller: Caller) -> ModelSource:
         """Return the model of a name or path, or the default model."""
+
+    def may_be_on_hub(self, name: str) -> bool:
+        """Return whether an unknown name may be that of a model on the Hugging Face hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +75,24 @@ class Chooser:
         return self.local(None, caller)
 
     def named(self, name: str | None, caller: Caller) -> Choice:
-        """Return the model with an id as in `names`. Other names and paths are chosen like a model without a profile; see `choose`."""
-        if not name or (name == DEFAULT and self._local.named(name) is None):
-            return self.choose(None, None, caller)
-        profile, _, model = name.partition("/")
-        if self._local.named(name) is None and (profile == LOCAL or profile in self._remote):
-            return self.choose(profile, model or None, caller)
-        return self.choose(None, name, caller)
+        """Return the model with an id as in `names`. Other names and paths are chosen like a model without a profile; see `choose`.
+
+        Raises `InvalidRequest` of the field `parameters.model`, also for an invalid profile.
+        """
+        profile, model = None, name or None
+        if model is not None and not self._is_local(model):
+            first, _, rest = model.partition("/")
+            if model == DEFAULT:
+                model = None
+            elif first == LOCAL or first in self._remote or first in self._remote.invalid:
+                profile, model = first, rest or None
+            elif self.default is None and not self._local.may_be_on_hub(model):
+                available = ", ".join(self.names(caller)) or "none"
+                raise InvalidRequest.of("parameters.model", f"unknown model {model!r}; available: {available}")
+        try:
+            return self.choose(profile, model, caller)
+        except InvalidRequest as problem:
+            raise InvalidRequest.of("parameters.model", problem.details[0]["problem"]) from None
 
     def name_of(self, choice: Choice, caller: Caller) -> str:
         """Return the id of a chosen model."""
@@ -87,11 +101,15 @@ class Chooser:
         return f"{choice.profile}/{choice.model or self._remote[choice.profile].model}"
 
     def names(self, caller: Caller) -> dict[str, str]:
-        """Return the providers of the models that this caller may use by default, by the id of the model."""
+        """Return the providers of the models that this caller may use, by the id of the model, a usable default first."""
         found = {each.name: LOCAL for each in self._local.known()}
         if caller.may_spend:
             found |= {f"{name}/{profile.model}": name for name, profile in self._remote.items() if profile.model is not None}
-        return found
+        try:
+            default = self.choose(None, None, caller)
+        except OpenRuntimeError:  # none is available, or this caller may not use it
+            return found
+        return {DEFAULT: default.profile or LOCAL, **found}
 
     def local(self, model: str | None, caller: Caller) -> Choice:
         """Return a local model."""

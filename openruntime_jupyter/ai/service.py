@@ -18,7 +18,7 @@ from openruntime_jupyter.ai.config import AiConfig
 from openruntime_jupyter.ai.conversations import Conversations
 from openruntime_jupyter.ai.insights.rewriting import Choose, ModelKind, Rewriter
 from openruntime_jupyter.ai.model_information import model_information, resident_information
-from openruntime_jupyter.ai.model_selection import DEFAULT, Choice, Chooser
+from openruntime_jupyter.ai.model_selection import Choice, Chooser
 from openruntime_jupyter.ai.number_check import unverified_numbers_of
 from openruntime_jupyter.ai.profiles import profiles_from
 from openruntime_jupyter.ai.providers.remote import RemoteProvider
@@ -28,7 +28,7 @@ from openruntime_jupyter.runtime.large import LARGE
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.model_speeds import Speed, speeds
-from openruntime_jupyter.schemas.ai import LOCAL, About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList
+from openruntime_jupyter.schemas.ai import About, AiRequest, AiTask, Answer, Message, ModelInfo, ModelList
 from openruntime_jupyter.schemas.chat_completions import ChatCompletionRequest, CompletionHeaders
 from openruntime_jupyter.schemas.tasks import Task, TaskRequest
 
@@ -125,8 +125,7 @@ class AiService:
     async def model_names(self, caller: Caller) -> dict[str, str]:
         """Return the models for chat completions: the providers by the id of the model."""
         await self.runtime.catalog.refresh()
-        names = self._chooser.names(caller)
-        return {DEFAULT: LOCAL if self._chooser.default is None else self._chooser.default, **names} if names else {}
+        return self._chooser.names(caller)
 
     async def get(self, task_id: str, wait: float | None = 0.0) -> AiTask:
         """Return an AI task at its end (`wait` None), or after `wait` seconds. Raises `TaskNotFound`."""
@@ -189,9 +188,7 @@ class AiService:
         speed = await self._speeds()
         on_cpu = all(device.type == "cpu" for device in self.runtime.devices())
         found = {
-            source.name: model_information(
-                source, catalog.shape(source), speed.get(source.name), show_path=caller.may_execute, on_cpu=on_cpu
-            )
+            source.name: model_information(source, speed.get(source.name), show_path=caller.may_execute, on_cpu=on_cpu)
             for source in catalog.known()
         }
         for host, models in self.runtime.engine.stored_models().items():

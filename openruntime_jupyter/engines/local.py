@@ -47,7 +47,7 @@ from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.schemas.values import ModelSource, piece_of
 from openruntime_jupyter.worker.devices import no_backend
-from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, Kind
+from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, BrokenFrame, Kind
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +176,7 @@ class Attempt:
         if self._timer is not None:
             self._timer.cancel()
         if self.worker is not None:
+            self.worker.hold_output(False)
             self.worker.stdout.finish_text()
             self.worker.stderr.finish_text()
             self.worker.listener = None
@@ -191,6 +192,7 @@ class Attempt:
         if self._reason is not None or self.outcome.done():
             return
         self._reason = reason
+        self.hold_output(False)
         if self.worker is None:
             self._resolve(Stopped(reason, Stage.QUEUE, Measurements()))
         elif reason is StopReason.MEMORY:
@@ -200,6 +202,11 @@ class Attempt:
             self._stage = Stage.INTERRUPT
             self.worker.interrupt(self.job.task_id)
             self._timer = self._loop.call_later(self._grace, self._escalate)
+
+    def hold_output(self, held: bool) -> None:
+        """Stop reading the output of the task, or continue. A task that is being stopped is always read, because its end must be seen."""
+        if self.worker is not None and not (held and (self._reason is not None or self.outcome.done())):
+            self.worker.hold_output(held)
 
     def _escalate(self) -> None:
         if self.outcome.done() or self.worker is None or not self.worker.alive or self._stage not in NEXT_STAGE:
@@ -239,6 +246,9 @@ class Attempt:
 
     def _finish(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
         self.retire, self.keeps_model, self.imported = body["retire"], body["keeps"], body["imported"]
+        sizes = (body["mlx_peak"] or 0, body["resident"] or 0, body.get("payload_size") or 0, body.get("needs", 0))
+        if not all(0 <= number < 2**63 for number in (body["execution_time"], *sizes)):
+            raise BrokenFrame(f"impossible measurements: {body['execution_time']} s, {sizes} bytes")
         measurements = Measurements(body["execution_time"], body["mlx_peak"], max(self.resident_peak, body["resident"] or 0) or None)
         if kind is Kind.RESULT:
             size = body["payload_size"]
@@ -614,6 +624,12 @@ class LocalEngine:
         attempt = self._attempts.get(task_id)
         if attempt is not None:
             attempt.halt(reason)
+
+    def hold_output(self, task_id: str, held: bool) -> None:
+        """Stop reading the output of a task, which then waits at its next output, or continue."""
+        attempt = self._attempts.get(task_id)
+        if attempt is not None:
+            attempt.hold_output(held)
 
     def allocated(self, task_id: str) -> int:
         """Return the bytes by which the worker of this task has grown since the task began, as last read by the watchdog."""

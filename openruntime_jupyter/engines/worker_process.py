@@ -269,6 +269,17 @@ class WorkerProcess:
         except psutil.Error:
             return False
 
+    def hold_output(self, held: bool) -> None:
+        """Stop reading frames and text, so that the task waits at its next output, or continue."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            if held:
+                transport.pause_reading()
+            else:
+                transport.resume_reading()
+        self.stdout.hold(held)
+        self.stderr.hold(held)
+
     def interrupt(self, task_id: str) -> None:
         """Request a KeyboardInterrupt in that task; ignored unless the worker is running it."""
         with contextlib.suppress(OSError):  # full or closed; the next stage of the cancel follows
@@ -318,6 +329,7 @@ class WorkerProcess:
             return False
         self._process.returncode = os.waitstatus_to_exitcode(status)
         self._reaped = True
+        self.hold_output(False)
         peak = max_resident(usage) if usage is not None else 0
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # processes that its tasks started must not survive, nor keep the pipes open
@@ -480,12 +492,13 @@ class OutputPipe:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._open = True
         self._paused = False
+        self._held = False
         self._refill: asyncio.TimerHandle | None = None
         os.set_blocking(descriptor, False)
         loop.add_reader(descriptor, self._readable)
 
     def _readable(self) -> None:
-        if self._left <= 0:
+        if self._left <= 0 or self._held:
             self._loop.remove_reader(self._descriptor)
             self._paused = True
         else:
@@ -496,9 +509,15 @@ class OutputPipe:
     def _resume(self) -> None:
         self._refill = None
         self._left = BUDGET
-        if self._paused and self._open:
+        if self._paused and self._open and not self._held:
             self._paused = False
             self._loop.add_reader(self._descriptor, self._readable)
+
+    def hold(self, held: bool) -> None:
+        """Stop reading, so that a writer waits once the pipe is full, or continue."""
+        self._held = held
+        if not held and self._refill is None:
+            self._resume()
 
     def _read(self) -> bool:
         """Read one chunk. Return False if none is available."""

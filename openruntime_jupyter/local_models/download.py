@@ -69,7 +69,7 @@ def download(url: str, target: Path, sha256: str | None, connections: Connection
         part.unlink()
         if not continued:
             raise PullFailed(
-                f"{_shown(url)} has an unexpected SHA-256. The package index may have been tampered with, or a mirror is damaged: "
+                f"{shown(url)} has an unexpected SHA-256. The package index may have been tampered with, or a mirror is damaged: "
                 "try another one (`pip config list` shows the current one)"
             )
         download(url, target, sha256, connections, progress)  # the part belonged to another file
@@ -132,14 +132,12 @@ def _write(response: httpx.Response, descriptor: int, part: Path, progress: Prog
 def _require_success(url: str, response: httpx.Response) -> None:
     status = response.status_code
     if status in (401, 403):
-        raise PullFailed(f"{_shown(url)} requires other credentials (status {status}): add them to the index URL of pip's settings")
+        raise PullFailed(f"{shown(url)} requires other credentials (status {status}): add them to the index URL of pip's settings")
     if status >= 400:
-        raise PullFailed(
-            f"{_shown(url)} can't be downloaded: status {status}. Check pip's settings (`pip config list`), or try again later"
-        )
+        raise PullFailed(f"{shown(url)} can't be downloaded: status {status}. Check pip's settings (`pip config list`), or try again later")
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """Return an address without credentials and query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -5,6 +5,7 @@ llama.cpp runs GGUF files, mlx-lm runs MLX folders.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,12 @@ REPETITION_WINDOW, PENALTY_WINDOW = 20, 64
 """Number of previous tokens for a repetition penalty, and for presence and frequency penalties. The prompt counts."""
 
 
+REASONING_EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")
+"""Amounts of reasoning from the least to the most."""
+USUAL_EFFORTS = ("low", "medium", "high")
+"""Amounts that each chat template with a setting has, because those of gpt-oss, which insert any value, do not name theirs."""
+
+
 def require_tools(options: GenerationOptions, name: str, supported: bool) -> None:
     """Raise `InvalidRequest` if the options have tools that the model `name` does not support."""
     if options.tools and not supported:
@@ -60,14 +67,15 @@ def require_tools(options: GenerationOptions, name: str, supported: bool) -> Non
 def require_reasoning_effort(options: GenerationOptions, name: str, template: str) -> None:
     """Raise `InvalidRequest` if the chat template of the model `name` can't set the effort in the options."""
     effort = options.reasoning_effort
-    if effort is None or (effort != "none" and "reasoning_effort" in template) or (effort == "none" and "enable_thinking" in template):
+    if effort is None:
         return
-    problem = "has no setting for reasoning: remove it"
-    if "reasoning_effort" in template:
-        problem = "can't leave out its reasoning: use 'low'"
-    elif "enable_thinking" in template:
-        problem = "can only leave out its reasoning: use 'none', or remove it"
-    raise InvalidRequest.of("parameters.reasoning_effort", f"{name} {problem}")
+    settable = "reasoning_effort" in template
+    known = [each for each in REASONING_EFFORTS if each in USUAL_EFFORTS or re.search(f"""['"]{each}['"]""", template)] if settable else []
+    if "enable_thinking" in template:
+        known.insert(0, "none")
+    if effort not in known:
+        problem = f"can't set it to {effort!r}: use {' or '.join(map(repr, known))}, or" if known else "has no setting for reasoning:"
+        raise InvalidRequest.of("parameters.reasoning_effort", f"{name} {problem} remove it")
 
 
 def template_arguments(options: GenerationOptions) -> dict[str, Any]:

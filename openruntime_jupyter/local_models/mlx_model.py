@@ -329,7 +329,7 @@ def _item_size(model: Any) -> int:
 class ComputingThread:
     """Thread for everything that MLX computes, because an interrupt can't end a call of MLX on the main thread.
 
-    An interrupted caller does not wait for the present step, but the next caller does. The thread runs as long as the process, because MLX may
+    An interrupted caller does not wait for the present step, but the next caller does. The thread runs as long as the process. MLX may
     abort the process when a thread ends that has computed.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire, absent, wrong
 from openruntime_jupyter.schemas.system import WorkerState
@@ -23,7 +23,6 @@ MOST_TOOLS = 128
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ResponseType = Literal["text", "json_object", "json_schema"]
 ToolMode = Literal["none", "auto", "required"]
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high"]
 AgentSource = Literal["built-in", "configured"]
 ModelKind = Literal["mlx", "gguf", "hub"]
 
@@ -163,8 +162,13 @@ class ResponseOptions(Wire):
     tool_choice: Annotated[ToolMode | ChosenTool | None, BeforeValidator(_mode_or_tool)] = Field(
         None, description="`none`, `auto` (the default), `required` for at least one call, or the function that must be called."
     )
-    reasoning_effort: ReasoningEffort | None = Field(
-        None, description="Amount of reasoning before the text; null for the default of the model."
+    # Not a Literal: providers and chat templates have further values.
+    reasoning_effort: str | None = Field(
+        None,
+        description="Amount of reasoning before the text, such as `none`, `minimal`, `low`, `medium`, `high` or `xhigh`, as far as the "
+        "model has it; null for the default of the model.",
+        min_length=1,
+        max_length=50,
     )
     logprobs: bool = Field(False, description="true: return the log-probability of each token.", strict=True)
     top_logprobs: int | None = Field(
@@ -177,17 +181,25 @@ class ResponseOptions(Wire):
         None, description="Above 0: makes tokens less likely the more often they are in the text.", ge=-2, le=2, allow_inf_nan=False
     )
 
-    @model_validator(mode="after")
-    def _options_fit_together(self) -> ResponseOptions:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise wrong("top_logprobs requires logprobs: true")
-        if self.tool_choice is not None and self.tools is None:
-            raise wrong("tool_choice requires tools")
-        if isinstance(self.tool_choice, ChosenTool):
-            names = [tool.function.name for tool in self.tools or ()]
-            if self.tool_choice.function.name not in names:
-                raise wrong(f"tool_choice names the function {self.tool_choice.function.name!r}, but tools has {', '.join(names)}")
-        return self
+    @field_validator("tool_choice")
+    @classmethod
+    def _is_a_tool(cls, choice: ToolMode | ChosenTool | None, info: ValidationInfo) -> ToolMode | ChosenTool | None:
+        if choice is None or "tools" not in info.data:  # invalid tools have an error already
+            return choice
+        tools: list[Tool] | None = info.data["tools"]
+        if tools is None:
+            raise wrong("requires tools")
+        names = [tool.function.name for tool in tools]
+        if isinstance(choice, ChosenTool) and choice.function.name not in names:
+            raise wrong(f"names the function {choice.function.name!r}, but tools has {', '.join(names)}")
+        return choice
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _has_logprobs(cls, number: int | None, info: ValidationInfo) -> int | None:
+        if number is not None and not info.data.get("logprobs", True):
+            raise wrong("requires logprobs: true")
+        return number
 
 
 class TopLogprob(Wire):

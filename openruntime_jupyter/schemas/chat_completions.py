@@ -57,8 +57,19 @@ class StreamOptions(Wire):
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
 
 
+MOST_STOPS = 16
+"""Maximum number of texts in `stop`."""
 MOST_BIASES = 1000
 """Maximum number of tokens in `logit_bias`."""
+
+
+def _texts(stop: Any) -> Any:
+    """Return the texts; raise one pydantic error instead of those for both types."""
+    if stop is not None and not isinstance(stop, str) and not (isinstance(stop, list) and all(isinstance(each, str) for each in stop)):
+        raise wrong("must be a text or a list of texts")
+    if isinstance(stop, list) and len(stop) > MOST_STOPS:
+        raise wrong(f"has {len(stop):,} texts, and at most {MOST_STOPS} are allowed")
+    return stop
 
 
 def _few(biases: Any) -> Any:
@@ -90,8 +101,8 @@ class ChatCompletionRequest(ResponseOptions):
     top_k: int | None = Field(None, description="Choose from this number of most likely tokens.", ge=1, strict=True)
     min_p: float | None = Field(None, description="Choose from tokens with at least this fraction of the highest probability.", ge=0, le=1)
     seed: int | None = Field(None, description="Seed of the random choices.", strict=True)
-    stop: str | Annotated[list[StopText], Field(max_length=16)] | None = Field(
-        None, description="Text, or up to 16 texts, before which the response ends."
+    stop: Annotated[str | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None, BeforeValidator(_texts)] = Field(
+        None, description=f"Text, or up to {MOST_STOPS} texts, before which the response ends."
     )
     n: int | None = Field(None, description="Number of responses: 1.", ge=1, strict=True)
     repetition_penalty: float | None = Field(None, description="Above 1: makes recent tokens less likely.", gt=0, le=10)

@@ -34,6 +34,9 @@ class Models:
                 return source
         raise InvalidRequest.of("parameters.model", f"there is no model {name!r}")
 
+    def may_be_on_hub(self, name: str) -> bool:
+        return False
+
 
 PULLED = Models((ModelSource("small", "/m/small.gguf", "gguf", context_length=8192), ModelSource("other", "/m/other", "mlx")))
 CLOUD = remote("cloud", "env", default="env")
@@ -96,3 +99,31 @@ def test_caller_without_permission_to_spend_gets_local_model() -> None:
             chooser().choose(profile, model, STRANGER)
     with pytest.raises(NotAllowed, match="'env' costs its owner money"):
         chooser(local=Models()).choose(None, None, STRANGER)
+
+
+def test_id_of_an_unknown_model_lists_the_ids() -> None:
+    local = chooser(remote("cloud", "bare", default="local"))
+    for name in ("clod/m", "x", "a/b/c"):
+        with pytest.raises(InvalidRequest, match=rf"parameters\.model: unknown model '{name}'; available: default, small, other, cloud/m$"):
+            local.named(name, ME)
+    with pytest.raises(InvalidRequest, match=r"available: default, small, other$"):
+        local.named("clod/m", STRANGER)
+    with pytest.raises(InvalidRequest, match=r"parameters\.model: is required: the profile 'bare'"):
+        local.named("bare", ME)
+    assert local.named("cloud/big", ME) == Choice("cloud", "big", None)
+    assert chooser().named("vendor/model", ME) == Choice("env", "vendor/model", None), "the default provider may have it"
+
+
+def test_id_of_an_invalid_profile_tells_its_problem() -> None:
+    broken = chooser(profiles_from({"broken": {"base_url": "ftp://x"}, "cloud": {"model": "m"}}, {}, "local"))
+    with pytest.raises(InvalidRequest, match=r"parameters\.model: the profile 'broken' is invalid: .*base_url"):
+        broken.named("broken/m", ME)
+    with pytest.raises(InvalidRequest, match=r"parameters\.model: is required: a, b"):
+        chooser(remote("a", "b"), Models()).named("default", ME)
+
+
+def test_owner_of_the_default_model_is_the_one_that_answers() -> None:
+    assert chooser().names(ME) == {"default": "env", "small": "local", "other": "local", "cloud/m": "cloud", "env/m": "env"}
+    assert chooser().names(STRANGER) == {"default": "local", "small": "local", "other": "local"}
+    assert chooser(local=Models()).names(STRANGER) == {}
+    assert list(chooser(remote("a", "b"), Models()).names(ME)) == ["a/m", "b/m"], "no default model"

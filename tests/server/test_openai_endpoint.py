@@ -27,6 +27,7 @@ from tests.tiny_model import make_thinking_model, make_tiny_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "other-tools.md"
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WRONG_TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "no such type"}}}]
 QUESTION: list[Any] = [{"role": "user", "content": "Who waits?"}]
 
 
@@ -129,14 +130,23 @@ def test_remote_model_gets_options_and_messages(client: openai.OpenAI, provider:
         *({"role": "assistant", "content": "two", "refusal": None, "annotations": []}, {"role": "user", "content": parts, "name": "jo"}),
     ]
     answer = client.chat.completions.create(
-        model="cloud/tiny", messages=messages, temperature=0.5, seed=3, stop=["x"], user="jo", n=1, presence_penalty=0, logprobs=False
+        model="cloud/tiny",
+        messages=messages,
+        temperature=0.5,
+        seed=3,
+        stop=["x"],
+        user="jo",
+        n=1,
+        presence_penalty=0,
+        logprobs=False,
+        reasoning_effort="xhigh",
     )
     assert (answer.choices[0].message.content, answer.model) == ("You said: in parts", "cloud/tiny")
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (10, 5)
     body = provider.requests[-1].json
     assert [message["content"] for message in body["messages"]] == ["Be short.", "one", "two", "in parts"]
-    assert (body["temperature"], body["seed"], body["stop"], body["user"]) == (0.5, 3, ["x"], "jo")
+    assert (body["temperature"], body["seed"], body["stop"], body["user"], body["reasoning_effort"]) == (0.5, 3, ["x"], "jo", "xhigh")
     assert not {"presence_penalty", "logprobs", "n"} & set(body)
 
 
@@ -363,6 +373,14 @@ def test_closed_stream_cancels_the_task(client: openai.OpenAI, server: Server) -
         ({"logit_bias": {"7": 1}}, openai.BadRequestError, "logit_bias"),
         ({"seed": -1}, openai.BadRequestError, "seed"),
         ({"extra_headers": {"X-OpenRuntime-Priority": "11"}}, openai.BadRequestError, "X-OpenRuntime-Priority"),
+        ({"stop": ["x"] * 17}, openai.BadRequestError, "stop"),
+        ({"extra_body": {"stop": [3]}}, openai.BadRequestError, "stop"),
+        ({"tool_choice": "required"}, openai.BadRequestError, "tool_choice"),
+        ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs"),
+        ({"model": "cloud/tiny", "tools": WRONG_TOOLS}, openai.BadRequestError, "tools"),
+        ({"reasoning_effort": "xhigh"}, openai.BadRequestError, "reasoning_effort"),
+        ({"model": "clod/tiny"}, openai.NotFoundError, "model"),
+        ({"model": "scripted"}, openai.NotFoundError, "model"),
     ],
     ids=str,
 )
@@ -371,6 +389,32 @@ def test_rejected_option_is_named(client: openai.OpenAI, options: dict[str, Any]
         client.chat.completions.create(**{"model": "tiny", "messages": QUESTION, **options})
     assert caught.value.param == param
     assert caught.value.type == "invalid_request_error"
+
+
+def test_async_client_gets_the_same_errors(server: Server) -> None:
+    async def codes() -> list[tuple[int, str | None, str | None]]:
+        found = []
+        async with openai.AsyncOpenAI(
+            base_url=f"{server.url}/v1",
+            api_key=str(server.token),
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
+        ) as client:
+            asked: list[dict[str, Any]] = [
+                {"extra_headers": {"Authorization": "Bearer x"}},  # first: later requests have a cookie
+                *({"model": "clod/tiny"}, {"top_p": 2}, {"messages": [{"role": "user", "content": "x" * 20_000_000}]}),
+                {"model": "cloud/tiny", "messages": [{"role": "user", "content": "fail"}]},
+            ]
+            for options in asked:
+                with pytest.raises(openai.APIStatusError) as caught:
+                    await client.chat.completions.create(**{"model": "tiny", "messages": QUESTION, "stream": True, **options})
+                found.append((caught.value.status_code, caught.value.code, caught.value.param))
+        return found
+
+    assert asyncio.run(codes()) == [
+        *((401, "invalid_api_key", None), (404, "model_not_found", "model"), (400, "invalid_request", "top_p")),
+        *((413, "body_too_large", None), (503, "provider_refused", None)),
+    ]
 
 
 def test_picture_is_rejected_with_its_place(client: openai.OpenAI) -> None:

@@ -22,6 +22,9 @@ MAX_DATA = 32 << 20
 
 READ_BYTES = 1 << 18
 
+FULL = 1 << 20
+"""Unsent bytes from which a link is full. It has drained at a quarter of them."""
+
 CLOSE_SECONDS = 1.0
 """Maximum time for the last frames to be sent."""
 
@@ -87,12 +90,17 @@ async def pipe_stream(source: int, target: int) -> PipeStream:
 
 
 class Link:
-    """Frames in both directions. Frames that are sent in one turn of the event loop go out together."""
+    """Frames in both directions. Frames that are sent in one turn of the event loop go out together.
+
+    Frames wait in memory while the other side reads slowly: a sender of many ones respects `full`.
+    """
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._received = bytearray()
         self._out: list[bytes] = []
+        self._unsent = 0
+        self._drained = asyncio.Event()
         self._wake = asyncio.Event()
         self._closing = False
         self._writer = asyncio.get_running_loop().create_task(self._write())
@@ -102,7 +110,19 @@ class Link:
         if self._closing or self._writer.done():
             return
         self._out += (HEADER.pack(len(body), len(data)), body, data)
+        self._unsent += HEADER.size + len(body) + len(data)
+        if self._unsent > FULL:
+            self._drained.clear()
         self._wake.set()
+
+    @property
+    def full(self) -> bool:
+        """True while the other side reads more slowly than this one sends."""
+        return self._unsent > FULL
+
+    async def drained(self) -> None:
+        """Wait until most of what filled the link has been sent."""
+        await self._drained.wait()
 
     async def _write(self) -> None:
         with contextlib.suppress(OSError):
@@ -112,7 +132,11 @@ class Link:
                     self._wake.clear()
                     continue
                 out, self._out = self._out, []
-                await self._stream.write(b"".join(out))
+                joined = b"".join(out)
+                await self._stream.write(joined)
+                self._unsent -= len(joined)
+                if self._unsent <= FULL // 4:
+                    self._drained.set()
 
     async def receive(self) -> tuple[bytes, bytes]:
         """Return body and data of the next frame.

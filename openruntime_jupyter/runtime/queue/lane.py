@@ -38,10 +38,13 @@ class Durations:
 
     def add(self, kind: Hashable, seconds: float) -> None:
         """Add the duration of a task."""
-        self._of.setdefault(kind, deque(maxlen=RECENT_DURATIONS)).append(seconds)
+        known = self._of.get(kind)
+        if known is None:
+            known = self._of[kind] = deque(maxlen=RECENT_DURATIONS)
+            if len(self._of) > KINDS_KEPT:
+                self._of.popitem(last=False)
+        known.append(seconds)
         self._of.move_to_end(kind)
-        if len(self._of) > KINDS_KEPT:
-            self._of.popitem(last=False)
 
     def typical(self, kind: Hashable) -> float | None:
         """Return the median duration; None before the first task of this kind has completed."""
@@ -199,6 +202,8 @@ class Lane:
         """Running tasks in the same memory, also those of other lanes."""
         self.open = True
         """False once the lane takes no more tasks."""
+        self.holder: Callable[[], str | None] = _nobody
+        """Returns who uses the device of another host in another runtime of that host."""
         self.waiting_for: str | None = None
         """Why the whole lane waits: the holder of the device in another runtime."""
         self.problem: str | None = None
@@ -398,6 +403,10 @@ class Lane:
     def recover(self) -> None:
         """Take all tasks again, because a worker has started."""
         self.problem, self._pause = None, 0.0
+
+
+def _nobody() -> None:
+    """Return the holder of a device that no other runtime uses."""
 
 
 def _wake(slot: asyncio.Future[None]) -> bool:

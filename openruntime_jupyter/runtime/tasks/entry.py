@@ -122,10 +122,11 @@ class _Kept:
     @property
     def size(self) -> int:
         """Approximate number of characters."""
-        return len(self.item.text or "") if self.item.data is None else _display_size(self.item.data)
+        return len(self.item.text or "") if self.item.data is None else display_size(self.item.data)
 
 
-def _display_size(data: dict[str, Any]) -> int:
+def display_size(data: dict[str, Any]) -> int:
+    """Return the approximate number of characters of a MIME bundle."""
     return sum(len(value) if isinstance(value, str) else 1000 for value in data.values())
 
 
@@ -133,7 +134,8 @@ class OutputBuffer:
     """Present output of a task, filled by `print`, `display` and `clear`; `read(since)` returns the changes after a cursor.
 
     The buffer keeps the state, not its history: an update replaces a display, and a clear deletes items. Text is kept up to `cap`
-    characters, then only its end, with a note about the omitted part. A cursor is the sequence number of the last change.
+    characters, then only its end, with a note about the omitted part. Rich output beyond `DISPLAY_FACTOR` times `cap` is left out, with one
+    note until the next clear. A cursor is the sequence number of the last change.
     """
 
     def __init__(self, cap: int) -> None:
@@ -150,6 +152,7 @@ class OutputBuffer:
         self._open_name: Stream | None = None
         self._text_kept = 0
         self._displays_kept = 0
+        self._noted_display = False
         self._left_out = 0
         self._tail = ""
         self._tail_name: Stream = "stdout"
@@ -170,24 +173,36 @@ class OutputBuffer:
         """Approximate number of characters."""
         return self._text_kept + self._displays_kept
 
-    def print(self, name: Stream, text: str, omitted: int = 0) -> None:
-        """Append `text` that the task wrote to `stdout` or `stderr`, after `omitted` characters that are only counted."""
+    @property
+    def clears_next(self) -> bool:
+        """True if the next text or display of the present region deletes earlier output."""
+        return self._region in self._clear_later
+
+    def shows(self, display_id: str) -> bool:
+        """True if an update with that id changes a present display."""
+        return display_id in self._displays
+
+    def print(self, name: Stream, text: str, omitted: int = 0) -> int:
+        """Append `text` that the task wrote to `stdout` or `stderr`, after `omitted` characters that are only counted.
+
+        Return the number of characters before the limit.
+        """
         if self._clear_later and (text or omitted):
             self._clear_waiting()
         if omitted:
             self._leave_out(name, "")
             self._left_out += omitted
-        room = 0 if self._left_out else self._cap - self._text_kept
-        if room > 0:
-            kept = text[:room]
+        room = 0 if self._left_out else max(0, self._cap - self._text_kept)
+        kept, rest = text[:room], text[room:]
+        if room:
             self._text_kept += len(kept)
             if self._open_name != name:
                 self._seal()
                 self._open_name = name
             self._open.append(kept)
-            text = text[room:]
-        if text:
-            self._leave_out(name, text)
+        if rest:
+            self._leave_out(name, rest)
+        return len(kept)
 
     def note(self, text: str) -> None:
         """Append a message of the runtime about a new attempt, on separate lines."""
@@ -218,19 +233,24 @@ class OutputBuffer:
         self._kept.append(kept)
         return kept
 
-    def apply(self, item: dict[str, Any]) -> None:
-        """Apply a display message of the worker: a MIME bundle, `clear_output`, or `capture` of an output widget."""
+    def apply(self, item: dict[str, Any]) -> int | None:
+        """Apply a display message of the worker: a MIME bundle, `clear_output`, or `capture` of an output widget.
+
+        Return the result of `display` for a bundle, else 0.
+        """
         if item["output_type"] == "clear_output":
             self.clear(item["wait"])
         elif item["output_type"] == "capture":
             self.capture(item["region"])
         else:
-            self.display(item)
+            return self.display(item)
+        return 0
 
-    def display(self, item: dict[str, Any]) -> None:
+    def display(self, item: dict[str, Any]) -> int | None:
         """Append a MIME bundle (`output_type`, `data`, `metadata`), or update the displays with its `display_id`.
 
-        An update of a display of another task is kept once, as an update.
+        An update of a display of another task is kept once, as an update. Return the approximate growth in characters, or None if the
+        bundle was left out. A bundle with `omitted` has no data, because a host left out that many bytes.
         """
         self._seal()
         data, metadata, display_id = item["data"], item["metadata"], item.get("display_id")
@@ -238,12 +258,12 @@ class OutputBuffer:
         if self._clear_later and not update:
             self._clear_waiting()
         shown = self._displays.get(display_id, []) if update and display_id else []
-        size = _display_size(data)
+        omitted = item.get("omitted")
+        size = display_size(data) if omitted is None else omitted
         added = size * max(1, len(shown)) - sum(kept.size for kept in shown)
-        if self._displays_kept + added > self._cap * DISPLAY_FACTOR:
-            self.truncated = True
-            self._append_note(f"[a rich output of {size:,} bytes was left out: the limit per task is {self._cap * DISPLAY_FACTOR:,}]\n")
-            return
+        if omitted is not None or self._displays_kept + added > self._cap * DISPLAY_FACTOR:
+            self._leave_out_display(size)
+            return None
         self._displays_kept += added
         for kept in shown:
             self._sequence += 1
@@ -255,6 +275,16 @@ class OutputBuffer:
             kept = self._append(OutputItem(output_type=item["output_type"], data=data, metadata=metadata, display_id=display_id))
             if display_id:
                 self._displays.setdefault(display_id, []).append(kept)
+        return added
+
+    def _leave_out_display(self, size: int) -> None:
+        self.truncated = True
+        if not self._noted_display:
+            self._noted_display = True
+            self._append_note(
+                f"[a rich output of {size:,} bytes was left out: the limit per task is {self._cap * DISPLAY_FACTOR:,}. "
+                "Further ones are left out without a note]\n"
+            )
 
     def capture(self, region: str | None) -> None:
         """Assign the following items to the output widget `region`, or to none. `clear` deletes only its items then."""
@@ -268,6 +298,7 @@ class OutputBuffer:
             return
         self._clear_later.discard(self._region)
         self._seal()
+        self._noted_display = False
         region = self._region
         # Updates of other tasks' displays are not part of this output, and are never deleted.
         left = [kept for kept in self._kept if (region and kept.region != region) or kept.item.output_type == "update_display_data"]

@@ -151,10 +151,18 @@ def openai_problem(problem: Problem, *, logged_in: bool) -> Problem:
 def openai_error(problem: Problem) -> dict[str, Any]:
     """Return the body of an error in OpenAI's format. Fields of a task's parameters have the name of the request's field."""
     kind = OPENAI_KINDS.get(problem.status, "invalid_request_error" if problem.status < 500 else "server_error")
-    field = _field(problem)
-    param = None if field is None else field.replace(PARAMETERS, "")
-    message = problem.message.removeprefix(PARAMETERS)
-    return {"error": {"message": message, "type": kind, "param": OPENAI_FIELDS.get(param or "", param), "code": problem.code}}
+    field, message = _field(problem), problem.message
+    if field == f"{PARAMETERS}parameters":  # of a remote model: the problem begins with the option
+        field, message = problem.details[0]["problem"].partition(":")[0] if problem.details else None, message.removeprefix(f"{field}: ")
+    param = None if field is None else field.removeprefix(PARAMETERS)
+    return {
+        "error": {
+            "message": message.removeprefix(PARAMETERS),
+            "type": kind,
+            "param": OPENAI_FIELDS.get(param or "", param),
+            "code": problem.code,
+        }
+    }
 
 
 def _field(problem: Problem) -> str | None:

@@ -48,7 +48,6 @@ def _named_values() -> dict[tuple[Any, ...], str]:
         "ModelKind": ai.ModelKind,
         "Origin": tasks.Origin,
         "OutputType": tasks.OutputType,
-        "ReasoningEffort": ai.ReasoningEffort,
         "ResponseType": ai.ResponseType,
         "Role": ai.Role,
         "Severity": insights.Severity,

@@ -175,7 +175,7 @@ async def test_fitting_and_truncated_text_is_returned(provide: Provide) -> None:
     [
         ({"tools": [{"type": "function", "function": {}}]}, r"tools\.0\.function\.name"),
         ({"tools": [TOOL, TOOL]}, "several functions named 'weather'"),
-        ({"tool_choice": "auto"}, "tool_choice requires tools"),
+        ({"tool_choice": "auto"}, "tool_choice: requires tools"),
         (schema({"type": "text"}), "the JSON schema is invalid: type: 'text'"),
     ],
 )
