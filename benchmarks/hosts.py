@@ -26,6 +26,7 @@ from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import TaskRequest
+from openruntime_jupyter.schemas.values import ResponsePiece
 from tests.pipe_finder import PipeFinder, PipeWay
 from tests.runtimes import until
 
@@ -44,10 +45,10 @@ class TextCount(NullObserver):
     def __init__(self) -> None:
         self.pieces = self.characters = 0
 
-    def generated(self, text: str) -> None:
+    def generated(self, piece: ResponsePiece) -> None:
         """Count the text."""
         self.pieces += 1
-        self.characters += len(text)
+        self.characters += len(piece.text)
 
 
 class FirstText(NullObserver):

@@ -13,6 +13,7 @@ from openruntime_jupyter.agent.relay import Relay
 from openruntime_jupyter.engines.hosts.link import Link, LinkClosed
 from openruntime_jupyter.engines.hosts.messages import Ended, Halt, Message, Ping, Pong, Run, Welcome, decode, encode
 from openruntime_jupyter.engines.protocol import DeviceReport, Measurements, Stage, Stopped
+from openruntime_jupyter.schemas.values import ResponsePiece
 
 TOKENS = 20
 STEPS = 10
@@ -25,7 +26,7 @@ async def _write(relays: dict[int, Relay]) -> None:
     while True:
         for number, relay in relays.items():
             if number % STEPS == step:
-                relay.generated("token ")
+                relay.generated(ResponsePiece("token "))
         step = (step + 1) % STEPS
         due += 1 / (TOKENS * STEPS)
         await asyncio.sleep(max(0.0, due - loop.time()))
