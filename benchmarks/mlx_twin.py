@@ -23,6 +23,7 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+"""Names of the parts of a model and of each layer in mlx-lm, by their names in GGUF files."""
 CONTROL = 3
 """Type of a special token."""
 

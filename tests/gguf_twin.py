@@ -9,21 +9,10 @@ from typing import Any
 
 import numpy as np
 
-NORMAL, CONTROL = 1, 3
+from benchmarks.mlx_twin import CONTROL, NAMES
 
-OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-INNER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-"""GGUF names of the parts of a model and of each layer, and the names in mlx-lm."""
+NORMAL = 1
+"""Type of a usual token."""
 
 
 def write_twin(
@@ -115,7 +104,7 @@ def _weights(folder: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
     """Return the weights by GGUF names, with the halves of each head of q and k interleaved as llama.cpp requires."""
     from safetensors.numpy import load_file
 
-    theirs = {ours: name for name, ours in {**OUTER, **INNER}.items()}
+    theirs = {ours: name for name, ours in NAMES.items()}
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     found = {}
     for name, weight in load_file(folder / "model.safetensors").items():

@@ -9,6 +9,11 @@ from typing import Any
 HIDDEN, LAYERS, HEADS, KV_HEADS, INNER = 32, 2, 4, 2, 64
 SPECIAL = ("<|begin|>", "<|end|>", "<|unknown|>")
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+STRICT_TEMPLATE = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}{% endfor %}" + TEMPLATE
+)
+"""Template without a system role that requires turns, like those of Gemma and of early Mistral models."""
 
 TEXT = (
     "the queue is shared by every notebook, and what runs on the device can be seen, moved and stopped by anybody who may",

@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed, Progressed, Started, Waiting
+from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed, Progressed, Started
 from openruntime_jupyter.runtime.tasks.entry import TAIL_CHARACTERS, OutputBuffer, display_size
 from openruntime_jupyter.schemas.tasks import Progress
 
 INTERVAL = 0.1
 """Minimum seconds between two messages of output."""
+
+MOST_CHARACTERS = 1 << 20
+"""Length from which text continues in another message, so that no frame is too large."""
 
 
 class Relay:
@@ -28,6 +31,7 @@ class Relay:
     max_output : limit of the task's output, in characters
     full : returns True while the runtime reads more slowly than this host sends
     hold : lets the task wait at its next output until that is over
+    started : called when a worker starts the job
     """
 
     def __init__(
@@ -37,11 +41,13 @@ class Relay:
         max_output: int,
         full: Callable[[], bool] = lambda: False,
         hold: Callable[[], None] = lambda: None,
+        started: Callable[[], None] = lambda: None,
     ) -> None:
         self._number = number
         self._send = send
         self._full = full
         self._hold = hold
+        self._started = started
         self._output = OutputBuffer(max_output)
         self._loop = asyncio.get_running_loop()
         self._texts: list[Printed | Generated] = []
@@ -59,11 +65,11 @@ class Relay:
 
     def started(self, worker: str) -> None:
         """Report the start on a worker."""
+        self._started()
         self._send(Started(self._number, worker))
 
     def waiting(self, reason: str | None) -> None:
-        """Report why the job does not start."""
-        self._send(Waiting(self._number, reason))
+        """Do nothing: the workers of this host are always reachable."""
 
     def progressed(self, progress: dict[str, Any]) -> None:
         """Report progress, the newest only."""
@@ -80,7 +86,8 @@ class Relay:
         kept = self._output.print(stream, text)
         if kept:
             last = self._texts[-1] if self._texts else None
-            if isinstance(last, Printed) and last.stream == stream and last is not self._beyond:
+            joins = isinstance(last, Printed) and last.stream == stream and last is not self._beyond
+            if isinstance(last, Printed) and joins and len(last.text) < MOST_CHARACTERS:
                 last.text += text[:kept]
             else:
                 self._texts.append(Printed(self._number, stream, text[:kept]))

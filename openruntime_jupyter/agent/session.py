@@ -26,6 +26,7 @@ from openruntime_jupyter.agent.turns import Turns
 from openruntime_jupyter.engines.hosts.link import ByteStream, Link, LinkClosed
 from openruntime_jupyter.engines.hosts.messages import (
     PROTOCOL,
+    DeviceHolder,
     Discard,
     Ended,
     EndSession,
@@ -51,6 +52,7 @@ from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.process_groups import boot_id
 from openruntime_jupyter.engines.protocol import (
     DeviceReport,
+    DeviceTaken,
     Died,
     Job,
     Measurements,
@@ -63,6 +65,7 @@ from openruntime_jupyter.engines.protocol import (
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, ModelNotFound, NoBackend, StorageUnavailable
 from openruntime_jupyter.local_models.catalog import ModelCatalog
 from openruntime_jupyter.memory import Machine
+from openruntime_jupyter.runtime.metrics.sampler import Meters
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.schemas.values import ModelSource
@@ -81,6 +84,10 @@ MODELS_SECONDS = 10.0
 STATE_SECONDS = 1.0
 CHANGED_SECONDS = 0.25
 """Interval of state reports, and the shorter one after a job has started or ended."""
+
+UNLOAD_POLL = 0.05
+UNLOAD_POLLS = 200
+"""Interval in seconds in which the end of a worker that makes room is expected, and the number of looks."""
 
 END_SHARE = 0.2
 """Share of the time of silence in which all workers are ended after it. The runtime counts the host as lost later than that."""
@@ -128,10 +135,15 @@ async def _hello(link: Link) -> Hello:
     hello = decode(*await asyncio.wait_for(link.receive(), HELLO_SECONDS))
     if not isinstance(hello, Hello):
         raise InvalidMessage(f"{type(hello).__name__} instead of a greeting")
-    if (hello.protocol, hello.version) != (PROTOCOL, __version__):
-        remedy = f"{sys.executable} -m pip install openruntime-jupyter=={hello.version}"
+    if (hello.protocol, hello.version) == (PROTOCOL, __version__):
+        return hello
+    remedy = f"{sys.executable} -m pip install openruntime-jupyter=={hello.version}"
+    if hello.version != __version__:
         raise RefusedRuntime(f"It has openruntime-jupyter {__version__}, and this runtime is version {hello.version}", remedy)
-    return hello
+    reason = (
+        f"It has another build of openruntime-jupyter {__version__}: its protocol is {PROTOCOL}, and that of this runtime {hello.protocol}"
+    )
+    raise RefusedRuntime(reason, f"{remedy} --force-reinstall")
 
 
 @dataclass(slots=True)
@@ -141,7 +153,7 @@ class _Running:
     copies: dict[str, int]
     parameters: int | None
     waiting: asyncio.Task[Any] | None = None
-    """Set while it waits for its parameters or the device."""
+    """Set until the engine has the job."""
     begun: bool = False
     """True once the engine has the job."""
     stop_reason: StopReason | None = None
@@ -153,8 +165,16 @@ class Session:
     def __init__(self, link: Link, hello: Hello, folder: SessionFolder, data_dir: Path, environment: Mapping[str, str]) -> None:
         settings = hello.settings
         models_dirs = tuple(Path(each).expanduser() for each in settings.models_dirs)
-        on_host = Settings(data_dir=data_dir, embedded=True, array_seconds=0.0, models_dirs=models_dirs)
-        self.arrays = HostArrays(on_host, folder.path, folder.payloads, Machine())
+        on_host = Settings(
+            data_dir=data_dir,
+            embedded=True,
+            cpu_slots=settings.cpu_slots,
+            gpu_slots=settings.gpu_slots,
+            array_seconds=0.0,
+            models_dirs=models_dirs,
+        )
+        machine = Machine()
+        self.arrays = HostArrays(on_host, folder.path, folder.payloads, machine)
         self._catalog = ModelCatalog(on_host)
         self._places = JobPlaces(folder.path / "work", shares_files=False)
         self._proofs = hello.proofs
@@ -178,9 +198,10 @@ class Session:
             )
         )
         facts = {"runtime": hello.runtime, "label": hello.label}
-        self._turns = Turns(on_host.locks, settings.device_lock, facts)
+        self._turns = Turns(on_host.locks, settings.device_lock, partial(on_host.slots_of, cores=machine.cores), facts, self._report_holder)
         self._devices: dict[str, DeviceReport] = {}
         self._state: HostState | None = None
+        self._meters = Meters()
         self._runs: dict[int, _Running] = {}
         self._held: set[str] = set()
         """Tasks whose output waits for the link."""
@@ -243,7 +264,7 @@ class Session:
         except OSError as problem:
             raise RefusedRuntime(f"It can't start processes ({problem.strerror})") from problem
         self._devices = {f"device_{number}": device for number, device in enumerate(devices)}
-        self._state = HostState(devices)
+        self._state = HostState(devices, self._meters)
         machine = self._state.machine
         proofs, leases = await loop.run_in_executor(None, prove, self._proofs)
         for descriptor in leases:
@@ -326,6 +347,13 @@ class Session:
     def _send(self, message: Message) -> None:
         self._link.send(*encode(message))
 
+    def _begin_measurement(self, job: Job) -> None:
+        if job.device_type == "gpu":
+            self._meters.begin(job.task_id, job.lane)
+
+    def _report_holder(self, lane: str, holder: str | None) -> None:
+        self._send(DeviceHolder(lane, holder))
+
     def _session_ended(self, use: SessionUse, reason: str) -> None:
         self._send(SessionEnded(use, reason))
 
@@ -333,8 +361,11 @@ class Session:
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Run):
+            if message.number in self._runs:
+                raise InvalidMessage(f"two jobs have the number {message.number}")
+            started = partial(self._begin_measurement, message.job)
             hold = partial(self._hold_output, message.job.task_id)
-            relay = Relay(message.number, self._send, self._settings.max_output_bytes, lambda: self._link.full, hold)
+            relay = Relay(message.number, self._send, self._settings.max_output_bytes, lambda: self._link.full, hold, started)
             run = _Running(message.job, relay, message.copies, message.parameters)
             self._runs[message.number] = run
             self._keep(self._run(message.number, run))
@@ -349,8 +380,7 @@ class Session:
         elif isinstance(message, EndSession):
             self._engine.end_session(message.session_id, message.reason)
         elif isinstance(message, MakeRoom):
-            keep = message.keep and self._stored(message.keep)
-            self._engine.models.make_room(message.lane, keep)
+            self._keep(self._make_room(message))
         elif isinstance(message, Discard):
             self._keep(self.arrays.discard(message.copies, message.results, message.payloads))
         elif isinstance(message, Unload):
@@ -390,7 +420,7 @@ class Session:
     async def _run(self, number: int, run: _Running) -> None:
         try:
             outcome = await self._outcome(run)
-        except asyncio.CancelledError:  # while it waited for the device
+        except asyncio.CancelledError:  # while its parameters were read
             outcome = Stopped(run.stop_reason or StopReason.ENDED, Stage.QUEUE, Measurements())
         except Exception as problem:  # a fault must end this task only
             log.exception("The engine failed on %s", run.job.task_id)
@@ -417,10 +447,13 @@ class Session:
             if run.parameters is not None:
                 job.parameters = await self.arrays.parameters(run.parameters)
             run.job = job = self._places.adapt(self._with_model(job))
-            async with self._turns.take(device, job, run.relay.waiting):
+            with self._turns.take(job.lane, device, job) as taken:
+                if not taken:
+                    return DeviceTaken()
                 run.waiting, run.begun = None, True
                 self._changed.set()
                 outcome = await self._engine.run(job, run.relay)
+                outcome.measurements.gpu_utilization = self._meters.end(job.task_id)
             return await self.arrays.finish(job, outcome)
         except (ArrayNotFound, ModelNotFound, OSError, StorageUnavailable) as problem:
             failure = Failure(kind=FailureKind.NOT_STARTED, message=str(problem), type=type(problem).__name__)
@@ -442,6 +475,15 @@ class Session:
         if source is None:
             raise ModelNotFound(f"The host no longer has the model {job.model.source.name}")
         return dataclasses.replace(job, model=dataclasses.replace(job.model, source=source))
+
+    async def _make_room(self, message: MakeRoom) -> None:
+        name = self._engine.models.make_room(message.lane, message.keep and self._stored(message.keep))
+        for _ in range(UNLOAD_POLLS):
+            if not any((each.lane, each.model) == (message.lane, name) for each in self._engine.workers()):
+                break
+            await asyncio.sleep(UNLOAD_POLL)
+        self._send_state()
+        self._send(Unloaded(message.ask, () if name is None else (name,)))
 
     async def _unload(self, message: Unload) -> None:
         self._send(Unloaded(message.ask, tuple(await self._engine.models.unload(message.name))))

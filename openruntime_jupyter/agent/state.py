@@ -10,17 +10,17 @@ from openruntime_jupyter.engines.hosts.messages import GpuState, RunState, State
 from openruntime_jupyter.engines.protocol import DeviceReport, Engine
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.metrics.gpu import Gpu
-from openruntime_jupyter.runtime.metrics.sampler import Sampler
+from openruntime_jupyter.runtime.metrics.sampler import Meters, Sampler
 
 SAMPLE_SECONDS = 1.0
 
 
 class HostState:
-    """Reader of this host's memory, load and GPUs, and of an engine's workers."""
+    """Reader of this host's memory, load and GPUs, and of an engine's workers. `meters` get the readings of the GPUs."""
 
-    def __init__(self, devices: Sequence[DeviceReport]) -> None:
+    def __init__(self, devices: Sequence[DeviceReport], meters: Meters) -> None:
         self.machine = Machine()
-        self._sampler = Sampler(self.machine, SAMPLE_SECONDS, SAMPLE_SECONDS, lambda: None)
+        self._sampler = Sampler(self.machine, SAMPLE_SECONDS, SAMPLE_SECONDS, lambda: None, meters)
         gpus = [(number, device) for number, device in enumerate(devices) if device.type == "gpu"]
         self._sampler.set_gpus([Gpu(f"device_{number}", device.index, device.name, device.capabilities) for number, device in gpus])
         self._sampler.start()
@@ -36,6 +36,7 @@ class HostState:
                 key: GpuState(each.utilization, each.memory_total, each.memory_used, each.temperature, each.power)
                 for key, each in sample.gpus.items()
             },
+            gpu_problems=dict(sample.problems),
             workers=tuple(engine.workers()),
             models=tuple(engine.models.reports()),
             runs={number: RunState(engine.allocated(task_id), engine.resident(task_id)) for number, task_id in runs.items()},

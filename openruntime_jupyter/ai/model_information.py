@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from openruntime_jupyter.engines.protocol import ModelReport
-from openruntime_jupyter.local_models.folder import Shape
 from openruntime_jupyter.local_models.gguf import context_for, memory_for
 from openruntime_jupyter.runtime.storage.model_speeds import Speed
 from openruntime_jupyter.schemas.ai import ModelInfo, ResidentInfo
@@ -15,20 +14,20 @@ ENGINE_ABILITIES: Mapping[Engine, tuple[ModelAbility, ...]] = {"llama.cpp": ("sc
 """Abilities of an engine with every model, in addition to those of the chat template."""
 
 
-def model_information(source: ModelSource, shape: Shape | None, speed: Speed | None, *, show_path: bool, on_cpu: bool) -> ModelInfo:
+def model_information(source: ModelSource, speed: Speed | None, *, show_path: bool, on_cpu: bool) -> ModelInfo:
     """Return the information on a model that is not in memory. `on_cpu` means that it would be loaded on a CPU."""
     return ModelInfo(
         name=source.name,
         kind=source.kind,
         engine=source.engine,
         path=(source.path or None) if show_path else None,
-        quantisation=shape.quantisation if shape is not None else None,
+        quantisation=source.quantisation,
         bytes=source.bytes,
         context_length=source.context_length,
         memory_bytes=_memory(source, on_cpu=on_cpu),
         tokens_per_second=speed.writing if speed is not None else None,
         prompt_tokens_per_second=speed.reading if speed is not None else None,
-        abilities=[*shape.abilities, *ENGINE_ABILITIES[source.engine]] if shape is not None else [],
+        abilities=[*source.abilities, *ENGINE_ABILITIES[source.engine]] if source.bytes is not None else [],
     )
 
 

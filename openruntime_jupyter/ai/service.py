@@ -188,9 +188,7 @@ class AiService:
         speed = await self._speeds()
         on_cpu = all(device.type == "cpu" for device in self.runtime.devices())
         found = {
-            source.name: model_information(
-                source, catalog.shape(source), speed.get(source.name), show_path=caller.may_execute, on_cpu=on_cpu
-            )
+            source.name: model_information(source, speed.get(source.name), show_path=caller.may_execute, on_cpu=on_cpu)
             for source in catalog.known()
         }
         for host, models in self.runtime.engine.stored_models().items():

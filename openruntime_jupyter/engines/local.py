@@ -47,7 +47,7 @@ from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
 from openruntime_jupyter.schemas.values import ModelSource
 from openruntime_jupyter.worker.devices import no_backend
-from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, Kind
+from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, BrokenFrame, Kind
 
 log = logging.getLogger(__name__)
 
@@ -246,6 +246,9 @@ class Attempt:
 
     def _finish(self, kind: Kind, body: dict[str, Any], payload: bytes) -> None:
         self.retire, self.keeps_model, self.imported = body["retire"], body["keeps"], body["imported"]
+        sizes = (body["mlx_peak"] or 0, body["resident"] or 0, body.get("payload_size") or 0, body.get("needs", 0))
+        if not all(0 <= number < 2**63 for number in (body["execution_time"], *sizes)):
+            raise BrokenFrame(f"impossible measurements: {body['execution_time']} s, {sizes} bytes")
         measurements = Measurements(body["execution_time"], body["mlx_peak"], max(self.resident_peak, body["resident"] or 0) or None)
         if kind is Kind.RESULT:
             size = body["payload_size"]

@@ -9,12 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field
 
 from openruntime_jupyter.memory import Capacity
 from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import Failure
 from openruntime_jupyter.schemas.values import ArrayKind, ModelSource
+
+# Bounds of what another machine reports, checked where it arrives. Larger numbers don't fit into the history.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+Reading = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}$")]
+"""Name that may be a file's name in a private folder, on any machine."""
 
 
 class StopReason(str, Enum):
@@ -39,14 +49,14 @@ class Stage(str, Enum):
 class DeviceReport:
     """Device as reported by a worker's MLX; `memory` is in bytes, None if MLX does not report it."""
 
-    type: str
-    index: int
-    name: str
-    memory: int | None
-    capabilities: tuple[str, ...]
-    mlx_version: str
-    blas: str | None = None
-    advice: str | None = None
+    type: Annotated[str, Field(pattern="^(cpu|gpu)$")]
+    index: Annotated[int, Field(ge=0, le=1000)]
+    name: Text
+    memory: Count | None
+    capabilities: Annotated[tuple[Text, ...], Field(max_length=50)]
+    mlx_version: Text
+    blas: Text | None = None
+    advice: Text | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +96,8 @@ class ModelUse:
 class SessionUse:
     """Session that a job runs in, whose worker keeps its variables between jobs. `number` counts restarts."""
 
-    id: str
-    number: int
+    id: Name
+    number: Count
     name: str = ""
 
 
@@ -114,22 +124,22 @@ class Job:
     `files` and `folder` are set for other hosts: `folder` replaces the caller's working directory and import path.
     """
 
-    task_id: str
+    task_id: Name
     operation: str
     parameters: bytes
-    lane: str
+    lane: Name
     device_type: str
     device_index: int
     memory_total: int | None
     memory_limit: int
     threads: int
-    payload_name: str
+    payload_name: Name
     interpreter: str | None = None
     environment: ExecutionEnvironment = field(default_factory=ExecutionEnvironment)
     private: bool = False
     burst: str | None = None
     arrays: tuple[str, ...] = ()
-    array_name: str | None = None
+    array_name: Name | None = None
     model: ModelUse | None = None
     session: SessionUse | None = None
     memory_reserved: int = 0
@@ -140,11 +150,13 @@ class Job:
 
 @dataclass(slots=True)
 class Measurements:
-    """Measurements of an attempt, in seconds and bytes."""
+    """Measurements of an attempt, in seconds, bytes and percent."""
 
-    execution_time: float = 0.0
-    mlx_peak: int | None = None
-    resident_peak: int | None = None
+    execution_time: Seconds = 0.0
+    mlx_peak: Count | None = None
+    resident_peak: Count | None = None
+    gpu_utilization: Reading | None = None
+    """Mean utilization of the GPU during the attempt, as the agent of another host has measured it."""
 
 
 @dataclass(slots=True)
@@ -155,8 +167,8 @@ class Completed:
     measurements: Measurements
     payload: bytes | None = None
     payload_stored: bool = False
-    payload_size: int = 0
-    encoding: str = "cloudpickle"
+    payload_size: Count = 0
+    encoding: Text = "cloudpickle"
     arrays: tuple[StoredArray, ...] = ()
 
 
@@ -205,11 +217,18 @@ class Stopped:
 class NeedsMemory:
     """Outcome of a task that found, before it computed, that it needs more memory than was reserved for it: `needs` in bytes."""
 
-    needs: int
+    needs: Count
     measurements: Measurements
 
 
-Outcome = Completed | RaisedError | Died | Stopped | NeedsMemory
+@dataclass(slots=True)
+class DeviceTaken:
+    """Outcome of a job that did not start, because another runtime of its host uses the device; see `HostDevices.holder`."""
+
+    measurements: Measurements = field(default_factory=Measurements)
+
+
+Outcome = Completed | RaisedError | Died | Stopped | NeedsMemory | DeviceTaken
 
 
 class Observer(Protocol):
@@ -247,13 +266,13 @@ class WorkerReport:
     `lane` is None until the worker is assigned to one, `task_id` while it is idle.
     """
 
-    name: str
+    name: Text
     state: WorkerState
-    resident: int | None
-    started: float
+    resident: Count | None
+    started: Seconds
     interpreter: str
-    lane: str | None = None
-    task_id: str | None = None
+    lane: Text | None = None
+    task_id: Text | None = None
     model: str | None = None
     session: SessionUse | None = None
 
@@ -272,12 +291,12 @@ class ModelReport:
     """
 
     name: str
-    lane: str
+    lane: Text
     state: WorkerState
-    resident: int | None
+    resident: Count | None
     keep_alive: float
-    idle_seconds: float | None = None
-    task_id: str | None = None
+    idle_seconds: Seconds | None = None
+    task_id: Text | None = None
 
 
 class JobRunner(Protocol):
@@ -326,6 +345,9 @@ class HostDevices(JobRunner, Protocol):
     def python(self) -> str:
         """Minor version of the host's Python, such as `3.11`."""
 
+    def holder(self, lane: str) -> str | None:
+        """Return who uses the device of a lane in another runtime of the host, so that no job starts on it; None if one can."""
+
 
 class Engine(JobRunner, Protocol):
     """Engine that owns workers."""
@@ -336,7 +358,7 @@ class Engine(JobRunner, Protocol):
 
     @property
     def problem(self) -> str | None:
-        """Why hosts are missing, for `/health`; None without a problem."""
+        """Problem of missing hosts, for `/health`, or None."""
 
     async def start(self) -> None:
         """Start the first workers without waiting for them."""

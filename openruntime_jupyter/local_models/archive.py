@@ -109,5 +109,5 @@ def is_archive(path: Path) -> bool:
 @contextmanager
 def opened(path: Path) -> Iterator[Archive]:
     """Open an archive. Raises one of `DAMAGED` if it is damaged."""
-    with tarfile.open(path) if path.name.endswith(".tar.gz") else zipfile.ZipFile(path) as file:
+    with tarfile.open(path, "r:gz") if path.name.endswith(".tar.gz") else zipfile.ZipFile(path) as file:
         yield Archive(file)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 from openruntime_jupyter.errors import InvalidRequest, NoModel, NotAllowed, OpenRuntimeError
 from openruntime_jupyter.local_models.adapter import with_adapter
-from openruntime_jupyter.local_models.folder import NotAModel, Shape, shape_of, weight_files
-from openruntime_jupyter.local_models.gguf import PART, QUANTISATION, parts_of, shape_of_gguf
+from openruntime_jupyter.local_models.folder import NotAModel, Shape, model_files, shape_of
+from openruntime_jupyter.local_models.gguf import QUANTISATION, parts_of, shape_of_gguf
 from openruntime_jupyter.local_models.model_folders import models_in
 from openruntime_jupyter.schemas.values import ModelSource
 
@@ -34,10 +35,14 @@ NO_MODEL = (
     "a profile in the configuration, or OPENAI_API_KEY in the server's environment."
 )
 
+MOST_NAMED = 5
+"""Number of hosts that an error names."""
+
 FRESH_SECONDS = 0.5
 """Time for which the list of a refresh is used."""
 
-Stamp = tuple[int, int]
+Stamp = tuple[tuple[str, int, int, int], ...]
+"""Names of files with their times of change and sizes."""
 
 
 def _plain(source: ModelSource) -> str:
@@ -54,12 +59,15 @@ def _resolved(path: Path) -> Path:
     return resolved
 
 
-def _modified(path: Path, kind: Literal["mlx", "gguf"]) -> int:
-    """Return the time in nanoseconds when the weights were written last; raise `NotAModel` if they are unreadable."""
+def _stamp(path: Path, kind: Literal["mlx", "gguf"]) -> tuple[Stamp, int]:
+    """Return the stamp of a model, and the time in nanoseconds when a file of it was written last; raise `NotAModel`."""
     try:
-        return max((part.stat().st_mtime_ns for part in (weight_files(path) if kind == "mlx" else parts_of(path))), default=0)
+        found = [(each.name, each.stat()) for each in (model_files(path) if kind == "mlx" else parts_of(path))]
     except OSError as problem:
         raise NotAModel(f"{path} can't be read: {problem.strerror}") from None
+    # The time of change, unlike that of modification, also tells a file that was copied with its time.
+    stamp = tuple((name, status.st_mtime_ns, status.st_ctime_ns, status.st_size) for name, status in found)
+    return stamp, max((status.st_mtime_ns for _, status in found), default=0)
 
 
 class ModelCatalog:
@@ -110,11 +118,6 @@ class ModelCatalog:
         found = [source for source in known if source.name == name] or [source for source in known if _plain(source) == name]
         return found[0] if len(found) == 1 else None
 
-    def shape(self, source: ModelSource) -> Shape | None:
-        """Return what the last refresh read of a model; None for one that is not on this machine."""
-        _, shape = self._shapes.get(Path(source.path), (None, None))
-        return shape if isinstance(shape, Shape) else None
-
     def resolve(self, name: str | None, caller: Caller, adapter: str | None = None) -> ModelSource:
         """Return the model with that name or path, with the adapter at a path; None means the default one, and no adapter.
 
@@ -146,7 +149,15 @@ class ModelCatalog:
             return self._on_hub(name, caller)
         names = ", ".join(source.name for source in known) or "none, install one with `jupyter openruntime pull`"
         advice = ". A model of the Hugging Face hub requires the setting allow_hub" if HUB_NAME.fullmatch(name) else ""
-        raise InvalidRequest.of("parameters.model", f"unknown model {name!r}; available: {names}{advice}")
+        raise InvalidRequest.of("parameters.model", f"unknown model {name!r}; available: {names}{advice}{self._advice_for_hosts(name)}")
+
+    def _advice_for_hosts(self, name: str) -> str:
+        hosts = list(self._elsewhere())
+        if not hosts:
+            return ""
+        more = f" and {len(hosts) - MOST_NAMED} more" if len(hosts) > MOST_NAMED else ""
+        which = f"{', '.join(hosts[:MOST_NAMED])}{more}"
+        return f". The other hosts ({which}) do not have it either: run `jupyter openruntime pull {shlex.quote(name)}` on one of them"
 
     def may_be_on_hub(self, name: str) -> bool:
         """Return whether the settings allow the hub, and a name has the form of names there."""
@@ -207,18 +218,14 @@ class ModelCatalog:
         except UnicodeEncodeError:  # answers and tasks could not name it
             raise NotAModel(f"{os.fspath(path)!a} is not valid Unicode: rename it") from None
         kind: Literal["mlx", "gguf"] = "gguf" if path.suffix == ".gguf" or path.is_file() else "mlx"  # Ollama's files have no suffix
-        shape = self._shape(path, kind)
-        return ModelSource(name.removesuffix(".gguf"), str(path), kind, **shape.sizes, modified=_modified(path, kind))
+        stamp, modified = _stamp(path, kind)
+        shape = self._shape(path, kind, stamp)
+        return ModelSource(name.removesuffix(".gguf"), str(path), kind, **shape.fields, modified=modified)
 
-    def _shape(self, path: Path, kind: Literal["mlx", "gguf"]) -> Shape:
-        """Return the shape of a model, cached while its file or folder is unchanged. A model whose parts are in several files is not."""
-        try:
-            status = path.stat()
-        except OSError as problem:
-            raise NotAModel(f"{path} can't be read: {problem.strerror}") from None
-        stamp = (status.st_mtime_ns, status.st_size)
+    def _shape(self, path: Path, kind: Literal["mlx", "gguf"], stamp: Stamp) -> Shape:
+        """Return the shape of a model, cached while its files are unchanged."""
         cached_stamp, shape = self._shapes.get(path, (None, None))
-        if cached_stamp != stamp or shape is None or PART.fullmatch(path.name):
+        if cached_stamp != stamp or shape is None:
             try:
                 shape = shape_of(path) if kind == "mlx" else shape_of_gguf(path)
             except NotAModel as problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import ssl
 import time
@@ -27,6 +28,11 @@ FIRST_PAUSE = 0.5
 """Seconds before the second attempt; each further pause is twice as long."""
 STALLED_SECONDS = 30.0
 """Seconds without data after which a connection is considered lost."""
+
+
+END = 1 << 17
+"""Bytes of the end of an archive, which has the list of its files."""
+CONTENT_RANGE = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?P<total>\d+)")
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,36 @@ def download(url: str, target: Path, sha256: str | None, connections: Connection
         part.unlink()
         if not continued:
             raise PullFailed(
-                f"{_shown(url)} has an unexpected SHA-256. The package index may have been tampered with, or a mirror is damaged: "
+                f"{shown(url)} has an unexpected SHA-256. The package index may have been tampered with, or a mirror is damaged: "
                 "try another one (`pip config list` shows the current one)"
             )
         download(url, target, sha256, connections, progress)  # the part belonged to another file
         return
     part.replace(target)
+
+
+def download_end(url: str, target: Path, connections: Connections) -> bool:
+    """Write the last `END` bytes of a file to their place in `target`, which is otherwise empty.
+
+    Return False, without waiting long, if the server does not send a part of a file, or nothing.
+    """
+    try:
+        with (
+            connections.client(url) as client,
+            client.stream("GET", url, headers={"Accept-Encoding": "identity", "Range": f"bytes=-{END}"}) as response,
+        ):
+            place = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if response.status_code != 206 or place is None or int(place["last"]) - int(place["first"]) >= END:
+                return False
+            with open(target, "wb") as file:
+                file.seek(int(place["first"]))
+                for piece in response.iter_raw():
+                    file.write(piece)
+                    if file.tell() > int(place["total"]):
+                        return False
+    except (httpx.TransportError, OSError):
+        return False
+    return True
 
 
 def _receive(url: str, part: Path, connections: Connections, progress: Progress) -> None:
@@ -132,14 +162,12 @@ def _write(response: httpx.Response, descriptor: int, part: Path, progress: Prog
 def _require_success(url: str, response: httpx.Response) -> None:
     status = response.status_code
     if status in (401, 403):
-        raise PullFailed(f"{_shown(url)} requires other credentials (status {status}): add them to the index URL of pip's settings")
+        raise PullFailed(f"{shown(url)} requires other credentials (status {status}): add them to the index URL of pip's settings")
     if status >= 400:
-        raise PullFailed(
-            f"{_shown(url)} can't be downloaded: status {status}. Check pip's settings (`pip config list`), or try again later"
-        )
+        raise PullFailed(f"{shown(url)} can't be downloaded: status {status}. Check pip's settings (`pip config list`), or try again later")
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """Return an address without credentials and query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

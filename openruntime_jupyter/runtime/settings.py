@@ -156,8 +156,8 @@ class Settings:
     @property
     def cpu_slot_count(self) -> int:
         """Tasks that may run on the local CPU at once."""
-        return self.cpu_slots_of(os.cpu_count() or 2)
+        return self.slots_of("cpu", os.cpu_count() or 1)
 
-    def cpu_slots_of(self, cores: int) -> int:
-        """Return `cpu_slots` with 0 resolved for a machine with so many cores."""
-        return self.cpu_slots or max(2, cores // 2)
+    def slots_of(self, device_type: str, cores: int) -> int:
+        """Return the number of tasks that may run at once on a device of a machine with so many cores."""
+        return self.gpu_slots if device_type == "gpu" else self.cpu_slots or max(2, cores // 2)

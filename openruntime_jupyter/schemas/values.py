@@ -47,6 +47,7 @@ class ModelSource:
     `cache_numbers` is the number of values per token in the key-value cache. `adapter` is the path of a
     LoRA adapter, which counts in `bytes`. `modified` is the time in nanoseconds when the weights of the model or its adapter were written
     last. New weights of the same size, as after another training, make another source, so that the model is loaded again.
+    `quantisation` is the type of the weights, such as `Q4_K_M`, `4 bits` or `bfloat16`. `abilities` are those that the chat template has.
     """
 
     name: str
@@ -58,6 +59,8 @@ class ModelSource:
     cache_numbers: int | None = None
     adapter: str | None = None
     modified: int | None = None
+    quantisation: str | None = None
+    abilities: tuple[ModelAbility, ...] = ()
 
     def is_copy(self, other: ModelSource) -> bool:
         """Return whether both are the same model, perhaps on different hosts."""

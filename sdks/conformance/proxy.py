@@ -9,6 +9,7 @@ import re
 import threading
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 
 @dataclass
@@ -17,7 +18,7 @@ class Fault:
 
     method: str
     path: str
-    """Regular expression of the whole path."""
+    """Regular expression of the whole path below the API's."""
     times: int = 1
     """Number of requests that meet the fault; 0 for all."""
     answer: dict[str, Any] | None = None
@@ -47,19 +48,27 @@ class Fault:
 
 
 class Proxy:
-    """Proxy on a free port, in a separate thread. `requests` lists the method and path of each request."""
+    """Proxy of the API at the address `target`, in a separate thread, by default on a free port.
 
-    def __init__(self, host: str, port: int, faults: list[Fault]) -> None:
+    `url` is the address of the API behind it, and `requests` lists the method and path of each request.
+    """
+
+    def __init__(self, target: str, faults: list[Fault], port: int = 0) -> None:
         self.faults = faults
         self.requests: list[tuple[str, str]] = []
-        self.port = 0
-        self._target = (host, port)
+        self.port = port
+        self._target = urlsplit(target)
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(ready),), daemon=True)
         self._thread.start()
         ready.wait()
+
+    @property
+    def url(self) -> str:
+        """Return the address of the API behind the proxy."""
+        return f"http://127.0.0.1:{self.port}{self._target.path}"
 
     def close(self) -> None:
         """Close all connections and end the thread."""
@@ -81,7 +90,7 @@ class Proxy:
                 connections.discard(task)
                 writer.close()
 
-        server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 26)
+        server = await asyncio.start_server(connected, "127.0.0.1", self.port, limit=1 << 26)
         self.port = server.sockets[0].getsockname()[1]
         ready.set()
         await self._stopping.wait()
@@ -100,7 +109,7 @@ class Proxy:
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         method, target, _ = head.decode("latin-1").split(" ", 2)
-        path = target.partition("?")[0]
+        path = target.partition("?")[0].removeprefix(self._target.path)
         self.requests.append((method, path))
         fault = self._fault(method, path)
         length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
@@ -113,9 +122,10 @@ class Proxy:
             return
         if b"upgrade: websocket" not in head.lower():  # one request per connection
             head = re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", head).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-        from_server, to_server = await asyncio.open_connection(*self._target, limit=1 << 26)
+        from_server, to_server = await asyncio.open_connection(self._target.hostname, self._target.port or 80, limit=1 << 26)
         to_server.write(head + body)
         upstream = asyncio.ensure_future(_copy(reader, to_server))
+        upstream.add_done_callback(lambda _: to_server.close())  # the client has disconnected
         try:
             await self._respond(fault, from_server, writer)
         finally:

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from sdks.conformance.proxy import Fault, Proxy
@@ -134,12 +133,11 @@ class Target:
 
 def play(case: Case, adapter: Adapter, target: Target, mark: str) -> tuple[list[str], list[tuple[str, str]]]:
     """Play a case. Return its problems, and the method and path of each request."""
-    parts = urlsplit(target.url)
-    proxy = Proxy(str(parts.hostname), parts.port or 80, [Fault(**fault) for fault in case.faults])
+    proxy = Proxy(target.url, [Fault(**fault) for fault in case.faults])
     try:
         started = time.monotonic()
         token = target.token if case.token is None else case.token
-        order = {"url": f"http://127.0.0.1:{proxy.port}{parts.path}", "token": token, "mark": mark, "steps": _marked(case.steps, mark)}
+        order = {"url": proxy.url, "token": token, "mark": mark, "steps": _marked(case.steps, mark)}
         found = adapter.perform(order)
         took = time.monotonic() - started
     finally:

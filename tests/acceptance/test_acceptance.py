@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.mlx_twin import GgufModel
 from openruntime_jupyter.local_models.pull import KNOWN
 from tests.acceptance.reference import BASH, JAVASCRIPT, PYTHON, at
 from tests.default_model import models_dir
@@ -45,8 +46,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def test_default_model_answers(server: Server) -> None:
-    parameters = {"model": DEFAULT.removesuffix(".gguf"), "max_tokens": 8, "temperature": 0}
+@pytest.fixture(params=["llama.cpp", "mlx-lm"])
+def default_model(request: pytest.FixtureRequest, server: Server) -> Iterator[str]:
+    """Return the name of the default model, as a GGUF file and as an MLX folder that is converted from it."""
+    if request.param == "llama.cpp":
+        yield DEFAULT.removesuffix(".gguf")
+        return
+    folder = server.home.path.parent / "models" / "converted"
+    GgufModel(str(models_dir() / DEFAULT)).write(folder)
+    yield folder.name
+    shutil.rmtree(folder)
+
+
+def test_default_model_answers(server: Server, default_model: str) -> None:
+    parameters = {"model": default_model, "max_tokens": 8, "temperature": 0}
     body = {"workflow_type": "model_inference", "prompt": "What is the capital of Germany?", "parameters": parameters, "timeout": 280}
     task = server.request("POST", "/ai/tasks", json=body, timeout=300).json()
     assert "Berlin" in task["result"], task

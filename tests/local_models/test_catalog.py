@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +133,30 @@ def test_new_model_is_found_immediately(tmp_path: Path) -> None:
     assert models.known() == []
     make_tiny_model(tmp_path / "models" / "tiny")
     assert [source.name for source in models.known()] == ["tiny"]
+
+
+@pytest.mark.parametrize("kind", ["mlx", "gguf"])
+def test_changed_file_of_a_model_is_noticed(tmp_path: Path, kind: str) -> None:
+    folder = make_tiny_model(tmp_path / ("models" if kind == "mlx" else "source") / "tiny")
+    other = make_tiny_model(tmp_path / "other", context=2048)
+    models = catalog(tmp_path)
+    if kind == "mlx":
+        assert [source.context_length for source in models.known()] == [512]
+        config = folder / "config.json"
+        before = config.stat()
+        config.write_bytes((other / "config.json").read_bytes().ljust(before.st_size))
+        os.utime(config, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a copy that keeps times
+        assert [source.context_length for source in models.known()] == [2048]
+        tokenizer = folder / "tokenizer_config.json"
+        tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), "chat_template": "{{ tools }}"}))
+        assert [source.abilities for source in models.known()] == [("chat", "tools")]
+        return
+    (tmp_path / "models").mkdir()
+    parts = [tmp_path / "models" / f"tiny-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for part in parts:
+        write_twin(folder, part)
+    (first,) = models.known()
+    write_twin(other, parts[1], "F16")
+    (second,) = models.known()
+    assert second.bytes != first.bytes
+    assert second.modified != first.modified

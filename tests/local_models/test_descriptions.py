@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from openruntime_jupyter.local_models.catalog import ModelCatalog
-from openruntime_jupyter.local_models.folder import Shape
 from openruntime_jupyter.runtime.settings import Settings
+from openruntime_jupyter.schemas.values import ModelSource
 from tests.gguf_twin import write_twin
 from tests.tiny_model import make_tiny_model, quantise
 
@@ -17,12 +17,9 @@ TOOLS = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ 
 REASONING = "{% for m in messages %}{{ m.content }}{% endfor %}<think>"
 
 
-def shape(folder: Path) -> Shape:
-    catalog = ModelCatalog(Settings(data_dir=folder))
-    (source,) = catalog.known()
-    found = catalog.shape(source)
-    assert found is not None
-    return found
+def shape(folder: Path) -> ModelSource:
+    (source,) = ModelCatalog(Settings(data_dir=folder)).known()
+    return source
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from openruntime_jupyter.schemas.ai import Answer
 from tests.adapters import write_adapters
 from tests.gguf_twin import write_twin
 from tests.scripted_model import TOOL_TEMPLATE, make_scripted_model
-from tests.tiny_model import TEMPLATE, make_tiny_model
+from tests.tiny_model import STRICT_TEMPLATE, make_tiny_model
 
 ANSWER = """
 import json, sys
@@ -311,16 +311,11 @@ def test_characters_at_a_cut_end_are_whole(answers: Ask, tmp_path: Path) -> None
         assert stopped.text == "ab 👩"
 
 
-ALTERNATE = """{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}
-{%- endif %}{% endfor %}"""
-NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-
-
 def test_template_without_system_role_gets_instructions_in_the_first_turn(answers: Ask, tmp_path: Path) -> None:
     tiny = make_tiny_model(tmp_path / "tiny")
     strict = shutil.copytree(tiny, tmp_path / "strict")
     settings = json.loads((strict / "tokenizer_config.json").read_text())
-    (strict / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": NO_SYSTEM + ALTERNATE + TEMPLATE}))
+    (strict / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": STRICT_TEMPLATE}))
     models = (strict, write_twin(strict, tmp_path / "strict.gguf"))
     merged = [{"role": "user", "content": "be brief\n\nhello\n\nagain"}]
     given = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "hello"}, {"role": "user", "content": "again"}]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.gguf_twin import write_twin
 from tests.server.ai_support import ask, post, told
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, TOKEN, Server, running_server, wait_until
-from tests.tiny_model import make_tiny_model
+from tests.tiny_model import STRICT_TEMPLATE, make_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +115,16 @@ def test_too_long_prompt_is_rejected_with_token_counts(server: Server) -> None:
     task = ask(server, "word " * 20_000, parameters=short())
     assert task["status"] == "failed"
     assert "4,096" in task["error"], task["error"]
+
+
+def test_strict_template_answers_all_workflows_and_conversations(server: Server, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "strict", context=4096)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": STRICT_TEMPLATE}))
+    model = str(write_twin(folder, tmp_path / "strict.gguf"))
+    for workflow in ("model_inference", "code_generation", "optimization", "system_analysis"):
+        task = ask(server, "Hello", workflow, parameters=short(model=model, context="a file"))
+        assert task["status"] == "completed", (workflow, task["error"])
+    for turn in range(3):
+        task = ask(server, f"turn {turn}", parameters=short(model=model, conversation="strict", agent="DEVELOPER"))
+        assert task["status"] == "completed", (turn, task["error"])

@@ -13,12 +13,19 @@ Body = dict[str, Any]
 
 REASONING = "reasoning_content"
 """Name of the reasoning in a message. Some models need it to continue after tool calls, and some providers reject it."""
-NO_SYSTEM_ROLE = re.compile(
-    r"roles must alternate|only user\b.*\broles|developer instruction|(?:unexpected|unknown|unsupported|invalid) role\W+system"
-    r"|system (?:role|message|prompt|instruction)s?\b.*\bnot\b|(?:not|n't) support\W+(?:the |a )?system|'system' is not one of",
-    re.IGNORECASE | re.DOTALL,
+UNSUPPORTED = (
+    r"\W+(?:(?:is|are|was|were) )?(?:(?:not|n't) (?:\w+ )?(?:supported|enabled|allowed|available|valid)\b(?! (?:to|in)\b)|unsupported)"
 )
-"""Errors of chat templates and providers without a system role."""
+NO_SYSTEM_ROLE = re.compile(
+    r"roles must alternate"
+    r"|only user\b[^.]*\broles (?:are|is) supported"
+    r"|(?:unexpected|unknown|unsupported|invalid) role\W+system\b"
+    r"|(?:not|n't) support\W+(?:the |a |any )?system\b(?!-)"
+    r"|'system' is not one of"
+    rf"|(?:system (?:role|message|prompt|instruction)|role\W+system|developer instruction)s?{UNSUPPORTED}",
+    re.IGNORECASE,
+)
+"""Errors of chat templates and providers without a system role. Other errors mention it too, for example of a long system prompt."""
 
 NO_MAX_TOKENS = re.compile(
     r"max_tokens\W.*(?:unsupported|not supported|unknown|unrecognized|not permitted|not allowed)", re.IGNORECASE | re.DOTALL

@@ -198,7 +198,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 async def _opened(client: Client, body: dict[str, Any], headers: dict[str, Any]) -> AsyncStream[object]:
-    """Return the response stream. The request has the adaptations that earlier prompts to the model required.
+    """Return the response stream. The request has the adaptations with which earlier prompts to the model succeeded.
 
     Sends the same request as `chat.completions.create`, which additionally processes each message and creates an object per chunk.
     That took a quarter of the time, and providers deviate from its types, so `ResponseParser` checks everything itself.
@@ -206,11 +206,11 @@ async def _opened(client: Client, body: dict[str, Any], headers: dict[str, Any])
     from openai import APIStatusError, AsyncStream
 
     known = client.adaptations[body["model"]]
+    tried = set(known)
     while True:
-        tried = set(known)
         sent = adapted(body, tried)
         try:
-            return await client.openai.post(
+            stream = await client.openai.post(
                 "/chat/completions",
                 cast_to=object,
                 body=sent,
@@ -225,7 +225,10 @@ async def _opened(client: Client, body: dict[str, Any], headers: dict[str, Any])
             missing = missing_adaptation(sent, f"{problem.param} {error_text(problem.body)} {problem.message}")
             if missing is None or missing in tried:
                 raise
-            known.add(missing)
+            tried.add(missing)
+        else:
+            known |= tried
+            return stream
 
 
 async def _read(stream: AsyncStream[object], parser: ResponseParser) -> None:

@@ -23,6 +23,7 @@ from openruntime_jupyter.engines.hosts.link import Link, LinkClosed
 from openruntime_jupyter.engines.hosts.machine import HostMachine
 from openruntime_jupyter.engines.hosts.messages import (
     PROTOCOL,
+    DeviceHolder,
     Discard,
     Displayed,
     Ended,
@@ -47,7 +48,6 @@ from openruntime_jupyter.engines.hosts.messages import (
     StoredModels,
     Unload,
     Unloaded,
-    Waiting,
     Welcome,
     decode,
     encode,
@@ -208,6 +208,9 @@ class Connection:
         self._of_task: dict[str, int] = {}
         self._asks: dict[int, asyncio.Future[list[str]]] = {}
         self._sessions: dict[str, SessionUse] = {}
+        self._holders: dict[str, str | None] = {}
+        self._leaving: dict[str, str] = {}
+        """Names of the models that are unloaded to make room, by lane."""
         self._pinged = time.monotonic()
         self._answered = asyncio.Event()
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -216,6 +219,10 @@ class Connection:
     def devices(self) -> list[DeviceReport]:
         """Devices of the host; their lanes there are `device_0`, `device_1` and so on."""
         return list(self.welcome.devices)
+
+    def holder(self, lane: str) -> str | None:
+        """Return who uses the device of a lane in another runtime of the host, so that no job starts on it; None if one can."""
+        return self._holders.get(lane)
 
     def _local(self, lane: str) -> str:
         return lane.removeprefix(f"{self.name}.")
@@ -312,18 +319,14 @@ class Connection:
     # Messages
 
     def _take(self, message: Message) -> None:
-        if isinstance(message, Started | Waiting | Progressed | Printed | Displayed | Generated | Ended):
+        if isinstance(message, Started | Progressed | Printed | Displayed | Generated | Ended):
             run = self._runs.get(message.number)
             if run is not None:
                 self._report(run, message)
         elif isinstance(message, Pong):
             self._answered.set()
-        elif isinstance(message, State):
-            self._state = message
-            self.machine.update(message)
-            self._note_use()
-        elif isinstance(message, StoredModels):
-            self.stored_models = message.models
+        elif isinstance(message, State | DeviceHolder | StoredModels):
+            self._note(message)
         elif isinstance(message, SessionEnded):
             if self._sessions.pop(message.session.id, None) is not None:
                 self._options.session_ended(message.session, message.reason)
@@ -334,12 +337,21 @@ class Connection:
         else:
             raise InvalidMessage(f"{type(message).__name__} is a message of runtimes")
 
-    def _report(self, run: _Running, message: Started | Waiting | Progressed | Printed | Displayed | Generated | Ended) -> None:
+    def _note(self, message: State | DeviceHolder | StoredModels) -> None:
+        """Keep what the agent says about its host."""
+        if isinstance(message, State):
+            self._state = message
+            self.machine.update(message)
+            self._note_use()
+        elif isinstance(message, DeviceHolder):
+            self._holders[self._global(message.lane)] = message.holder
+        else:
+            self.stored_models = message.models
+
+    def _report(self, run: _Running, message: Started | Progressed | Printed | Displayed | Generated | Ended) -> None:
         observer = run.observer
         if isinstance(message, Started):
             observer.started(f"{self.name}/{message.worker}")
-        elif isinstance(message, Waiting):
-            observer.waiting(message.reason)
         elif isinstance(message, Progressed):
             observer.progressed({"n": message.n, "total": message.total, "message": message.message})
         elif isinstance(message, Printed):
@@ -503,9 +515,22 @@ class Connection:
         """Return the models that workers of the host keep, least recently used first."""
         return [dataclasses.replace(each, lane=self._global(each.lane)) for each in self._state.models]
 
-    def make_room(self, lane: str, keep: ModelSource | None) -> None:
-        """Start unloading the least recently used idle model of this lane except `keep`."""
-        self._send(MakeRoom(self._local(lane), keep))
+    def make_room(self, lane: str, keep: ModelSource | None) -> str | None:
+        """Start unloading the least recently used idle model of this lane except `keep`. Return its name, or None.
+
+        The name stays the same until the memory is free and the agent has reported it, so that no second model is unloaded for that.
+        """
+        if lane in self._leaving:
+            return self._leaving[lane]
+        kept = keep.name if keep is not None else None
+        name = next((each.name for each in self.models() if each.lane == lane and each.state == "idle" and each.name != kept), None)
+        if name is not None and self.ended is None:
+            self._leaving[lane] = name
+            ask = next(self._numbers)
+            self._asks[ask] = answer = asyncio.get_running_loop().create_future()
+            answer.add_done_callback(lambda _: (self._leaving.pop(lane), self._asks.pop(ask)))
+            self._send(MakeRoom(ask, self._local(lane), keep))
+        return name
 
     async def unload(self, name: str | None) -> list[str]:
         """Unload the idle models of that name, or all; return their names once their workers have ended."""

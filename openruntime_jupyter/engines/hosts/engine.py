@@ -255,11 +255,7 @@ class _Models:
         """Start unloading the least recently used idle model of this lane except `keep`. Return its name, or None."""
         connection = self._of_lane(lane)
         if connection is not None:
-            kept = keep.name if keep is not None else None
-            idle = [each for each in connection.models() if each.lane == lane and each.state == "idle" and each.name != kept]
-            if idle:
-                connection.make_room(lane, keep)
-            return idle[0].name if idle else None
+            return connection.make_room(lane, keep)
         return self._local.models.make_room(lane, keep) if self._local is not None else None
 
     async def unload(self, name: str | None) -> list[str]:

@@ -52,7 +52,8 @@ class Host:
         self._in_use = in_use
         self._advice: str | None = None
         self._since = time.time()
-        self._slots = 0
+        self._boot: str | None = None
+        """Id of the host's last start."""
         self._leaving = False
         self._changed = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._stay_connected(), name=f"host {self.name}")
@@ -84,7 +85,9 @@ class Host:
                 self._become("refused", str(problem), problem.remedy)
             except asyncio.TimeoutError:
                 self._become("lost", "its agent does not respond")
-            except (OSError, LinkClosed, InvalidMessage) as problem:
+            except InvalidMessage as problem:
+                self._become("lost", f"its agent sent an invalid message ({problem})")
+            except (OSError, LinkClosed) as problem:
                 self._become("lost", str(problem) or type(problem).__name__)
             except Exception as problem:  # a fault must not end the attempts
                 log.exception("The connection to the host %s failed", self.name)
@@ -107,6 +110,9 @@ class Host:
         except BaseException:
             await link.close()
             raise
+        if self._boot not in (None, connection.welcome.boot_id):
+            log.warning("The host %s was restarted: its sessions and loaded models are lost", self.name)
+        self._boot = connection.welcome.boot_id
         serving = asyncio.get_running_loop().create_task(connection.serve())
         await asyncio.sleep(0)  # if it was cancelled before its first step, it would not end the connection
         self.connection = connection

@@ -19,6 +19,7 @@ class HostMachine:
         self._available = total
         self._cpu: float | None = None
         self._gpus: dict[str, GpuState] = {}
+        self._problems: dict[str, str] = {}
 
     def memory(self) -> Memory:
         """Return the total and available memory."""
@@ -32,6 +33,11 @@ class HostMachine:
         """Return the readings of a GPU by the id that it has on the host; None if it has reported none."""
         return self._gpus.get(device)
 
+    def gpu_problem(self, device: str) -> str | None:
+        """Return why a GPU can't be read, by the id that it has on the host; None if it can or no reason is known."""
+        return self._problems.get(device)
+
     def update(self, state: State) -> None:
         """Take over a report."""
-        self.total, self._available, self._cpu, self._gpus = state.memory_total, state.memory_available, state.cpu, state.gpus
+        self.total, self._available, self._cpu = state.memory_total, state.memory_available, state.cpu
+        self._gpus, self._problems = state.gpus, state.gpu_problems

@@ -9,26 +9,32 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from openruntime_jupyter.engines.hosts.shared_folders import FolderProof
 from openruntime_jupyter.engines.protocol import (
     Completed,
+    Count,
     DeviceReport,
+    DeviceTaken,
     Died,
     Job,
     ModelReport,
+    Name,
     NeedsMemory,
     Outcome,
     RaisedError,
+    Reading,
     SessionUse,
     Stopped,
     StopReason,
+    Text,
     WorkerReport,
 )
-from openruntime_jupyter.schemas.base import dumps, loads
+from openruntime_jupyter.schemas.base import loads
 from openruntime_jupyter.schemas.values import ModelSource
 
 PROTOCOL = 1
@@ -51,6 +57,8 @@ class EngineSettings:
     idle_worker_seconds: float = 300.0
     start_timeout: float = 60.0
     max_models: int = 2
+    cpu_slots: int = 0
+    gpu_slots: int = 1
     max_output_bytes: int = 1_000_000
     secret_variables: tuple[str, ...] = ()
     device_lock: Literal["gpu", "all", "none"] = "gpu"
@@ -107,8 +115,9 @@ class EndSession:
 
 @dataclass(slots=True)
 class MakeRoom:
-    """Unloading of the least recently used idle model of a lane, except `keep`."""
+    """Unloading of the least recently used idle model of a lane, except `keep`. The answer is `Unloaded`, after a `State`."""
 
+    ask: int
     lane: str
     keep: ModelSource | None
 
@@ -126,8 +135,8 @@ class Discard:
     """Deletion of copies of arrays, by number, and of results that the runtime has fetched."""
 
     copies: tuple[int, ...] = ()
-    results: tuple[str, ...] = ()
-    payloads: tuple[str, ...] = ()
+    results: tuple[Name, ...] = ()
+    payloads: tuple[Name, ...] = ()
 
 
 # From the agent
@@ -140,13 +149,13 @@ class Welcome:
     `folder` names the session for further connections.
     """
 
-    version: str
-    python: str
-    platform: str
-    boot_id: str
-    cores: int
-    memory: int
-    devices: tuple[DeviceReport, ...]
+    version: Text
+    python: Annotated[Text, Field(pattern=r"^[0-9]{1,3}\.[0-9]{1,3}(\.|$)")]
+    platform: Text
+    boot_id: Text
+    cores: Annotated[int, Field(ge=1, le=100_000)]
+    memory: Annotated[Count, Field(ge=1)]
+    devices: Annotated[tuple[DeviceReport, ...], Field(max_length=256)]
     folder: str
     proofs: tuple[FolderProof, ...] = ()
 
@@ -164,15 +173,15 @@ class Started:
     """Start of a job on a worker."""
 
     number: int
-    worker: str
+    worker: Text
 
 
 @dataclass(slots=True)
-class Waiting:
-    """Reason why a job does not start yet, such as the runtime that uses the device; None once it does."""
+class DeviceHolder:
+    """User of a lane's device, because of which jobs end with `DeviceTaken`; None once a job can start."""
 
-    number: int
-    reason: str | None
+    lane: Name
+    holder: str | None
 
 
 @dataclass(slots=True)
@@ -192,7 +201,7 @@ class Printed:
     number: int
     stream: Literal["stdout", "stderr"]
     text: str
-    omitted: int = 0
+    omitted: Count = 0
 
 
 @dataclass(slots=True)
@@ -211,7 +220,7 @@ class Generated:
     text: str
 
 
-OutcomeKind = Literal["completed", "raised", "died", "stopped", "needs_memory"]
+OutcomeKind = Literal["completed", "raised", "died", "stopped", "needs_memory", "device_taken"]
 
 OUTCOMES: dict[OutcomeKind, type[Outcome]] = {
     "completed": Completed,
@@ -219,6 +228,7 @@ OUTCOMES: dict[OutcomeKind, type[Outcome]] = {
     "died": Died,
     "stopped": Stopped,
     "needs_memory": NeedsMemory,
+    "device_taken": DeviceTaken,
 }
 
 
@@ -250,11 +260,11 @@ class Unloaded:
 class GpuState:
     """Readings of a GPU: percent, bytes, degrees Celsius and watts; None for what can't be read."""
 
-    utilization: float | None = None
-    memory_total: int | None = None
-    memory_used: int | None = None
-    temperature: float | None = None
-    power: float | None = None
+    utilization: Reading | None = None
+    memory_total: Count | None = None
+    memory_used: Count | None = None
+    temperature: Reading | None = None
+    power: Reading | None = None
 
 
 @dataclass(slots=True)
@@ -262,17 +272,21 @@ class RunState:
     """Memory of the worker that runs a job, in bytes: what it has grown since the job began, and all of it."""
 
     allocated: int
-    resident: int | None
+    resident: Count | None
 
 
 @dataclass(slots=True)
 class State:
-    """State of the host, at most a few times a second. Memory is in bytes; `gpus` are by lane of the host, `runs` by number."""
+    """State of the host, at most a few times a second. Memory is in bytes; `runs` are by number.
 
-    memory_total: int
-    memory_available: int
-    cpu: float | None
+    `gpus` are by lane of the host, as are `gpu_problems`, the reasons why others can't be read.
+    """
+
+    memory_total: Annotated[Count, Field(ge=1)]
+    memory_available: Count
+    cpu: Reading | None
     gpus: dict[str, GpuState] = field(default_factory=dict)
+    gpu_problems: dict[str, str] = field(default_factory=dict)
     workers: tuple[WorkerReport, ...] = ()
     models: tuple[ModelReport, ...] = ()
     runs: dict[int, RunState] = field(default_factory=dict)
@@ -295,7 +309,7 @@ FromAgent = (
     Welcome
     | Refused
     | Started
-    | Waiting
+    | DeviceHolder
     | Progressed
     | Printed
     | Displayed
@@ -317,7 +331,7 @@ TYPES: dict[str, type[Message]] = {
             Welcome,
             Refused,
             Started,
-            Waiting,
+            DeviceHolder,
             Progressed,
             Printed,
             Displayed,
@@ -333,20 +347,22 @@ TYPES: dict[str, type[Message]] = {
 }
 
 
+KINDS: dict[type[Outcome], OutcomeKind] = {each: kind for kind, each in OUTCOMES.items()}
+
+
 def encode(message: Message) -> tuple[bytes, bytes]:
     """Return body and data of the frame of a message."""
-    data = b""
-    fields = {each.name: getattr(message, each.name) for each in dataclasses.fields(message)}
+    data, fields = b"", _changed(message)
     if isinstance(message, Run):
-        data = message.job.parameters
-        fields["job"] = dataclasses.replace(message.job, parameters=b"")
+        data, fields["job"]["parameters"] = message.job.parameters, ""
     elif isinstance(message, Ended):
         outcome = message.outcome
-        fields["kind"] = next(kind for kind, each in OUTCOMES.items() if isinstance(outcome, each))
+        fields["kind"] = KINDS[type(outcome)]
         if isinstance(outcome, Completed) and outcome.payload is not None:
-            data = outcome.payload
-            fields |= {"outcome": dataclasses.replace(outcome, payload=None), "has_payload": True}
-    return _json({"type": type(message).__name__, **fields}), data
+            data, fields["has_payload"] = outcome.payload, True
+            del fields["outcome"]["payload"]
+    fields["type"] = type(message).__name__
+    return _json(fields), data
 
 
 def decode(body: bytes, data: bytes) -> Message:
@@ -356,13 +372,15 @@ def decode(body: bytes, data: bytes) -> Message:
         kind = TYPES[fields.pop("type")]
         has_payload = fields.pop("has_payload", False)
         if kind is Ended:
-            fields["outcome"] = _validator(OUTCOMES[fields.pop("kind")]).validate_python(fields["outcome"])
-        message: Message = _validator(kind).validate_python(fields)
+            outcome = _validator(OUTCOMES[fields["kind"]]).validate_python(fields["outcome"])
+            message: Message = Ended(_validator(int).validate_python(fields["number"]), outcome)
+        else:
+            message = _validator(kind).validate_python(fields)
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise InvalidMessage(f"{problem.title}.{place}: {first['msg']}") from problem
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise InvalidMessage(f"{type(problem).__name__}: {problem}") from problem
     if isinstance(message, Run):
         message.job.parameters = data
@@ -371,6 +389,26 @@ def decode(body: bytes, data: bytes) -> Message:
     return message
 
 
+def _changed(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that differ from their defaults, and of dataclasses in them. Others are not sent."""
+    changed = {}
+    for name, default in _defaults(type(value)):
+        field = getattr(value, name)
+        if field is not default and field != default:
+            changed[name] = _changed(field) if hasattr(field, "__dataclass_fields__") else field
+    return changed
+
+
+def _defaults(kind: type[Any]) -> list[tuple[str, Any]]:
+    """Return the names of the fields of a dataclass with their defaults. A field without one differs from every value."""
+    if kind not in _known_defaults:
+        _known_defaults[kind] = [
+            (each.name, each.default_factory() if callable(each.default_factory) else each.default) for each in dataclasses.fields(kind)
+        ]
+    return _known_defaults[kind]
+
+
+_known_defaults: dict[type[Any], list[tuple[str, Any]]] = {}
 _validators: dict[type[Any], TypeAdapter[Any]] = {}
 
 
@@ -382,9 +420,9 @@ def _validator(kind: type[Any]) -> TypeAdapter[Any]:
 
 def _json(fields: dict[str, Any]) -> bytes:
     try:
-        return dumps(fields)
-    except TypeError:  # text with invalid UTF-8, such as a folder's name
-        return json.dumps(fields, default=_plain).encode()
+        return to_json(fields)
+    except ValueError:  # text with invalid UTF-8, such as a folder's name; escaped text could exceed the limit of a frame
+        return json.dumps(fields, default=_plain, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from openruntime_jupyter.engines.protocol import WorkerReport, total_resident
 from openruntime_jupyter.memory import Machine
@@ -27,7 +28,8 @@ LEAST_SECONDS = 10.0
 class MetricsService:
     """Metrics service of a runtime. It must be created on the runtime's loop, where everything but sampling runs.
 
-    `metrics()` returns the metrics of the newest sample, `workers()` the reports of all workers.
+    `metrics()` returns the metrics of the newest sample, `workers()` the reports of all workers, and `gpus_of_hosts()` the readings of the
+    GPUs of other hosts by device.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class MetricsService:
         bus: EventBus,
         metrics: Callable[[], Metrics],
         workers: Callable[[], Sequence[WorkerReport]],
+        gpus_of_hosts: Callable[[], Mapping[str, GpuReadings]],
     ) -> None:
         self.meters = Meters()
         self._recorder = MetricsRecorder(settings, history)
@@ -46,6 +49,7 @@ class MetricsService:
         self._bus = bus
         self._metrics = metrics
         self._workers = workers
+        self._gpus_of_hosts = gpus_of_hosts
         self._loop = asyncio.get_running_loop()
         self._sampler = Sampler(machine, settings.sample_interval, settings.idle_sample_interval, self._call_publish, self.meters)
 
@@ -89,7 +93,9 @@ class MetricsService:
     def _publish(self) -> None:
         self._watch()
         metrics = self._metrics()
-        self._recorder.sampled(self._sampler.latest, metrics, total_resident(self._workers()))
+        sample = self._sampler.latest
+        sample = replace(sample, gpus={**sample.gpus, **self._gpus_of_hosts()})
+        self._recorder.sampled(sample, metrics, total_resident(self._workers()))
         if self._bus.watched("metrics"):
             self._bus.publish("metrics", {"type": "metrics", "timestamp": timestamp(time.time()), "metrics": metrics.model_dump()})
 

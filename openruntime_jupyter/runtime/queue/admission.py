@@ -73,7 +73,7 @@ class Admission:
         others = lane.queues[entry.queue].lanes.values()
         if needs > self.total(lane) and any(needs <= self.total(other) for other in others):
             return Blocked(f"memory: it needs {gigabytes(needs)}, more than {lane.id} has", drains=False)
-        if lane.shares_memory and self._release_memory(needs - free):
+        if lane.shares_memory and not lane.host and self._release_memory(needs - free):
             room = "; memory that was kept for arrays is given back for it"
         else:
             leaving = self._engine.models.make_room(lane.id, model)
@@ -89,9 +89,15 @@ class Admission:
         return any(model.is_copy(stored) for stored in self._engine.stored_models().get(lane.host, ()))
 
     def _hosts_with(self, lane: Lane, entry: Entry, model: ModelSource) -> str:
-        """Return which of the lanes of the task's queue have the model, as a reason to wait for them."""
+        """Return which machines have the model, as a reason to wait for them."""
         having = [other.id for other in lane.queues[entry.queue].lanes.values() if self._has(other, model)]
-        return f"a host with the model {model.name}, " + (f"such as {', '.join(having)}" if having else "and none has it")
+        if having:
+            return f"a host with the model {model.name}, such as {', '.join(having)}"
+        hosts = [host for host, stored in self._engine.stored_models().items() if any(map(model.is_copy, stored))]
+        others = ["this machine", *hosts] if model.path else hosts
+        if others:
+            return f"a host with the model {model.name}, which is on {', '.join(others)} but not on {entry.queue}"
+        return f"a host with the model {model.name}, and none has it"
 
     def _session_elsewhere(self, lane: Lane, entry: Entry) -> str | None:
         """Return why a task of a session can't start on this lane: the session is busy, or has its variables on another device."""

@@ -17,6 +17,9 @@ from openruntime_jupyter.runtime.tasks.entry import Entry
 log = logging.getLogger(__name__)
 
 HOLDER_SECONDS = 0.25
+"""Seconds between two looks at the holder of a taken device."""
+HOST_POLL = 0.05
+"""Seconds between two looks whether the agent of a host has its device."""
 
 
 class DeviceLock:
@@ -63,6 +66,15 @@ class DeviceLock:
             waiting.cancel()
             await asyncio.wait({waiting})
             lane.waiting_for = None
+
+    @staticmethod
+    async def wait_for_host(lane: Lane) -> None:
+        """Wait while another runtime of the lane's host has the device. The agent keeps the place in its queue."""
+        while lane.open and (holder := lane.holder()) is not None:
+            lane.waiting_for = holder
+            lane.pass_on()
+            await asyncio.sleep(HOST_POLL)
+        lane.waiting_for = None
 
     def show(self, lane: Lane, slot: int, entry: Entry) -> None:
         """Write the running task into the lock file."""

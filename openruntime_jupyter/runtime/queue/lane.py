@@ -202,6 +202,8 @@ class Lane:
         """Running tasks in the same memory, also those of other lanes."""
         self.open = True
         """False once the lane takes no more tasks."""
+        self.holder: Callable[[], str | None] = _nobody
+        """Returns who uses the device of another host in another runtime of that host."""
         self.waiting_for: str | None = None
         """Why the whole lane waits: the holder of the device in another runtime."""
         self.problem: str | None = None
@@ -401,6 +403,10 @@ class Lane:
     def recover(self) -> None:
         """Take all tasks again, because a worker has started."""
         self.problem, self._pause = None, 0.0
+
+
+def _nobody() -> None:
+    """Return the holder of a device that no other runtime uses."""
 
 
 def _wake(slot: asyncio.Future[None]) -> bool:

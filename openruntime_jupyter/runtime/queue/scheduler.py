@@ -8,12 +8,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from openruntime_jupyter.engines import failures
 from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
+    DeviceTaken,
     Died,
     Engine,
     HostDevices,
@@ -54,6 +56,9 @@ MEMORY_POLL = 0.25
 
 RETRY_ELSEWHERE = 10.0
 """Seconds during which another device is preferred for a task whose worker died or did not start."""
+
+Ended = Completed | RaisedError | Died | Stopped | NeedsMemory
+"""Outcome of a job that has reached a worker, or can't."""
 
 MOST_MOVES = 2
 """Maximum number of devices from which a task is moved because they start no worker for it, and of hosts that are lost while it runs."""
@@ -187,6 +192,8 @@ class Scheduler:
     async def _take_turn(self, lane: Lane, slot: int, shared: bool) -> None:
         if shared:
             await self._device_lock.acquire(lane, slot)
+        elif lane.holder() is not None:
+            await self._device_lock.wait_for_host(lane)
         try:
             entry = lane.take(self._admission.blocked_reason) if not self._stopping else None
             if entry is not None:
@@ -238,7 +245,7 @@ class Scheduler:
                 self._sessions.end_task(entry.session, entry.session_number, entry.worker is not None)
             lane.wake(only_blocked=True)
         try:
-            await self._conclude(lane, entry, outcome)
+            await (self._return_to_queue(entry) if isinstance(outcome, DeviceTaken) else self._conclude(lane, entry, outcome))
         except Exception as problem:  # a bug must not block waiters
             log.exception("The end of %s could not be recorded", entry.task_id)
             try:
@@ -278,7 +285,7 @@ class Scheduler:
             model=entry.model,
         )
 
-    async def _conclude(self, lane: Lane, entry: Entry, outcome: Outcome) -> None:
+    async def _conclude(self, lane: Lane, entry: Entry, outcome: Ended) -> None:
         entry.execution_time = time.monotonic() - (entry.started_mono or time.monotonic())
         self._measure(lane, entry, outcome)
         if lane.problem is not None and not isinstance(outcome, Died | Stopped):
@@ -307,10 +314,17 @@ class Scheduler:
             await self._end(entry, *failures.stopped(outcome, entry.timeout, entry.memory_limit))
         elif isinstance(outcome, NeedsMemory):  # it waits in the queue until that is free
             entry.needs = outcome.needs
-            entry.attempt -= 1
-            await self._requeue(entry)
+            await self._return_to_queue(entry)
         else:
             await self._repeat_or_fail(lane, entry, outcome)
+
+    async def _return_to_queue(self, entry: Entry) -> None:
+        """Queue a task again that has not begun, as if it had not been taken out of the queue."""
+        if entry.session is not None and not entry.session.tasks:
+            entry.session.device = None  # it has no variables there
+        entry.attempt -= 1
+        entry.device_used = None
+        await self._requeue(entry)
 
     async def _repeat_or_fail(self, lane: Lane, entry: Entry, outcome: Died) -> None:
         """Move a task that no worker began to another device, or retry it after its worker died, or fail it."""
@@ -378,7 +392,7 @@ class Scheduler:
             if lane_id in self._lanes.devices:
                 self._lanes.devices[lane_id].recover()
 
-    async def _keep_arrays(self, entry: Entry, outcome: Outcome) -> tuple[list[ArrayReference], Outcome]:
+    async def _keep_arrays(self, entry: Entry, outcome: Ended) -> tuple[list[ArrayReference], Ended]:
         """Store the arrays that the attempt returned, or remove those that it left. The task fails if they do not fit."""
         if not isinstance(outcome, Completed):
             if isinstance(outcome, Died | Stopped):
@@ -408,7 +422,7 @@ class Scheduler:
     def _measure(self, lane: Lane, entry: Entry, outcome: Outcome) -> None:
         measurements = outcome.measurements
         ran = entry.execution_time or 0.0
-        measured = self._meters.end(entry.task_id) if lane.device.type == "gpu" else None
+        measured = measurements.gpu_utilization if lane.host else self._meters.end(entry.task_id)
         if entry.worker is not None:
             self._worker_stats.add_run(entry.worker, ran, measurements, measured)
         entry.metrics = PerformanceMetrics(
@@ -459,7 +473,7 @@ class AttemptObserver:
         entry.waiting_for = None
         entry.started, entry.started_mono = time.time(), time.monotonic()
         lane = self._lane
-        if lane.device.type == "gpu":
+        if lane.device.type == "gpu" and not lane.host:
             self._meters.begin(entry.task_id, lane.id)
         if entry.timeout is not None:
             self._timer = asyncio.get_running_loop().call_later(entry.timeout, lane.engine.halt, entry.task_id, StopReason.TIMED_OUT)
@@ -577,13 +591,14 @@ class DeviceDiscovery:
         self.problem = None
 
     def _lane(self, number: int, report: DeviceReport, host: HostDevices | None = None) -> Lane:
-        settings, durations = self._settings, self._lanes.durations(report.type, report.name)
+        aging, durations = self._settings.aging_seconds, self._lanes.durations(report.type, report.name)
+        machine = self._machine if host is None else host.machine
+        slots = self._settings.slots_of(report.type, machine.cores)
         if host is None:
-            slots = settings.gpu_slots if report.type == "gpu" else settings.cpu_slot_count
-            return Lane(f"device_{number}", report, slots, settings.aging_seconds, self._engine, self._machine, durations)
-        slots = settings.gpu_slots if report.type == "gpu" else settings.cpu_slots_of(host.machine.cores)
-        lane_id = f"{host.name}.device_{number}"
-        return Lane(lane_id, report, slots, settings.aging_seconds, host, host.machine, durations, host.python)
+            return Lane(f"device_{number}", report, slots, aging, self._engine, machine, durations)
+        lane = Lane(f"{host.name}.device_{number}", report, slots, aging, host, machine, durations, host.python)
+        lane.holder = partial(host.holder, lane.id)
+        return lane
 
     def _join(self, host: HostDevices) -> None:
         """Open the lanes of another host."""

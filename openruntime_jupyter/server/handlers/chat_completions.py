@@ -154,7 +154,7 @@ def _heartbeat(task: AiTask) -> bytes:
 
 
 def _outcome(task: AiTask, request: ChatCompletionRequest) -> Answer | Problem:
-    """Return the response of an ended task, with at most one tool call if the request says so, or its failure."""
+    """Return the response of an ended task, with at most one tool call if the request allows only one, or its failure."""
     if task.answer is not None:
         calls = task.answer.tool_calls
         return task.answer.model_copy(update={"tool_calls": calls[:1]}) if calls and request.parallel_tool_calls is False else task.answer

@@ -26,6 +26,10 @@ MOVED = [{"role": "user", "content": "Be brief.\n\nHello"}]
         ("422 Unprocessable Entity", "Unexpected role 'system', expected user"),
         ("422 Unprocessable Entity", "This model doesn't support system messages"),
         ("404 Not Found", "'system' is not one of ['user', 'assistant']"),
+        ("400 Bad Request", "Role 'system' is not supported"),
+        ("400 Bad Request", "System messages are not currently supported by this model"),
+        ("400 Bad Request", 'messages: Unexpected role "system". Use the parameter system'),
+        ("400 Bad Request", "Only user, assistant and tool roles are supported, except an initial system message!"),
         ("500 Internal Server Error", "Jinja Exception: System prompts are not supported"),
     ],
 )
@@ -37,6 +41,34 @@ async def test_instructions_move_if_the_system_role_is_rejected(provide: Provide
     await asked.run(messages=SYSTEM, model="other")
     await asked.provider.close()
     assert [request.json["messages"] for request in server.requests] == [SYSTEM, MOVED, MOVED, SYSTEM], "remembered for the model"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "The system prompt has 9000 tokens, which do not fit into the context",
+        "System messages are not allowed to contain images",
+        "System message must not be empty",
+        "This model does not support system_fingerprint",
+        "The system prompt was rejected, because its content is not allowed",
+        "Only users with the roles admin and owner may use this model",
+    ],
+)
+async def test_other_errors_that_mention_the_system_role_are_reported(provide: Provide, message: str) -> None:
+    server = provide(refuses("400 Bad Request", {"error": {"message": message}}), says("Hi"))
+    with pytest.raises(ProviderRefused, match=message):
+        await ask(server.url, messages=SYSTEM)
+    assert len(server.requests) == 1
+
+
+async def test_change_that_did_not_help_is_not_remembered(provide: Provide) -> None:
+    server = provide(*[refuses("400 Bad Request", {"error": {"message": "System role not supported"}})] * 2, says("Hi"))
+    asked = Question(server.url)
+    with pytest.raises(ProviderRefused):
+        await asked.run(messages=SYSTEM)
+    await asked.run(messages=SYSTEM)
+    await asked.provider.close()
+    assert [request.json["messages"] for request in server.requests] == [SYSTEM, MOVED, SYSTEM]
 
 
 async def test_turns_of_one_role_are_joined_if_they_are_rejected(provide: Provide) -> None:

@@ -33,6 +33,9 @@ from tests.runtimes import (
     waits_for,
 )
 
+DONE = {"retire": False, "keeps": False, "imported": []}
+"""Fields of the last frame of a task."""
+
 
 @pytest.fixture(scope="module")
 def way(tmp_path_factory: pytest.TempPathFactory) -> PipeWay:
@@ -118,6 +121,10 @@ async def test_worker_that_breaks_the_protocol_is_ended_by_its_agent(runtime: Ru
     for kind, body in (progress, display):
         failure = await failed(runtime, await cell(runtime, f"{speaks}send({kind}, {body!r})\nimport time; time.sleep(600)"))
         assert "it broke the protocol" in failure.message
+    needs = {"needs": 1 << 63, "execution_time": 0, "mlx_peak": 0, "resident": 0, "children_peak": 0}
+    impossible = f"{speaks}import json\nsend(18, json.dumps({{**{needs}, 'task_id': current().task_id, **{DONE}}}).encode())"
+    failure = await failed(runtime, await cell(runtime, f"{impossible}\nimport time; time.sleep(600)"))
+    assert "it broke the protocol (impossible measurements" in failure.message
     assert len(way.agents) == 1, "the connection was lost"
 
 

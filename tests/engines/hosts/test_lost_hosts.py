@@ -262,6 +262,25 @@ async def test_host_without_mlx_is_refused_with_the_command_for_that_host(tmp_pa
         assert host(runtime).advice == f"{sys.executable} -m pip install 'openruntime-jupyter[cpu]'"
 
 
+OTHER_BOOT = """
+import runpy, sys
+from openruntime_jupyter.agent import session
+session.boot_id = lambda: 'another'
+sys.argv = ['agent', '-']
+runpy.run_module('openruntime_jupyter.agent', run_name='__main__')
+"""
+
+
+async def test_restart_of_a_host_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    finder = PipeFinder(PipeWay("far", tmp_path / "far"))
+    async with running_on(finder, tmp_path) as runtime:
+        await ready(runtime)
+        again = PipeWay("far", tmp_path / "far", arguments=("-c", OTHER_BOOT))
+        again.address = "pipe again"
+        finder.found(again)
+        await until(lambda: "The host far was restarted: its sessions and loaded models are lost" in caplog.text, 10, "the log")
+
+
 async def test_agent_that_sends_nonsense_is_lost(tmp_path: Path) -> None:
     babble = "import sys; sys.stdout.write('Welcome to this host!' * 100); sys.stdout.flush(); sys.stdin.read()"
     way = PipeWay("far", tmp_path / "far", arguments=("-c", babble))

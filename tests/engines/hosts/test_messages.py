@@ -9,6 +9,7 @@ import pytest
 
 from openruntime_jupyter.engines.hosts.messages import (
     PROTOCOL,
+    DeviceHolder,
     Discard,
     Displayed,
     Ended,
@@ -31,6 +32,7 @@ from openruntime_jupyter.engines.hosts.shared_folders import FolderProof
 from openruntime_jupyter.engines.protocol import (
     Completed,
     DeviceReport,
+    DeviceTaken,
     Died,
     ExecutionEnvironment,
     Job,
@@ -81,6 +83,9 @@ MESSAGES: list[Message] = [
     Ended(4, Died(Failure(kind=FailureKind.WORKER_DIED, message="it died"), no_worker=True)),
     Ended(5, Stopped(StopReason.CANCELLED, Stage.KILL, Measurements(), Failure(kind=FailureKind.CANCELLED, message=""))),
     Ended(6, NeedsMemory(5, Measurements())),
+    Ended(7, DeviceTaken()),
+    DeviceHolder("device_0", "http://far runs a task"),
+    DeviceHolder("device_0", None),
     Welcome(
         "1.0",
         "3.11.2",
@@ -99,6 +104,7 @@ MESSAGES: list[Message] = [
         2,
         None,
         {"device_0": GpuState(99.5, 1, 2)},
+        {"device_1": "no NVML"},
         (WorkerReport("worker_1", "busy", None, 1.5, "python", session=SessionUse("s", 2, "name")),),
         (ModelReport("m", "device_0", "idle", 5, 3.0, 0.1),),
         {7: RunState(1, None)},
