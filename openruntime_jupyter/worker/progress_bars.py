@@ -8,6 +8,7 @@ tqdm redraws a bar at most ten times a second, and reports follow only then: `fo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -169,5 +170,8 @@ class ProgressBars(MetaPathFinder):
 
     def _choose(self, module: Any) -> None:
         """Choose the bars of `tqdm.notebook`, unless the environment has no ipywidgets."""
-        if self._widgets and getattr(notebook := importlib.import_module("tqdm.notebook"), "IProgress", None) is not None:
-            module.tqdm, module.trange = notebook.tqdm, notebook.trange
+        if self._widgets:
+            with contextlib.suppress(Exception):  # as tqdm does with a broken ipywidgets
+                notebook: Any = importlib.import_module("tqdm.notebook")
+                if notebook.IProgress is not None:
+                    module.tqdm, module.trange = notebook.tqdm, notebook.trange
