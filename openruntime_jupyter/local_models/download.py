@@ -126,9 +126,10 @@ def _receive(url: str, part: Path, connections: Connections, progress: Progress)
                 file.seek(0, os.SEEK_END)
                 failed = failed + 1 if file.tell() == before else 0
                 if failed == ATTEMPTS:
+                    rest = f" to continue after {gigabytes(file.tell())}" if file.tell() else ""
                     raise PullFailed(
                         f"The connection to {urlsplit(url).hostname} failed {ATTEMPTS} times ({str(problem) or type(problem).__name__}): "
-                        f"check network and proxy, and pull again to continue after {gigabytes(file.tell())}"
+                        f"check network and proxy, and pull again{rest}"
                     ) from None
                 time.sleep(FIRST_PAUSE * 2**failed)
 

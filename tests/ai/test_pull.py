@@ -342,6 +342,7 @@ def test_requirement_with_an_address_downloads_that_file(tmp_path: Path, model: 
         for text, said in (
             (f"other @ {address}", "is not a wheel of other"),
             (f"{NAME} @ {broken.url}/Tiny.gguf", "Tiny.gguf is not a wheel of tiny-model-for-tests"),
+            (f"{NAME} @ http://127.0.0.1:9/{wheel.name}", "failed 5 times .*pull again$"),
             (f"{NAME} @ ftp://127.0.0.1/{wheel.name}", "https://"),
         ):
             with pytest.raises(PullFailed, match=said):
