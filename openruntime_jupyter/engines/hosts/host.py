@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from openruntime_jupyter.engines.hosts.connection import Connection, HostsOptions, connect
-from openruntime_jupyter.engines.hosts.finder import HostUnusable, Way
+from openruntime_jupyter.engines.hosts.finder import HostUnreachable, HostUnusable, Way
 from openruntime_jupyter.engines.hosts.link import Link, LinkClosed
 from openruntime_jupyter.engines.hosts.messages import InvalidMessage
 from openruntime_jupyter.schemas import hosts
@@ -81,8 +81,8 @@ class Host:
             try:
                 if await self._connect():
                     failures = 0
-            except HostUnusable as problem:
-                self._become("refused", str(problem), problem.remedy)
+            except (HostUnusable, HostUnreachable) as problem:
+                self._become("refused" if isinstance(problem, HostUnusable) else "lost", str(problem), problem.remedy)
             except asyncio.TimeoutError:
                 self._become("lost", "its agent does not respond")
             except InvalidMessage as problem:

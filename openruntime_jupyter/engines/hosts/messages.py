@@ -178,7 +178,7 @@ class Started:
 
 @dataclass(slots=True)
 class DeviceHolder:
-    """Who uses the device of a lane, so that jobs end with `DeviceTaken`; None once a job can start."""
+    """Holder of the device of a lane, while jobs end with `DeviceTaken`; None once a job can start."""
 
     lane: Name
     holder: str | None
