@@ -20,6 +20,7 @@ from openruntime_jupyter.engines.protocol import Job
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import TaskRequest
+from openruntime_jupyter.schemas.values import ResponsePiece
 
 ROUNDS = 5
 CALLS = 500
@@ -45,7 +46,7 @@ class NullObserver:
     def displayed(self, item: dict[str, Any]) -> None:
         """Ignore the event."""
 
-    def generated(self, text: str) -> None:
+    def generated(self, piece: ResponsePiece) -> None:
         """Ignore the event."""
 
 

@@ -1,7 +1,8 @@
 """Speed, processor time, memory and load time of the default model through the runtime, with both engines.
 
 It is compared with a loop of mlx-lm in float32 on the same weights, which is the fastest way of MLX on a CPU, with llama.cpp in a separate
-process, with itself while another program keeps a core busy, and with itself without a key-value cache of earlier prompts.
+process, with itself while another program keeps a core busy, with a thread for each core, and with itself without a key-value cache of
+earlier prompts.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ TOKENS = 48
 MLX_ROUNDS, MLX_TOKENS = 3, 24
 """Rounds and tokens of the slower engine."""
 TALKS, TURNS_OF_TALK, TOKENS_OF_TURN = 3, 5, 8
+CANCELS = 7
 TEXT = "A queue is what a runtime has where several notebooks share one device. " * 6
+LONG = 20
+"""Repetitions of the text in a prompt that is still being read when it is cancelled."""
 
 TURNS = """
 for line in sys.stdin:
@@ -46,7 +50,9 @@ import json, os, sys, time
 path, tokens = sys.argv[1], int(sys.argv[2])
 began = time.perf_counter()
 from openruntime_jupyter.worker.blas import choose
-choose("")
+blas = choose("")
+if blas is not None:
+    blas.set_threads(int(sys.argv[3]))
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 from mlx_lm.models.llama import Model, ModelArgs
@@ -189,17 +195,31 @@ class Ours:
         fresh = await self.answer(messages=[first, *messages[1:-1]], max_tokens=TOKENS_OF_TURN)
         return output["time_to_first_token_s"], fresh["time_to_first_token_s"], output["cached_tokens"] / output["prompt_tokens"]
 
-    async def cancel(self, prompt: str) -> float:
-        """Return the milliseconds to cancel a task that generates; the model stays loaded."""
-        parameters = {"model": self._model, "prompt": prompt, "max_tokens": 4000, "temperature": 1.0}
-        task_id = (await self._runtime.submit(TaskRequest(operation="generate", parameters=parameters), Caller())).task_id
-        async for _ in self._runtime.tasks.tokens(task_id):
-            break
-        before = time.perf_counter()
-        await self._runtime.cancel(task_id)
-        took = 1000 * (time.perf_counter() - before)
-        assert self._runtime.engine.models.reports(), "the model was unloaded"
+    async def cancels(self, reading: bool) -> list[float]:
+        """Return the milliseconds of cancels while the model reads long prompts, or while it generates. It stays loaded."""
+        took = []
+        for number in range(CANCELS):
+            prompt = _prompt(5000 + number) * (LONG if reading else 1)
+            parameters = {"model": self._model, "prompt": prompt, "max_tokens": 1000, "temperature": 1.0}
+            task_id = (await self._runtime.submit(TaskRequest(operation="generate", parameters=parameters), Caller())).task_id
+            if reading:
+                await self._until_reading(task_id)
+            else:
+                async for _ in self._runtime.tasks.tokens(task_id):
+                    break
+            await asyncio.sleep(0.05 * number)  # at different moments of a step
+            before = time.perf_counter()
+            await self._runtime.cancel(task_id)
+            took.append(1000 * (time.perf_counter() - before))
+            assert self._runtime.engine.models.reports(), "the model was unloaded"
         return took
+
+    async def _until_reading(self, task_id: str) -> None:
+        while True:
+            progress = (await self._runtime.tasks.get(task_id)).progress
+            if progress is not None and progress.message == "reading the prompt" and progress.n:
+                return
+            await asyncio.sleep(0.01)
 
     def megabytes(self) -> float:
         """Return the resident memory of the worker with the model."""
@@ -228,22 +248,15 @@ async def _gguf(ours: Ours, path: str, what: str) -> list[Row]:
     threads = str(max(1, cores - 1))
     await ours.turn("Load it.")
     found: list[tuple[Turn, Turn, Turn]] = []
-    with peer(FLOAT32, path, str(TOKENS)) as loop, peer(LLAMA_CPP, path, str(TOKENS), threads) as alone:
+    with peer(FLOAT32, path, str(TOKENS), str(cores)) as loop, peer(LLAMA_CPP, path, str(TOKENS), threads) as alone:
         for number in range(ROUNDS):
             mine, tokens = await ours.turn(_prompt(number))
             prompt = {"text": _prompt(number), "tokens": tokens}
             found.append((mine, await asyncio.to_thread(loop.turn, prompt), await asyncio.to_thread(alone.turn, prompt)))
         loads, sizes = (ours.load, loop.load), (ours.megabytes(), loop.megabytes())
-    crowded = []
-    with peer(LLAMA_CPP, path, str(TOKENS), str(cores)) as spread, busy_core():
-        for number in range(ROUNDS, 2 * ROUNDS):
-            mine, tokens = await ours.turn(_prompt(number))
-            theirs = await asyncio.to_thread(spread.turn, {"text": _prompt(number), "tokens": tokens})
-            crowded.append((mine.written, theirs.written))
-    shared = await _both(ours, what, ROUNDS, TOKENS)
-    cancels = [await ours.cancel(_prompt(-number)) for number in range(1, ROUNDS + 1)]
+    with peer(LLAMA_CPP, path, str(TOKENS), str(cores)) as spread:
+        shared = await _both(ours, what, spread, ROUNDS, TOKENS)
     first, second, third = zip(*found, strict=True)
-    beside = median([mine for mine, _ in crowded]), median([theirs for _, theirs in crowded])
 
     def compared(field: str, peers: tuple[Turn, ...]) -> tuple[float, float]:
         return median([getattr(turn, field) for turn in first]), median([getattr(turn, field) for turn in peers])
@@ -256,20 +269,29 @@ async def _gguf(ours: Ours, path: str, what: str) -> list[Row]:
         at_most(f"{what}: load, compared with a float32 loop of mlx-lm", *loads, 0.4, "s"),
         at_least(f"{what}: answer, compared with llama.cpp alone", *compared("written", third), 0.75, "tokens/s"),
         *shared,
-        at_least(f"{what}: answer beside a busy core, compared with a thread for each core", *beside, 1.0, "tokens/s"),
-        within(f"{what}: cancel while it generates, with the model left in memory", median(cancels), 100, "ms"),
     ]
 
 
-async def _both(ours: Ours, what: str, rounds: int, tokens: int) -> list[Row]:
-    """Return the rows that each engine has: beside a busy core, and turns of a conversation."""
+async def _both(ours: Ours, what: str, spread: Peer, rounds: int, tokens: int) -> list[Row]:
+    """Return the rows that each engine has: beside a busy core, turns of a conversation, and cancels. `spread` has a thread per core."""
     busy, quiet = await ours.beside_a_busy_core(rounds, tokens)
+    crowded = []
+    with busy_core():
+        for number in range(3000, 3000 + rounds):
+            mine, read = await ours.turn(_prompt(number), tokens)
+            theirs = await asyncio.to_thread(spread.turn, {"text": _prompt(number), "tokens": read})
+            crowded.append((mine.written, theirs.written))
+    beside = [median(values) for values in zip(*crowded, strict=True)]
     talks = [await ours.talk(number) for number in range(TALKS)]
     reused, fresh, shares = (median(values) for values in zip(*talks, strict=True))
+    writing, reading = await ours.cancels(reading=False), await ours.cancels(reading=True)
     return [
         at_least(f"{what}: answer beside a busy core, compared with an idle machine", median(busy), median(quiet), 0.6, "tokens/s"),
+        at_least(f"{what}: answer beside a busy core, compared with a thread for each core", beside[0], beside[1], 1.0, "tokens/s"),
         at_most(f"{what}: first token in turn {TURNS_OF_TALK} of a conversation, compared with no cache", reused, fresh, 0.4, "s"),
         at_least(f"{what}: tokens of that turn's prompt from the cache", 100 * shares, 100, 0.8, "%"),
+        within(f"{what}: cancel while it generates, with the model left in memory", median(writing), 100, "ms"),
+        within(f"{what}: cancel while it reads a long prompt, with the model left in memory", median(reading), 100, "ms"),
     ]
 
 
@@ -279,7 +301,8 @@ async def _mlx(runtime: Runtime, path: str, folder: Path) -> list[Row]:
     await runtime.unload()
     ours = Ours(runtime, str(folder))
     await ours.turn("Load it.", 2)
-    return await _both(ours, "as an MLX folder in float32", MLX_ROUNDS, MLX_TOKENS)
+    with peer(FLOAT32, path, str(MLX_TOKENS), str(os.cpu_count() or 1)) as spread:
+        return await _both(ours, "as an MLX folder in float32", spread, MLX_ROUNDS, MLX_TOKENS)
 
 
 async def _compare(folder: Path, models: Path) -> list[Row]:

@@ -9,6 +9,11 @@ from typing import Any
 HIDDEN, LAYERS, HEADS, KV_HEADS, INNER = 32, 2, 4, 2, 64
 SPECIAL = ("<|begin|>", "<|end|>", "<|unknown|>")
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+THINKING = """\
+{% for m in messages %}{{ m.role }}: {% set content = m.content or '' %}
+{%- if '</think>' in content %}{% set content = content.split('</think>') | last %}{% endif %}{{ content }}<|end|>{% endfor %}
+{%- if add_generation_prompt %}{{ 'assistant:\\n<think>\\n' }}{% endif %}"""
+"""Template that opens the reasoning, and leaves it out of earlier turns."""
 STRICT_TEMPLATE = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}"
     "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}{% endfor %}" + TEMPLATE
@@ -46,6 +51,15 @@ def make_tiny_model(
     }
     (folder / "config.json").write_text(json.dumps(described))
     _weights(folder / "model.safetensors", vocabulary, described["num_hidden_layers"], seed, dtype)
+    return folder
+
+
+def make_thinking_model(folder: Path) -> Path:
+    """Write a tiny model that reasons without end, because its chat template opens the reasoning."""
+    make_tiny_model(folder, context=4096)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "chat_template": THINKING}))
     return folder
 
 

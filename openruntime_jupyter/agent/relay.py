@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed, Progressed, Started
 from openruntime_jupyter.runtime.tasks.entry import TAIL_CHARACTERS, OutputBuffer, display_size
 from openruntime_jupyter.schemas.tasks import Progress
+from openruntime_jupyter.schemas.values import ResponsePiece
 
 INTERVAL = 0.1
 """Minimum seconds between two messages of output."""
@@ -133,15 +135,20 @@ class Relay:
         if self._full():
             self._hold()
 
-    def generated(self, text: str) -> None:
-        """Report text of a model, which is never left out."""
+    def generated(self, piece: ResponsePiece) -> None:
+        """Report a piece of a response, which is never left out."""
+        if not piece.text:
+            self._add_piece(piece)
+            self._send_soon()
+            return
         with self._in_order_if_it_clears():
-            self._output.print("stdout", text)
-            last = self._texts[-1] if self._texts else None
-            if isinstance(last, Generated):
-                last.text += text
-            else:
-                self._texts.append(Generated(self._number, text))
+            self._output.print("stdout", piece.text)
+            self._add_piece(piece)
+
+    def _add_piece(self, piece: ResponsePiece) -> None:
+        last = self._texts[-1] if self._texts else None
+        if not (isinstance(last, Generated) and _extended(last, piece)):
+            self._texts.append(Generated(self._number, piece.text, piece.reasoning, piece.call))
 
     @contextlib.contextmanager
     def _in_order_if_it_clears(self) -> Iterator[None]:
@@ -185,3 +192,16 @@ class Relay:
         progress, self._progress = self._progress, None
         if progress is not None:
             self._send(progress)
+
+
+def _extended(last: Generated, piece: ResponsePiece) -> bool:
+    """Append a piece to a message of the same part of the response, and return whether there was one."""
+    if piece.text and last.text:
+        last.text += piece.text
+    elif piece.reasoning and last.reasoning:
+        last.reasoning += piece.reasoning
+    elif piece.call is not None and last.call is not None and piece.call.name is None and piece.call.index == last.call.index:
+        last.call = replace(last.call, arguments=last.call.arguments + piece.call.arguments)
+    else:
+        return False
+    return True

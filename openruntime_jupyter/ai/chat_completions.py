@@ -21,10 +21,12 @@ from openruntime_jupyter.schemas.chat_completions import (
     CompletionMessage,
     CompletionUsage,
     Delta,
+    FunctionDelta,
     PromptTokensDetails,
     ToolCallDelta,
 )
 from openruntime_jupyter.schemas.tasks import TaskRequest
+from openruntime_jupyter.schemas.values import ReasoningPiece, TokenPiece, ToolCallPiece
 
 WORKFLOW = "model_inference"
 NAME = "chat completion"
@@ -111,6 +113,11 @@ def _logprobs(answer: Answer) -> ChoiceLogprobs | None:
     return None if answer.logprobs is None else ChoiceLogprobs(content=answer.logprobs)
 
 
+def _call_delta(piece: ToolCallPiece) -> ToolCallDelta:
+    function = FunctionDelta(name=piece.name, arguments=piece.arguments)
+    return ToolCallDelta(index=piece.index, id=piece.id, type="function" if piece.name else None, function=function)
+
+
 def usage_of(answer: Answer) -> CompletionUsage:
     """Return the numbers of tokens of a response."""
     prompt, completion = answer.prompt_tokens or 0, answer.completion_tokens or 0
@@ -123,30 +130,58 @@ def usage_of(answer: Answer) -> CompletionUsage:
 
 
 class Chunks:
-    """Chunks of the streamed response of a task. `model` is the id of the model."""
+    """Chunks of the streamed response of a task.
 
-    def __init__(self, task_id: str, model: str) -> None:
+    Parameters
+    ----------
+    model : id of the model
+    most_calls : maximum number of tool calls; None for any
+    """
+
+    def __init__(self, task_id: str, model: str, most_calls: int | None = None) -> None:
         self._task_id = task_id
         self._model = model
+        self._most_calls = most_calls
         self._created = int(time.time())
+        self._first = True
+        self._reasoned = False
+        self._arguments: list[str] = []
+        """Arguments of each call that were sent."""
 
-    def text(self, piece: str, *, first: bool) -> ChatCompletionChunk:
-        """Return the chunk with a piece of the text."""
-        return self._chunk(ChunkChoice(delta=Delta(role="assistant" if first else None, content=piece)))
+    def piece(self, piece: TokenPiece | ReasoningPiece | ToolCallPiece) -> ChatCompletionChunk | None:
+        """Return the chunk with a piece of the response; None for one that is not sent."""
+        if isinstance(piece, TokenPiece):
+            return self._delta(Delta(content=piece.text))
+        if isinstance(piece, ReasoningPiece):
+            self._reasoned = True
+            return self._delta(Delta(reasoning_content=piece.text))
+        if self._most_calls is not None and piece.index >= self._most_calls:
+            return None
+        if piece.index == len(self._arguments):
+            self._arguments.append("")
+        self._arguments[piece.index] += piece.arguments
+        return self._delta(Delta(tool_calls=[_call_delta(piece)]))
 
-    def end(self, answer: Answer, *, first: bool, usage: bool) -> list[ChatCompletionChunk]:
-        """Return the chunks after the text, which have what is known at the end of the response.
-
-        `first` means that no piece was sent before; `usage` adds the chunk with the numbers of tokens.
-        """
-        made = [self.text("", first=True)] if first else []
-        if answer.reasoning:
-            made.append(self._chunk(ChunkChoice(delta=Delta(reasoning_content=answer.reasoning))))
-        if answer.tool_calls:
-            calls = [ToolCallDelta.model_validate({"index": index, **dict(call)}) for index, call in enumerate(answer.tool_calls)]
-            made.append(self._chunk(ChunkChoice(delta=Delta(tool_calls=calls))))
-        made.append(self._chunk(ChunkChoice(delta=Delta(), finish_reason=_end(answer), logprobs=_logprobs(answer))))
+    def end(self, answer: Answer, *, usage: bool) -> list[ChatCompletionChunk]:
+        """Return the chunks for the end of the response, with what was not sent before. `usage` adds one with the numbers of tokens."""
+        made = [self._delta(Delta(content=""))] if self._first and not answer.reasoning and not answer.tool_calls else []
+        if answer.reasoning and not self._reasoned:
+            made.append(self._delta(Delta(reasoning_content=answer.reasoning)))
+        for index, call in enumerate(answer.tool_calls or ()):
+            if index == len(self._arguments):
+                made += filter(None, [self.piece(ToolCallPiece(index, id=call.id, name=call.function.name))])
+            arguments, sent = call.function.arguments, self._arguments[index]
+            if arguments.startswith(sent) and arguments != sent:
+                made += filter(None, [self.piece(ToolCallPiece(index, arguments[len(sent) :]))])
+        made.append(self._delta(Delta(), finish_reason=_end(answer), logprobs=_logprobs(answer)))
         return [*made, self._chunk(usage=usage_of(answer))] if usage else made
+
+    def _delta(self, delta: Delta, **fields: Any) -> ChatCompletionChunk:
+        """Return a chunk with a part of the message. The first one names its author."""
+        if self._first:
+            self._first = False
+            delta = delta.model_copy(update={"role": "assistant"})
+        return self._chunk(ChunkChoice(delta=delta, **fields))
 
     def _chunk(self, *choices: ChunkChoice, usage: CompletionUsage | None = None) -> ChatCompletionChunk:
         return ChatCompletionChunk(id=self._task_id, created=self._created, model=self._model, choices=[*choices], usage=usage)

@@ -25,6 +25,7 @@ from openruntime_jupyter.engines.protocol import (
 )
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
+from openruntime_jupyter.schemas.values import ResponsePiece, ToolCallPiece
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,16 @@ class InlineContext:
     def token(self, text: str) -> None:
         """Report a piece of generated text."""
         if text:
-            self._observer.generated(text)
+            self._observer.generated(ResponsePiece(text))
+
+    def reasoning(self, text: str) -> None:
+        """Report a piece of the reasoning before a generated text."""
+        if text:
+            self._observer.generated(ResponsePiece(reasoning=text))
+
+    def tool_call(self, piece: ToolCallPiece) -> None:
+        """Report a piece of a tool call."""
+        self._observer.generated(ResponsePiece(call=piece))
 
     def progress(self, n: float, total: float | None = None, message: str | None = None) -> None:
         """Report progress."""

@@ -45,7 +45,7 @@ from openruntime_jupyter.local_models.language_model import loading
 from openruntime_jupyter.schemas.base import dumps
 from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
-from openruntime_jupyter.schemas.values import ModelSource
+from openruntime_jupyter.schemas.values import ModelSource, piece_of
 from openruntime_jupyter.worker.devices import no_backend
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, BrokenFrame, Kind
 
@@ -235,7 +235,7 @@ class Attempt:
             self._loading = model if model is not None and body["message"] == loading(model) else None
             self._observer.progressed(body)
         elif kind is Kind.TOKEN:
-            self._observer.generated(body["text"])
+            self._observer.generated(piece_of(body))
         elif kind is Kind.DISPLAY:
             self._observer.displayed(body)
         elif kind is Kind.DECLINED:

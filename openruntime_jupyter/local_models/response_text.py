@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
-from openruntime_jupyter.local_models.characters import WholeCharacters
+from openruntime_jupyter.local_models.characters import Trimmed, WholeCharacters
 from openruntime_jupyter.local_models.reasoning import ReasoningSplitter
+from openruntime_jupyter.schemas.values import ToolCallPiece
+
+
+class ResponseReceiver(Protocol):
+    """Receiver of a response while it is generated, such as the context of a task."""
+
+    def token(self, text: str) -> None:
+        """Receive a piece of the text."""
+
+    def reasoning(self, text: str) -> None:
+        """Receive a piece of the reasoning before the text."""
+
+    def tool_call(self, piece: ToolCallPiece) -> None:
+        """Receive a piece of a tool call."""
 
 
 class ResponseText:
@@ -13,16 +27,19 @@ class ResponseText:
 
     Parameters
     ----------
-    on_text : gets each piece of the response as soon as it is final
+    receiver : gets each piece of the response and its reasoning as soon as it is final; None for nobody
     templated : whether the prompt had a chat template. The text after a plain prompt is not split.
     opened : tag of reasoning with which the prompt ended
     """
 
-    def __init__(self, on_text: Callable[[str], None] | None, templated: bool, opened: str | None = None) -> None:
-        self._on_text = on_text
+    def __init__(self, receiver: ResponseReceiver | None, templated: bool, opened: str | None = None) -> None:
+        self._receiver = receiver
         self._pieces: list[str] = []
         self._reasoning: list[str] = []
+        self._reasoned = False
         self._whole = WholeCharacters()
+        self._whole_reasoning = WholeCharacters()
+        self._trimmed = Trimmed()
         self._splitter = ReasoningSplitter(self._take, self.add_reasoning, opened) if templated else None
 
     def add(self, piece: str) -> None:
@@ -34,18 +51,20 @@ class ResponseText:
 
     def add_reasoning(self, piece: str) -> None:
         """Add a piece of the reasoning."""
-        self._reasoning.append(piece)
+        self._reasoned = self._reasoned or bool(piece)
+        self._pass_reasoning(self._whole_reasoning.add(piece))
 
     def end(self, cut: bool) -> None:
         """Process the end of the text. A part of a character at the end of a `cut` text is dropped."""
         if self._splitter is not None:
             self._splitter.end()
+        self._pass_reasoning(self._whole_reasoning.end(cut and not self._pieces))
         self._pass(self._whole.end(cut))
 
     @property
     def activity(self) -> str:
         """Return what the model writes, for the progress of the task."""
-        return "reasoning" if self._reasoning and not self._pieces else "writing"
+        return "reasoning" if self._reasoned and not self._pieces else "writing"
 
     @property
     def text(self) -> str:
@@ -55,14 +74,20 @@ class ResponseText:
     @property
     def reasoning(self) -> str | None:
         """Return the reasoning so far, or None without any."""
-        return "".join(self._reasoning).strip() or None
+        return "".join(self._reasoning) or None
 
     def _take(self, piece: str) -> None:
         # Spaces between reasoning and text belong to neither.
-        self._pass(self._whole.add(piece.lstrip() if self._reasoning and not self._pieces else piece))
+        self._pass(self._whole.add(piece.lstrip() if self._reasoned and not self._pieces else piece))
 
     def _pass(self, piece: str) -> None:
         if piece:
             self._pieces.append(piece)
-            if self._on_text is not None:
-                self._on_text(piece)
+            if self._receiver is not None:
+                self._receiver.token(piece)
+
+    def _pass_reasoning(self, piece: str) -> None:
+        if shown := self._trimmed.add(piece):
+            self._reasoning.append(shown)
+            if self._receiver is not None:
+                self._receiver.reasoning(shown)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from openruntime_jupyter.arrays import array_file
 from openruntime_jupyter.arrays.array_layout import Layout
 from openruntime_jupyter.arrays.blocks import UNFINISHED
 from openruntime_jupyter.errors import ArrayNotFound, MemoryRefused, OpenRuntimeError, StorageUnavailable, gigabytes
-from openruntime_jupyter.schemas.values import ModelSource
+from openruntime_jupyter.schemas.values import ModelSource, ToolCallPiece
 
 if TYPE_CHECKING:
     from openruntime_jupyter.arrays.conversion import Array
@@ -246,10 +247,22 @@ class TaskContext:
 
     def token(self, text: str) -> None:
         """Send a piece of generated text immediately."""
+        if text:
+            self._piece({"text": text})
+
+    def reasoning(self, text: str) -> None:
+        """Send a piece of the reasoning before a generated text immediately."""
+        if text:
+            self._piece({"reasoning": text})
+
+    def tool_call(self, piece: ToolCallPiece) -> None:
+        """Send a piece of a tool call immediately."""
+        self._piece({"call": asdict(piece)})
+
+    def _piece(self, body: dict[str, Any]) -> None:
         with self._send_lock:
-            if text:
-                self.code_began = True
-                self._emit("token", {"text": text})
+            self.code_began = True
+            self._emit("token", body)
 
     def display(
         self,

@@ -18,7 +18,7 @@ from openruntime_jupyter.operations.json_schema import mismatch
 from openruntime_jupyter.operations.response_options import CheckedResponseOptions
 from openruntime_jupyter.schemas.ai import LOCAL, About, Answer, ChosenTool, Message
 from openruntime_jupyter.schemas.base import wrong
-from openruntime_jupyter.schemas.values import GenerationOptions
+from openruntime_jupyter.schemas.values import GenerationOptions, ToolCallPiece
 
 GREETING = "Say hello in one sentence."
 """Default prompt, to check that everything works."""
@@ -141,7 +141,10 @@ def _answer(model: LanguageModel, params: Params, context: TaskContext) -> dict[
         # Engines can't restrict a text to JSON if it may be a call. A model that calls no tool answers again, without the tools.
         called = model.answer(None, params.conversation, replace(options, schema=None, streamed=False), context)
         if called["tool_calls"] is not None:
+            context.reasoning(called["reasoning"] or "")
             context.token(called["text"])
+            for index, call in enumerate(called["tool_calls"]):
+                context.tool_call(ToolCallPiece(index, call["function"]["arguments"], call["id"], call["function"]["name"]))
             return called
         options = replace(options, tools=(), call_required=False)
     answer = model.answer(params.prompt, params.conversation, options, context)

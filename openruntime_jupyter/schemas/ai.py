@@ -288,6 +288,22 @@ class TokenEvent(Wire):
     )
 
 
+class ReasoningEvent(Wire):
+    """Piece of the reasoning before the text: the data of a server-sent event `reasoning`."""
+
+    text: str = Field(description="Text of the piece.")
+    index: int = Field(description="Number of preceding characters of the reasoning; 0 again if it starts over.")
+
+
+class ToolCallEvent(Wire):
+    """Piece of a tool call: the data of a server-sent event `tool_call`."""
+
+    index: int = Field(description="Position of the call in the response.")
+    id: str | None = absent("Id of the call, in its first piece.")
+    name: str | None = absent("Name of the function, in the first piece of the call.")
+    arguments: str = Field(description="Next piece of the arguments, which are JSON text; empty in the first piece of the call.")
+
+
 class AiTask(Wire):
     """AI task as returned by `POST /ai/tasks`; `GET /tasks/{id}` returns the full record."""
 

@@ -172,10 +172,20 @@ class ChatCompletion(Wire):
     usage: CompletionUsage = Field(description="Numbers of tokens.")
 
 
-class ToolCallDelta(ToolCall):
-    """Tool call in a chunk, complete."""
+class FunctionDelta(Wire):
+    """Piece of the function that a model calls."""
+
+    name: str | None = absent("Name of the function, in the first piece of the call.")
+    arguments: str = Field(description="Next piece of the arguments, which are JSON text.")
+
+
+class ToolCallDelta(Wire):
+    """Piece of a tool call."""
 
     index: int = Field(description="Position of the call.")
+    id: str | None = absent("Id of the call, in its first piece.")
+    type: Literal["function"] | None = absent("Always `function`, in the first piece of the call.")
+    function: FunctionDelta = Field(description="Piece of the function.")
 
 
 class Delta(Wire):
@@ -183,8 +193,8 @@ class Delta(Wire):
 
     role: Literal["assistant"] | None = absent("Author of the message, in the first chunk.")
     content: str | None = absent("Next piece of the text.")
-    reasoning_content: str | None = absent("Reasoning of the model.")
-    tool_calls: list[ToolCallDelta] | None = absent("All tool calls of the response.")
+    reasoning_content: str | None = absent("Next piece of the reasoning of the model.")
+    tool_calls: list[ToolCallDelta] | None = absent("Next piece of a tool call.")
 
 
 class ChunkChoice(Wire):

@@ -164,11 +164,17 @@ BYTES: Schema = {"type": "string", "format": "binary"}
 TEXT: Schema = {"type": "string"}
 TOKENS: Schema = {
     "type": "string",
-    "description": "Events: `token` with a TokenEvent; at the end `task` with an AiTask. The `id` of a token is the number of characters "
-    "up to its end; send it as `Last-Event-ID` to resume from there. If `index` is 0 again, the worker died, the task was retried and the "
-    "text starts over. Comments between events keep the connection alive.",
+    "description": "Events: `token` with a TokenEvent, `reasoning` with a ReasoningEvent, `tool_call` with a ToolCallEvent; at the end "
+    "`task` with an AiTask. The `id` of a token is the number of characters up to its end; send it as `Last-Event-ID` to resume from "
+    "there. Reasoning and tool calls are then sent again from their beginning. If `index` is 0 again, the worker died, the task was "
+    "retried and the text starts over. Comments between events keep the connection alive.",
 }
-TOKEN_EVENTS: Mapping[str, type[BaseModel]] = {"token": ai.TokenEvent, "task": ai.AiTask}
+TOKEN_EVENTS: Mapping[str, type[BaseModel]] = {
+    "token": ai.TokenEvent,
+    "reasoning": ai.ReasoningEvent,
+    "tool_call": ai.ToolCallEvent,
+    "task": ai.AiTask,
+}
 
 IDEMPOTENCY_KEY = Header(
     "Idempotency-Key",

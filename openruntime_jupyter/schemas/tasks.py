@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from openruntime_jupyter.errors import OpenRuntimeError
 from openruntime_jupyter.schemas.arrays import ArrayReference
-from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire
+from openruntime_jupyter.schemas.base import Priority, Timestamp, Wire, absent
 
 
 class TaskState(str, Enum):
@@ -295,3 +295,4 @@ class TaskOutput(Wire):
     truncated: bool = Field(False, description="true if output was omitted because of the size limit.")
     finished: bool = Field(False, description="true if there will be no more output.")
     task: Task | None = Field(None, description="Record of the task, if the request asks for it.")
+    reasoning: str | None = absent("Reasoning so far of the model of a running AI task, if the request asks for the record.")

@@ -94,3 +94,44 @@ class GenerationOptions:
     call_required: bool = False
     streamed: bool = True
     reasoning_effort: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPiece:
+    """Next piece of the tool call at position `index` of a response. The first piece of a call has its id and name."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsePiece:
+    """Next piece of a response while a model generates it: of the text, of the reasoning before it, or of a tool call."""
+
+    text: str = ""
+    reasoning: str = ""
+    call: ToolCallPiece | None = None
+
+
+def piece_of(fields: dict[str, Any]) -> ResponsePiece:
+    """Return the piece of a response with these fields; missing ones are empty."""
+    call = fields.get("call")
+    return ResponsePiece(fields.get("text", ""), fields.get("reasoning", ""), None if call is None else ToolCallPiece(**call))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPiece:
+    """Piece of text and the number of characters before it. A later piece with index 0 starts a new attempt."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningPiece:
+    """Piece of the reasoning before the text, and the number of characters of reasoning before it."""
+
+    index: int
+    text: str

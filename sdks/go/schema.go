@@ -801,10 +801,10 @@ type Delta struct {
 	// Next piece of the text.
 	Content string `json:"content"`
 
-	// Reasoning of the model.
+	// Next piece of the reasoning of the model.
 	ReasoningContent string `json:"reasoning_content"`
 
-	// All tool calls of the response.
+	// Next piece of a tool call.
 	ToolCalls []ToolCallDelta `json:"tool_calls"`
 }
 
@@ -1090,6 +1090,15 @@ type FunctionDefinition struct {
 
 	// true: the arguments must fit the schema exactly, if the provider supports it.
 	Strict *bool `json:"strict,omitempty"`
+}
+
+// Piece of the function that a model calls.
+type FunctionDelta struct {
+	// Name of the function, in the first piece of the call.
+	Name string `json:"name"`
+
+	// Next piece of the arguments, which are JSON text.
+	Arguments string `json:"arguments"`
 }
 
 // Response of `GET /health`.
@@ -2046,6 +2055,15 @@ type PromptTokensDetails struct {
 	CachedTokens int64 `json:"cached_tokens"`
 }
 
+// Piece of the reasoning before the text: the data of a server-sent event `reasoning`.
+type ReasoningEvent struct {
+	// Text of the piece.
+	Text string `json:"text"`
+
+	// Number of preceding characters of the reasoning; 0 again if it starts over.
+	Index int64 `json:"index"`
+}
+
 // Worker that keeps a model in memory.
 type ResidentInfo struct {
 	// Id of the device.
@@ -2537,6 +2555,9 @@ type TaskOutput struct {
 
 	// Record of the task, if the request asks for it.
 	Task *Task `json:"task"`
+
+	// Reasoning so far of the model of a running AI task, if the request asks for the record.
+	Reasoning string `json:"reasoning"`
 }
 
 // New output of a task (topic).
@@ -2754,19 +2775,34 @@ type ToolCall struct {
 	Function FunctionCall `json:"function"`
 }
 
-// Tool call in a chunk, complete.
+// Piece of a tool call.
 type ToolCallDelta struct {
-	// Id of the call, for `tool_call_id`.
-	ID string `json:"id"`
-
-	// Always `function`.
-	Type string `json:"type"`
-
-	// Function with its arguments.
-	Function FunctionCall `json:"function"`
-
 	// Position of the call.
 	Index int64 `json:"index"`
+
+	// Id of the call, in its first piece.
+	ID string `json:"id"`
+
+	// Always `function`, in the first piece of the call.
+	Type string `json:"type"`
+
+	// Piece of the function.
+	Function FunctionDelta `json:"function"`
+}
+
+// Piece of a tool call: the data of a server-sent event `tool_call`.
+type ToolCallEvent struct {
+	// Position of the call in the response.
+	Index int64 `json:"index"`
+
+	// Id of the call, in its first piece.
+	ID string `json:"id"`
+
+	// Name of the function, in the first piece of the call.
+	Name string `json:"name"`
+
+	// Next piece of the arguments, which are JSON text; empty in the first piece of the call.
+	Arguments string `json:"arguments"`
 }
 
 // ToolMode of the API.

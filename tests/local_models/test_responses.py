@@ -38,16 +38,22 @@ from openruntime_jupyter.runtime.tasks.submission import Caller
 
 generate, contexts = operation("generate"), {}
 for line in sys.stdin:
-    (path, parameters), streamed = json.loads(line), []
+    (path, parameters), streamed, reasoned, called = json.loads(line), [], [], []
     key = path, parameters.get("adapter")
     try:
         if key not in contexts:
             source = ModelCatalog(Settings(data_dir=Path("/nowhere"))).resolve(path, Caller("me"), key[1])
             contexts[key] = TaskContext(model=source, threads=1)
         context = contexts[key]
-        context.token = streamed.append
+        context.token, context.reasoning, context.tool_call = streamed.append, reasoned.append, called.append
         answer = generate.run(generate.validate({"messages": [{"role": "user", "content": "go"}], **parameters}), context)
         assert "".join(streamed) == answer["text"], "the streamed text differs"
+        assert "".join(reasoned) == (answer["reasoning"] or ""), "the streamed reasoning differs"
+        begun = [piece for piece in called if piece.name is not None]
+        whole = [(each.id, each.name, "".join(piece.arguments for piece in called if piece.index == each.index)) for each in begun]
+        calls = [(call["id"], *(call["function"][name] for name in ("name", "arguments"))) for call in answer["tool_calls"] or ()]
+        assert whole == calls, f"the streamed calls differ: {called}"
+        answer["provider"] = json.dumps([len(reasoned), [piece.index for piece in called]])
     except OpenRuntimeError as problem:
         answer = str(problem)
     print(json.dumps(answer), flush=True)
@@ -81,6 +87,12 @@ def in_both(folder: Path, script: str, template: str = TOOL_TEMPLATE) -> list[Pa
     return [made, write_twin(made, folder / "scripted.gguf")]
 
 
+def streamed(answer: Answer) -> tuple[int, list[int]]:
+    """Return the number of pieces of the reasoning, and the index of the call of each piece of a call, which the program has added."""
+    reasoned, called = json.loads(answer.provider)
+    return reasoned, called
+
+
 def function(name: str, **properties: str) -> dict[str, Any]:
     described = {each: {"type": kind} for each, kind in properties.items()}
     return {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": described}}}
@@ -105,6 +117,9 @@ def test_tool_calls_are_apart_from_the_text(answers: Ask, tmp_path: Path) -> Non
         called = [(call.function.name, json.loads(call.function.arguments)) for call in answer.tool_calls]
         assert called == [("weather", {"city": "Zürich"}), ("add", {"a": 1, "b": 2})]
         assert len({call.id for call in answer.tool_calls}) == 2
+        indexes = streamed(answer)[1]
+        assert indexes == sorted(indexes), "one call after the other"
+        assert min(indexes.count(0), indexes.count(1)) > 3, "the name and the arguments of each call come in pieces"
         assert plain.text == TWO_CALLS, "without tools there are no calls"
         assert (cut.text, cut.tool_calls, cut.finish_reason) == ("I look.\n", None, "length")
 
@@ -199,6 +214,7 @@ def test_reasoning_is_apart_from_the_text(answers: Ask, tmp_path: Path) -> None:
     opened = in_both(tmp_path / "opened", "Let me see.\n</think>\n\nIt is 3.", OPENED)
     for answer in answers(*((model, {}) for model in (*whole, *opened))):
         assert (answer.text, answer.reasoning) == ("It is 3.", "Let me see.")
+        assert streamed(answer)[0] > 1, "the reasoning comes in pieces"
     cut, *others = answers(*((model, {"max_tokens": 5}) for model in whole))
     assert all((each.text, each.finish_reason) == ("", "length") and "Let me" in each.reasoning for each in (cut, *others))
 

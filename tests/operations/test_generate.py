@@ -23,7 +23,7 @@ from openruntime_jupyter.operations.registry import operation
 from openruntime_jupyter.runtime.runtime import Runtime
 from openruntime_jupyter.schemas.ai import Answer
 from openruntime_jupyter.schemas.tasks import Task
-from openruntime_jupyter.schemas.values import ModelSource
+from openruntime_jupyter.schemas.values import ModelSource, TokenPiece
 from openruntime_jupyter.worker.runner import threads_for
 from tests.gguf_twin import write_twin
 from tests.runtimes import completed, ended, printed, runtime_in, submit, until
@@ -98,7 +98,7 @@ async def test_greedy_text_equals_mlx_lm_with_consistent_statistics(runtime: Run
 @both_engines
 async def test_tokens_are_streamed_and_add_up_to_the_response(runtime: Runtime, model: str) -> None:
     task_id = await prompt(runtime, model=model, max_tokens=100)
-    streamed = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
+    streamed = "".join([piece.text async for piece in runtime.tasks.tokens(task_id) if isinstance(piece, TokenPiece)])
     task = await ended(runtime, task_id)
     assert task.result is not None
     assert streamed == task.result.output["text"] == await printed(runtime, task_id)
@@ -123,7 +123,7 @@ async def test_stop_text_ends_response_and_is_not_streamed(runtime: Runtime, mod
     whole = (await answer(runtime, model=model, max_tokens=60)).text
     stop = whole[20:24]
     task_id = await prompt(runtime, model=model, max_tokens=60, stop=["no such text", stop])
-    streamed = "".join([piece.text async for piece in runtime.tasks.tokens(task_id)])
+    streamed = "".join([piece.text async for piece in runtime.tasks.tokens(task_id) if isinstance(piece, TokenPiece)])
     task = await ended(runtime, task_id)
     assert task.result is not None
     assert streamed == task.result.output["text"] == whole[: whole.index(stop)]

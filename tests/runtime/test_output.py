@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from openruntime_jupyter.runtime.runtime import Runtime
-from openruntime_jupyter.runtime.tasks.entry import OutputBuffer, Stream, TokenLog, TokenPiece, read_stored
+from openruntime_jupyter.runtime.tasks.entry import OutputBuffer, Stream, TokenLog, read_stored
 from openruntime_jupyter.schemas.tasks import OutputItem
+from openruntime_jupyter.schemas.values import ResponsePiece, TokenPiece
 from tests.runtimes import busy, cell, completed, ended, pickled, printed, runtime_in, submit, value
 
 BLOCKED_MS = 100
@@ -278,17 +279,17 @@ def test_note_after_image_or_truncation_adds_no_empty_line() -> None:
 
 
 async def text_of(log: TokenLog, since: int = 0) -> str:
-    return "".join([piece.text async for piece in log.read(since)])
+    return "".join([piece.text async for piece in log.read(since) if isinstance(piece, TokenPiece)])
 
 
 async def test_every_reader_gets_text_from_its_position() -> None:
     log = TokenLog()
-    assert log.add("one ") == TokenPiece(0, "one ")
+    assert log.add(ResponsePiece("one ")) == 0
     readers = [asyncio.ensure_future(text_of(log, since)) for since in (0, 2, 4, 9)]
     await asyncio.sleep(0)
-    assert log.add("two ") == TokenPiece(4, "two ")
+    assert log.add(ResponsePiece("two ")) == 4
     await asyncio.sleep(0)
-    log.add("three")
+    log.add(ResponsePiece("three"))
     log.close()
     assert await asyncio.gather(*readers) == ["one two three", "e two three", "two three", "hree"]
     assert await text_of(log) == "one two three"
@@ -296,17 +297,17 @@ async def test_every_reader_gets_text_from_its_position() -> None:
 
 async def test_reader_restarts_with_new_attempt() -> None:
     log = TokenLog()
-    found: list[TokenPiece] = []
+    found: list[object] = []
 
     async def read() -> None:
         found.extend([piece async for piece in log.read()])
 
-    log.add("of the first worker")
+    log.add(ResponsePiece("of the first worker"))
     reading = asyncio.ensure_future(read())
     await asyncio.sleep(0)
     log.restart()
     await asyncio.sleep(0)
-    log.add("of the second")
+    log.add(ResponsePiece("of the second"))
     log.close()
     await reading
     assert found == [TokenPiece(0, "of the first worker"), TokenPiece(0, "of the second")]

@@ -13,7 +13,7 @@ from tests.gguf_twin import write_twin
 from tests.server.ai_support import ask, post, told
 from tests.server.conftest import error_of
 from tests.support import STANDALONE, TOKEN, Server, running_server, wait_until
-from tests.tiny_model import STRICT_TEMPLATE, make_tiny_model
+from tests.tiny_model import STRICT_TEMPLATE, make_thinking_model, make_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,21 @@ def test_too_long_prompt_is_rejected_with_token_counts(server: Server) -> None:
     task = ask(server, "word " * 20_000, parameters=short())
     assert task["status"] == "failed"
     assert "4,096" in task["error"], task["error"]
+
+
+def test_local_model_streams_its_reasoning(server: Server, tmp_path: Path) -> None:
+    options = short(max_tokens=2000, temperature=1.0, model=str(make_thinking_model(tmp_path / "thinks")))
+    body = {"workflow_type": "model_inference", "prompt": "why?", "parameters": options, "stream": True}
+    with server.client.stream("POST", f"{server.url}/ai/tasks", json=body, headers=server.headers, timeout=180) as response:
+        events = told(response)
+        got = [next(events) for _ in range(3)]
+        task_id = response.headers["Location"].rpartition("/")[2]
+        output = server.get(f"/tasks/{task_id}/output?record=true")
+    assert [name for name, _ in got] == ["reasoning"] * 3
+    text = "".join(data["text"] for _, data in got)
+    assert [data["index"] for _, data in got] == [0, len(got[0][1]["text"]), len(text) - len(got[2][1]["text"])]
+    assert output["reasoning"].startswith(text), "the notebook shows the reasoning of a running task"
+    assert "reasoning" not in server.get(f"/tasks/{task_id}/output")
 
 
 def test_strict_template_answers_all_workflows_and_conversations(server: Server, tmp_path: Path) -> None:

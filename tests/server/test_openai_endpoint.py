@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from pydantic import BaseModel
 
 from openruntime_jupyter.schemas.chat_completions import ChatCompletionChunk
@@ -21,7 +23,7 @@ from tests.gguf_twin import write_twin
 from tests.scripted_model import TOOL_TEMPLATE, make_scripted_model
 from tests.server.ai_support import KEY, profile, steered
 from tests.support import JUPYTER, STANDALONE, Server, running_server, wait_until
-from tests.tiny_model import make_tiny_model
+from tests.tiny_model import make_thinking_model, make_tiny_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "other-tools.md"
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -51,6 +53,7 @@ def server(
     write_twin(make_tiny_model(folder / "tiny", context=4096), folder / "models" / "tiny.gguf")
     caller = make_scripted_model(folder / "with-tools", TWO_CALLS, TOOL_TEMPLATE)
     write_twin(caller, folder / "models" / "with-tools.gguf")
+    write_twin(make_thinking_model(folder / "with-reasoning"), folder / "models" / "with-reasoning.gguf")
     config = profile(provider.url)
     config["OpenRuntimeApp"]["profiles"]["scripted"] = {"base_url": scripted.url, "max_retries": 0}
     config["OpenRuntimeApp"] |= {"default_profile": "local", "models_dir": str(folder / "models"), "cpu_slots": 1}
@@ -76,6 +79,7 @@ def test_models_are_listed_by_their_ids(client: openai.OpenAI) -> None:
         "default": "local",
         "tiny": "local",
         "with-tools": "local",
+        "with-reasoning": "local",
         "cloud/tiny": "cloud",
     }, "a profile without a default model is not listed"
     assert client.models.retrieve("cloud/tiny").id == "cloud/tiny"
@@ -172,6 +176,21 @@ def calls(connection: Connection, request: Request) -> None:
     connection.event("[DONE]")
 
 
+def assembled(deltas: list[ChoiceDelta]) -> list[dict[str, Any]]:
+    """Return the tool calls of a streamed response. The first piece of each has index, id and name, and the others more arguments."""
+    made: list[dict[str, Any]] = []
+    for piece in [piece for delta in deltas for piece in delta.tool_calls or ()]:
+        assert piece.function is not None
+        assert piece.function.arguments is not None
+        if piece.index == len(made):
+            assert (piece.type, bool(piece.id), bool(piece.function.name), piece.function.arguments) == ("function", True, True, "")
+            made.append({"id": piece.id, "type": "function", "function": {"name": piece.function.name, "arguments": ""}})
+        else:
+            assert (piece.id, piece.type, piece.function.name) == (None, None, None)
+        made[piece.index]["function"]["arguments"] += piece.function.arguments
+    return made
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_two_tools_are_called_at_once_and_answered(client: openai.OpenAI, scripted: ProviderServer, stream: bool) -> None:
     scripted.script(calls, says("Sunny at noon."))
@@ -179,9 +198,7 @@ def test_two_tools_are_called_at_once_and_answered(client: openai.OpenAI, script
     if stream:
         chunks = list(client.chat.completions.create(messages=QUESTION, stream=True, stream_options={"include_usage": True}, **options))
         deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
-        (found,) = [delta.tool_calls for delta in deltas if delta.tool_calls]
-        assert [call.index for call in found] == [0, 1]
-        made: list[Any] = [call.model_dump(exclude={"index"}) for call in found]
+        made: list[Any] = assembled(deltas)
         ends, told = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices], chunks[-1].usage
         reasoning = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
         message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": made}
@@ -231,8 +248,10 @@ def test_local_model_calls_two_tools_or_one(client: openai.OpenAI) -> None:
     assert (both.message.content, both.finish_reason) == ("Both.\n", "tool_calls")
     assert [json.loads(call.function.arguments) for call in both.message.tool_calls] == [{"city": "Berlin"}, {"city": "Rome"}]
     chunks = list(ask(stream=True, parallel_tool_calls=False))
-    (calls,) = [chunk.choices[0].delta.tool_calls for chunk in chunks if chunk.choices[0].delta.tool_calls]
-    assert [call.function.name for call in calls] == ["weather"]
+    (call,) = assembled([chunk.choices[0].delta for chunk in chunks])
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("weather", {"city": "Berlin"})
+    streamed = assembled([chunk.choices[0].delta for chunk in ask(stream=True)])
+    assert [json.loads(call["function"]["arguments"]) for call in streamed] == [{"city": "Berlin"}, {"city": "Rome"}]
     assert "<tool_call>" not in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     with pytest.raises(openai.BadRequestError, match="chat template has none") as caught:
         client.chat.completions.create(model="tiny", messages=QUESTION, tools=TOOLS)
@@ -277,6 +296,44 @@ def test_schema_and_logprobs_of_a_remote_model(client: openai.OpenAI, scripted: 
     sent = scripted.requests[-1].json
     assert (sent["response_format"]["type"], sent["logprobs"], sent["top_logprobs"]) == ("json_schema", True, 1)
     assert "name" in sent["response_format"]["json_schema"]["schema"]["properties"]
+
+
+def test_reasoning_and_calls_of_a_remote_model_are_streamed_as_they_come(client: openai.OpenAI, scripted: ProviderServer) -> None:
+    pieces: list[dict[str, Any]] = [
+        {"reasoning_content": "First"},
+        {"reasoning_content": " this."},
+        {"content": "So:"},
+        {"tool_calls": [{"index": 0, "id": "a", "type": "function", "function": {"name": "time"}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"city":'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ' "Rome"}'}}]},
+    ]
+    seen = threading.Semaphore(0)
+
+    def answer(connection: Connection, request: Request) -> None:
+        connection.begin()
+        for piece in pieces:
+            connection.event(chunk(None, **piece))
+            assert seen.acquire(timeout=20), f"{piece} was not passed on before the next piece"
+        connection.event(chunk(None, "tool_calls"))
+        connection.event("[DONE]")
+
+    scripted.script(answer)
+    deltas = []
+    for each in client.chat.completions.create(model="scripted/tiny", messages=QUESTION, tools=TOOLS, stream=True):
+        deltas.append(each.choices[0].delta)
+        seen.release()
+    *parts, _ = [delta.model_dump(exclude_unset=True) for delta in deltas]
+    assert parts[0].pop("role") == "assistant"
+    parts[3]["tool_calls"][0]["function"].pop("arguments")
+    assert parts == pieces
+
+
+def test_reasoning_of_a_local_model_is_streamed(client: openai.OpenAI, server: Server) -> None:
+    chunks = client.chat.completions.create(model="with-reasoning", messages=QUESTION, stream=True, max_tokens=2000, temperature=1.0)
+    first = next(chunks)
+    assert getattr(first.choices[0].delta, "reasoning_content", "")
+    assert server.get(f"/tasks/{first.id}")["status"] == "running"
+    chunks.close()
 
 
 def test_async_clients_share_the_queue(server: Server) -> None:
@@ -424,7 +481,7 @@ def test_request_without_token_gets_no_remote_model(server: Server) -> None:
     """A stand-alone server lets local programs use local models; `fits` checks that every error has OpenAI's format."""
     found = server.client.get(f"{server.url}/v1/models")
     if server.url == server.root:  # stand-alone: the same system user, who may spend
-        assert [each["id"] for each in found.json()["data"]] == ["default", "tiny", "with-tools", "cloud/tiny"]
+        assert [each["id"] for each in found.json()["data"]] == ["default", "tiny", "with-reasoning", "with-tools", "cloud/tiny"]
     else:
         assert (found.status_code, found.json()["error"]["type"]) == (401, "authentication_error")
 

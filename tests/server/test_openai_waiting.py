@@ -28,7 +28,7 @@ async def test_waiting_stream_has_comments_with_its_position(
     (tmp_path / "models").mkdir()
     write_twin(make_tiny_model(tmp_path / "tiny"), tmp_path / "models" / "tiny.gguf")
     app = prepared(jp_serverapp, tmp_path / "data")
-    app.cpu_slots, app.models_dir = 1, str(tmp_path / "models")
+    app.cpu_slots, app.max_pending, app.models_dir = 1, 1, str(tmp_path / "models")
     await jp_serverapp.extension_manager.start_all_extensions()
     await app.ready()
     # As in a notebook, by the variables that kernels inherit. The server of this test has another port than the announced one.
@@ -41,9 +41,13 @@ async def test_waiting_stream_has_comments_with_its_position(
             async with client.stream("POST", "/v1/chat/completions", json=body) as response:
                 lines = response.aiter_lines()
                 assert await asyncio.wait_for(anext(lines), 30) == ": waiting, position 1"
+                full = await client.post("/v1/chat/completions", json=body)
                 await client.delete(f"/tasks/{running}")
                 chunks = [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
     finally:
         await app.stop_extension()
+    assert (full.status_code, full.json()["error"]["code"]) == (503, "queue_full")
+    assert int(full.headers["Retry-After"]) >= 1
+    assert "X-Should-Retry" not in full.headers
     assert chunks[-1] == "[DONE]"
     assert json.loads(chunks[-2])["choices"][0]["finish_reason"] == "length"

@@ -208,7 +208,8 @@ def test_events_and_messages_have_schemas() -> None:
     prefix = "#/components/schemas/"
     for path, verb in (("/tasks/{task_id}/tokens", "get"), ("/ai/tasks", "post")):
         content = DOCUMENT["paths"][path][verb]["responses"]["200"]["content"]["text/event-stream"]
-        assert content["x-sse"] == {"token": {"$ref": prefix + "TokenEvent"}, "task": {"$ref": prefix + "AiTask"}}
+        events = {"token": "TokenEvent", "reasoning": "ReasoningEvent", "tool_call": "ToolCallEvent", "task": "AiTask"}
+        assert content["x-sse"] == {event: {"$ref": prefix + name} for event, name in events.items()}
     messages = DOCUMENT["paths"]["/ws"]["get"]["x-websocket"]
     assert messages == {"client": {"$ref": prefix + "ClientMessage"}, "server": {"$ref": prefix + "ServerMessage"}}
     message = SCHEMAS["ServerMessage"]

@@ -169,6 +169,9 @@ def test_requests_above_limit_get_429(limited: Server) -> None:
     assert 1 <= int(refused.headers["Retry-After"]) <= 61
     assert error_of(limited.request("GET", "/nowhere"), 429)
     assert error_of(limited.request("GET", "/ws"), 429)
+    of_openai = limited.request("GET", "/v1/models")
+    assert (of_openai.status_code, of_openai.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert 1 <= int(of_openai.headers["Retry-After"]) <= 61
     closed = closed_by(limited)
     assert closed.rcvd is not None
     assert (closed.rcvd.code, "40 requests" in closed.rcvd.reason) == (4029, True)

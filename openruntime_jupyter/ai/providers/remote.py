@@ -19,6 +19,7 @@ from openruntime_jupyter.ai.providers.checks import check
 from openruntime_jupyter.ai.providers.errors import ErrorTranslator, error_text, one_line
 from openruntime_jupyter.ai.providers.responses import IncompleteResponse, ResponseParser
 from openruntime_jupyter.errors import InvalidRequest, KeyMissing, OpenRuntimeError, ProviderBroken, ProviderRefused
+from openruntime_jupyter.local_models.response_text import ResponseReceiver
 from openruntime_jupyter.operations import chat
 from openruntime_jupyter.schemas.ai import Message
 
@@ -52,11 +53,8 @@ class Client:
     adaptations: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
-class TokenReceiver(Protocol):
-    """Receiver of generated text and progress, such as the inline engine's context."""
-
-    def token(self, text: str) -> None:
-        """Receive a piece of the text."""
+class TokenReceiver(ResponseReceiver, Protocol):
+    """Receiver of a response and its progress, such as the inline engine's context."""
 
     def progress(self, n: float, total: float | None = None, message: str | None = None) -> None:
         """Receive the progress."""
@@ -123,7 +121,7 @@ class RemoteProvider:
     async def _ask(self, profile: Profile, secrets: Secrets, body: dict[str, Any], context: TokenReceiver) -> dict[str, Any]:
         client = await self._client(profile)
         headers = self._headers(profile, secrets)
-        parser = ResponseParser(secrets.redactor, context.token, lambda pieces, doing: context.progress(pieces, None, doing))
+        parser = ResponseParser(secrets.redactor, context, lambda pieces, doing: context.progress(pieces, None, doing))
         async with await _opened(client, body, headers) as stream:
             kind = stream.response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind == "application/json":

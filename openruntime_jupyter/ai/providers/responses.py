@@ -10,10 +10,12 @@ from pydantic import ValidationError
 
 from openruntime_jupyter.ai.keys import RedactedStream, Redactor
 from openruntime_jupyter.ai.providers.errors import error_text, one_line
-from openruntime_jupyter.local_models.characters import WholeCharacters, joined
+from openruntime_jupyter.local_models.characters import Trimmed, WholeCharacters, joined
 from openruntime_jupyter.local_models.reasoning import ReasoningSplitter, split_unopened
+from openruntime_jupyter.local_models.response_text import ResponseReceiver
 from openruntime_jupyter.local_models.tool_calls import ToolCalls
 from openruntime_jupyter.schemas.ai import TokenLogprob
+from openruntime_jupyter.schemas.values import ToolCallPiece
 
 PROGRESS_SECONDS = 0.25
 """Minimum interval between progress reports."""
@@ -29,16 +31,33 @@ class IncompleteResponse(Exception):
         self.refused = refused
 
 
+class _CleanStream:
+    """Text in pieces that is passed to `emit` with whole characters and without secrets."""
+
+    def __init__(self, redactor: Redactor, emit: Callable[[str], None]) -> None:
+        self._characters = WholeCharacters()
+        self._out = RedactedStream(redactor, emit)
+
+    def add(self, text: str) -> None:
+        """Add a piece of text."""
+        self._out.add(self._characters.add(text))
+
+    def end(self) -> None:
+        """Pass on the rest."""
+        self._out.add(self._characters.end(cut=False))
+        self._out.end()
+
+
 class ResponseParser:
-    """Parser of chunks that passes each piece of text to `on_text`. Also accepts a complete response as one large chunk.
+    """Parser of chunks that passes each piece of the response to `receiver`. Also accepts a complete response as one large chunk.
 
     Reasoning is separate, whether the provider separates it or leaves it in the text between tags. A response with reasoning calls
     `on_progress` now and then, with the number of pieces so far and what the model writes.
     """
 
-    def __init__(self, redactor: Redactor, on_text: Callable[[str], None], on_progress: Callable[[int, str], None]) -> None:
+    def __init__(self, redactor: Redactor, receiver: ResponseReceiver, on_progress: Callable[[int, str], None]) -> None:
         self._redactor = redactor
-        self._on_text = on_text
+        self._receiver = receiver
         self._on_progress = on_progress
         self._next_progress = 0.0
         self._out = RedactedStream(redactor, self._emit)
@@ -52,7 +71,11 @@ class ResponseParser:
         self._pieces: list[str] = []
         self._length = 0
         self._reasoning: list[str] = []
-        self._tool_calls = ToolCalls()
+        self._reasoned = False
+        self._trimmed = Trimmed()
+        self._reasoning_out = _CleanStream(redactor, self._emit_reasoning)
+        self._tool_calls = ToolCalls(self._call)
+        self._arguments_out: list[_CleanStream] = []
         self._logprobs: list[Any] = []
         self._refusal = ""
         self._odd = ""
@@ -114,7 +137,8 @@ class ResponseParser:
     def _reason(self, text: str) -> None:
         if not text:
             return
-        self._reasoning.append(text)
+        self._reasoned = True
+        self._reasoning_out.add(text)
         if self._first_text is None and self._last_sign >= self._next_progress:
             self._next_progress = self._last_sign + PROGRESS_SECONDS
             self._on_progress(self._signs, "reasoning")
@@ -122,13 +146,26 @@ class ResponseParser:
     def _respond(self, text: str) -> None:
         if text and self._first_text is None:
             self._first_text = time.perf_counter()
-            if self._reasoning:
+            if self._reasoned:
                 self._on_progress(self._signs, "responding")
         self._out.add(text)
 
     def _emit(self, text: str) -> None:
         self._pieces.append(text)
-        self._on_text(text)
+        self._receiver.token(text)
+
+    def _emit_reasoning(self, text: str) -> None:
+        if shown := self._trimmed.add(text):
+            self._reasoning.append(shown)
+            self._receiver.reasoning(shown)
+
+    def _call(self, piece: ToolCallPiece) -> None:
+        if piece.name is not None:
+            name, call_id = (self._redactor.clean(joined(text or "")) for text in (piece.name, piece.id))
+            self._receiver.tool_call(ToolCallPiece(piece.index, id=call_id, name=name))
+            index = piece.index
+            self._arguments_out.append(_CleanStream(self._redactor, lambda text: self._receiver.tool_call(ToolCallPiece(index, text))))
+        self._arguments_out[piece.index].add(piece.arguments)
 
     def answer(self, provider: str) -> dict[str, Any]:
         """Return the fields of an `Answer` after the last chunk. Raises `IncompleteResponse` for an incomplete response."""
@@ -136,6 +173,8 @@ class ResponseParser:
         self._splitter.add(self._characters.end(cut=reason == "length"))
         self._splitter.end()
         self._out.end()
+        for stream in (self._reasoning_out, *self._arguments_out):
+            stream.end()
         reasoning, text = "".join(self._reasoning), "".join(self._pieces)
         if not reasoning:
             reasoning, text = split_unopened(text)
@@ -154,7 +193,7 @@ class ResponseParser:
             total = prompt + completion
         return {
             "text": text,
-            "reasoning": self._redactor.clean(joined(reasoning.strip())) or None,
+            "reasoning": reasoning or None,
             "tool_calls": [self._redacted(call) for call in calls] or None,
             "logprobs": [each for each in map(token_logprob, self._logprobs) if each is not None] or None,
             "model_used": None if self._model is None else self._redactor.clean(self._model[:500]),

@@ -33,11 +33,11 @@ from openruntime_jupyter.runtime.events import EventBus, Subscription
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.arrays import ArrayInfo
 from openruntime_jupyter.schemas.endpoints import GET_ARRAY, Endpoint
+from openruntime_jupyter.schemas.values import TokenPiece
 
 if TYPE_CHECKING:
     from openruntime_jupyter.ai.config import AiConfig
     from openruntime_jupyter.ai.service import AiService
-    from openruntime_jupyter.runtime.tasks.entry import TokenPiece
 
 log = logging.getLogger(__name__)
 
@@ -214,9 +214,14 @@ class EmbeddedBackend:
     def tokens(self, task_id: str, since: int = 0) -> Iterator[tuple[int, str]]:
         """Stream the text of an AI task."""
 
+        async def texts(service: AiService) -> AsyncGenerator[TokenPiece, None]:
+            async for piece in service.runtime.tasks.tokens(task_id, since):
+                if isinstance(piece, TokenPiece):
+                    yield piece
+
         async def begin(service: AiService) -> AsyncGenerator[TokenPiece, None]:
             await service.runtime.tasks.get(task_id, parameters=False)
-            return cast("AsyncGenerator[TokenPiece, None]", service.runtime.tasks.tokens(task_id, since))
+            return texts(service)
 
         pieces = self._run(begin)
 

@@ -75,7 +75,7 @@ from openruntime_jupyter.engines.protocol import (
 )
 from openruntime_jupyter.errors import ArrayNotFound, EngineError, InvalidRequest, StorageUnavailable
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind
-from openruntime_jupyter.schemas.values import ModelSource
+from openruntime_jupyter.schemas.values import ModelSource, ResponsePiece
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD
 
 log = logging.getLogger(__name__)
@@ -359,7 +359,7 @@ class Connection:
         elif isinstance(message, Displayed):
             observer.displayed(message.item)
         elif isinstance(message, Generated):
-            observer.generated(message.text)
+            observer.generated(ResponsePiece(message.text, message.reasoning, message.call))
         else:
             if isinstance(message.outcome, Completed):
                 _check_results(run, message.outcome.arrays)

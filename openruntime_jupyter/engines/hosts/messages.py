@@ -35,7 +35,7 @@ from openruntime_jupyter.engines.protocol import (
     WorkerReport,
 )
 from openruntime_jupyter.schemas.base import loads
-from openruntime_jupyter.schemas.values import ModelSource
+from openruntime_jupyter.schemas.values import ModelSource, ToolCallPiece
 
 PROTOCOL = 1
 """Version of these messages."""
@@ -178,7 +178,7 @@ class Started:
 
 @dataclass(slots=True)
 class DeviceHolder:
-    """Holder of the device of a lane, while jobs end with `DeviceTaken`; None once a job can start."""
+    """User of a lane's device, because of which jobs end with `DeviceTaken`; None once a job can start."""
 
     lane: Name
     holder: str | None
@@ -214,10 +214,12 @@ class Displayed:
 
 @dataclass(slots=True)
 class Generated:
-    """Text that a model generated since the last message."""
+    """Piece of a response that a model generated since the last message."""
 
     number: int
-    text: str
+    text: str = ""
+    reasoning: str = ""
+    call: ToolCallPiece | None = None
 
 
 OutcomeKind = Literal["completed", "raised", "died", "stopped", "needs_memory", "device_taken"]

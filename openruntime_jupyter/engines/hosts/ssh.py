@@ -280,8 +280,8 @@ INSTALL = "run `{login} {python} -m pip install openruntime-jupyter=={version}`,
 
 OF_PYTHON = (
     Symptom("No module named openruntime_jupyter.agent", "its openruntime-jupyter is too old for this server", INSTALL),
-    Symptom("No module named 'openruntime_jupyter'", "{python} has no openruntime-jupyter there", INSTALL),
-    Symptom("xcode-select", "{python} is only the installer of Apple's Python", "install Python there, and name it in {file}"),
+    Symptom("No module named 'openruntime_jupyter'", "its {python} has no openruntime-jupyter", INSTALL),
+    Symptom("xcode-select", "its {python} is only the installer of Apple's Python", "install Python there, and name it in {file}"),
 )
 
 
@@ -308,7 +308,7 @@ def refusal(host: SshHost, status: int | None, stderr: str) -> Exception:
         return HostUnreachable(*explained(next(symptom for symptom in OF_NETWORK if symptom.text in stderr)))
     if status in CANNOT_START:
         advice = f'write below ["{host.destination}"] in {words["file"]}: python = "/path/to/python"'
-        return HostUnusable(f"{host.python} does not start there{_because(stderr)}", advice)
+        return HostUnusable(f"its {host.python} does not start{_because(stderr)}", advice)
     advice = f"try `{login} {words['python']} -c 'import openruntime_jupyter'`"
     return HostUnusable(f"its agent ended with exit status {status}{_because(stderr)}", advice)
 

@@ -20,7 +20,7 @@ from openruntime_jupyter.notebook.display.tasks import STATES, details, for_page
 from openruntime_jupyter.notebook.run.follow import FollowEnd, Interrupts, OutputReplay, StatusLine, follow
 from openruntime_jupyter.notebook.session import Session
 from openruntime_jupyter.schemas.ai import LOCAL
-from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskState
+from openruntime_jupyter.schemas.tasks import OutputItem, Task, TaskOutput, TaskState
 
 ANSWER_SECONDS = 0.1
 """Minimum interval between updates of a short answer."""
@@ -92,17 +92,24 @@ class AnswerLine(StatusLine):
         self.text += piece
         self.show()
 
+    def take(self, output: TaskOutput) -> None:
+        """Note the position in the output, and show new reasoning."""
+        super().take(output)
+        if output.reasoning is not None and output.reasoning != self._reasoning:
+            self._reasoning = output.reasoning
+            self.show()
+
     def show(self, task: Task | None = None, note: str | None = None, final: bool = False) -> None:
         """Show `task` as `StatusLine.show` does."""
         if task is not None and task.attempt > max(1, self.task.attempt):
-            self.text = ""  # the worker died and the answer starts over
+            self.text = self._reasoning = ""  # the worker died and the answer starts over
         if task is not None and (output := _output(task)) is not None:
             self.text, self._reasoning = output["text"], output.get("reasoning") or ""
         super().show(task, note, final)
 
     def interval(self) -> float:
         """Return the minimum number of seconds between updates."""
-        return max(ANSWER_SECONDS, len(self.text) / CHARACTERS_A_SECOND)
+        return max(ANSWER_SECONDS, (len(self.text) + len(self._reasoning)) / CHARACTERS_A_SECOND)
 
     def view(self) -> AnswerView:
         """Return the view of the prompt and its answer so far."""

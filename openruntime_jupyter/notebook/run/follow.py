@@ -143,6 +143,10 @@ class StatusLine(LiveDisplay):
         """Time of the last record in seconds since the epoch."""
         return self._followed.seen_at
 
+    def take(self, output: TaskOutput) -> None:
+        """Note the position in the output, before its items are shown."""
+        self.shown = output.next
+
     def interval(self) -> float:
         """Return the minimum number of seconds between updates."""
         return UPDATE_SECONDS
@@ -316,7 +320,8 @@ def _watch(
         if isinstance(item, OpenRuntimeError):
             raise item
         if isinstance(item, TaskOutput):
-            finished, line.shown = item.finished, item.next  # before `show`, which may update the line with the output in it
+            finished = item.finished
+            line.take(item)  # before `show`, which may update the line with the output in it
             show(item.items)
         elif isinstance(item, Task):
             line.show(item)

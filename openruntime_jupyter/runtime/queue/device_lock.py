@@ -69,7 +69,7 @@ class DeviceLock:
 
     @staticmethod
     async def wait_for_host(lane: Lane) -> None:
-        """Wait while another runtime of the lane's host has the device. The agent has the place in its queue meanwhile."""
+        """Wait while another runtime of the lane's host has the device. The agent keeps the place in its queue."""
         while lane.open and (holder := lane.holder()) is not None:
             lane.waiting_for = holder
             lane.pass_on()

@@ -47,6 +47,7 @@ from openruntime_jupyter.schemas.base import timestamp
 from openruntime_jupyter.schemas.system import Worker
 from openruntime_jupyter.schemas.tasks import Failure, FailureKind, PerformanceMetrics, Progress, TaskResult, TaskState
 from openruntime_jupyter.schemas.tasks import Payload as PayloadInfo
+from openruntime_jupyter.schemas.values import ResponsePiece
 from openruntime_jupyter.time_left import TimeLeft
 
 log = logging.getLogger(__name__)
@@ -508,12 +509,15 @@ class AttemptObserver:
         self._entry.output.apply(item)
         self._registry.output_changed(self._entry)
 
-    def generated(self, text: str) -> None:
-        """Publish generated text at once, and add it to the output, which is stored."""
+    def generated(self, piece: ResponsePiece) -> None:
+        """Publish a piece of a response at once, and add its text to the output, which is stored."""
         entry = self._entry
+        index = 0 if entry.tokens is None else entry.tokens.add(piece)
+        if not piece.text:
+            return
         if entry.tokens is not None:
-            self._registry.generated(entry, entry.tokens.add(text))
-        entry.output.print("stdout", text)
+            self._registry.generated(entry, index, piece.text)
+        entry.output.print("stdout", piece.text)
         self._registry.output_changed(entry)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
@@ -30,6 +30,7 @@ from openruntime_jupyter.schemas.tasks import (
     TaskResult,
     TaskState,
 )
+from openruntime_jupyter.schemas.values import ReasoningPiece, ResponsePiece, TokenPiece, ToolCallPiece
 
 _NO_METRICS = PerformanceMetrics()
 
@@ -379,40 +380,65 @@ def read_stored(output: TaskOutput, since: int) -> list[OutputItem]:
     return cleared(output.items)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenPiece:
-    """Piece of text and the number of characters before it. A later piece with index 0 starts a new attempt."""
+@dataclass(slots=True)
+class _LoggedCall:
+    id: str
+    name: str
+    arguments: str = ""
 
-    index: int
-    text: str
+
+@dataclass(slots=True)
+class _Position:
+    """Numbers of characters that a reader has of the text, of the reasoning, and of the arguments of each tool call."""
+
+    text: int = 0
+    reasoning: int = 0
+    arguments: list[int] = field(default_factory=list)
 
 
 class TokenLog:
-    """Append-only text until it is closed; any number of readers may read from any position."""
+    """Append-only response until it is closed: text, the reasoning before it, and tool calls. Any number of readers may read it."""
 
-    __slots__ = ("_attempt", "_changed", "_closed", "text")
+    __slots__ = ("_attempt", "_calls", "_changed", "_closed", "reasoning", "text")
 
     def __init__(self) -> None:
-        self.text = ""
+        self.text = self.reasoning = ""
+        self._calls: list[_LoggedCall] = []
         self._attempt = 0
         self._closed = False
         self._changed: asyncio.Event | None = None
 
-    def add(self, text: str) -> TokenPiece:
-        """Append a piece of text and return it with its index."""
-        piece = TokenPiece(len(self.text), text)
-        self.text += text
+    @classmethod
+    def of(cls, output: Mapping[str, Any]) -> TokenLog:
+        """Return the closed log of the output of a completed task, the fields of an `Answer`."""
+        log = cls()
+        log.text, log.reasoning = (str(output.get(name) or "") for name in ("text", "reasoning"))
+        log._calls = [_LoggedCall(call["id"], **call["function"]) for call in output.get("tool_calls") or ()]
+        log.close()
+        return log
+
+    def add(self, piece: ResponsePiece) -> int:
+        """Append a piece and return the number of characters of the text before it."""
+        index = len(self.text)
+        self.text += piece.text
+        self.reasoning += piece.reasoning
+        if (call := piece.call) is not None:
+            if call.name is not None and call.index == len(self._calls):
+                self._calls.append(_LoggedCall(call.id or f"call_{call.index}", call.name, call.arguments))
+            elif 0 <= call.index < len(self._calls):
+                self._calls[call.index].arguments += call.arguments
         self._wake_readers()
-        return piece
+        return index
 
     def restart(self) -> None:
-        """Clear the text for a new attempt after the worker died."""
-        self.text = ""
+        """Clear the response for a new attempt after the worker died."""
+        self.text = self.reasoning = ""
+        self._calls = []
         self._attempt += 1
         self._wake_readers()
 
     def close(self) -> None:
-        """End the text."""
+        """End the response."""
         self._closed = True
         self._wake_readers()
 
@@ -421,21 +447,38 @@ class TokenLog:
             self._changed.set()
             self._changed = None
 
-    async def read(self, since: int = 0) -> AsyncIterator[TokenPiece]:
-        """Yield the text after `since` characters as it is appended."""
-        attempt = self._attempt
+    async def read(self, since: int = 0) -> AsyncIterator[TokenPiece | ReasoningPiece | ToolCallPiece]:
+        """Yield the text after `since` characters as it is appended, and the reasoning and tool calls from their beginning."""
+        attempt, position = self._attempt, _Position(since)
         while True:
             if attempt != self._attempt:
-                attempt, since = self._attempt, 0
-            if since < len(self.text):
-                piece = TokenPiece(since, self.text[since:])
-                since = len(self.text)
-                yield piece
+                attempt, position = self._attempt, _Position()
+            if pieces := self._after(position):
+                for piece in pieces:
+                    yield piece
             elif self._closed:
                 return
             else:
                 self._changed = self._changed or asyncio.Event()
                 await self._changed.wait()
+
+    def _after(self, position: _Position) -> list[TokenPiece | ReasoningPiece | ToolCallPiece]:
+        """Return the pieces after a position, and advance it to the end."""
+        pieces: list[TokenPiece | ReasoningPiece | ToolCallPiece] = []
+        if position.reasoning < len(self.reasoning):
+            pieces.append(ReasoningPiece(position.reasoning, self.reasoning[position.reasoning :]))
+            position.reasoning = len(self.reasoning)
+        if position.text < len(self.text):
+            pieces.append(TokenPiece(position.text, self.text[position.text :]))
+            position.text = len(self.text)
+        for index, call in enumerate(self._calls):
+            if index == len(position.arguments):
+                position.arguments.append(0)
+                pieces.append(ToolCallPiece(index, id=call.id, name=call.name))
+            if position.arguments[index] < len(call.arguments):
+                pieces.append(ToolCallPiece(index, call.arguments[position.arguments[index] :]))
+                position.arguments[index] = len(call.arguments)
+        return pieces
 
 
 TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {

@@ -19,10 +19,11 @@ from openruntime_jupyter.runtime.metrics.counters import Counters
 from openruntime_jupyter.runtime.queue.lanes import Lanes
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.storage.store import History
-from openruntime_jupyter.runtime.tasks.entry import EVENT_FIELDS, Entry, TokenPiece, read_stored
+from openruntime_jupyter.runtime.tasks.entry import EVENT_FIELDS, Entry, TokenLog, read_stored
 from openruntime_jupyter.schemas.base import iso, timestamp
 from openruntime_jupyter.schemas.queries import TasksQuery
 from openruntime_jupyter.schemas.tasks import Task, TaskOutput, TaskPage, TaskState
+from openruntime_jupyter.schemas.values import ReasoningPiece, TokenPiece, ToolCallPiece
 
 log = logging.getLogger(__name__)
 
@@ -250,10 +251,10 @@ class TaskRegistry:
             data = {"task_id": entry.task_id, **entry.progress.model_dump()}
             self._bus.publish("task_progress", {"type": "task_progress", "data": data})
 
-    def generated(self, entry: Entry, piece: TokenPiece) -> None:
-        """Publish new text of a model."""
+    def generated(self, entry: Entry, index: int, text: str) -> None:
+        """Publish new text of a model after `index` characters."""
         if self._bus.watched("ai_token"):
-            data = {"task_id": entry.task_id, "index": piece.index, "text": piece.text}
+            data = {"task_id": entry.task_id, "index": index, "text": text}
             self._bus.publish("ai_token", {"type": "ai_token", "data": data})
 
     # Queries
@@ -318,7 +319,11 @@ class TaskRegistry:
     async def output(self, task_id: str, since: int = 0, wait: float = 0.0, record: bool = False) -> TaskOutput:
         """Return the output after cursor `since`, after up to `wait` seconds for something new; `record` adds the task's record."""
         shown = await self._output(task_id, since, wait)
-        return shown.model_copy(update={"task": await self.get(task_id, parameters=False)}) if record else shown
+        if not record:
+            return shown
+        entry = self.find(task_id)
+        reasoning = None if entry is None or entry.tokens is None or entry.over else entry.tokens.reasoning or None
+        return shown.model_copy(update={"task": await self.get(task_id, parameters=False), "reasoning": reasoning})
 
     async def _output(self, task_id: str, since: int, wait: float) -> TaskOutput:
         entry = self.find(task_id)
@@ -345,8 +350,8 @@ class TaskRegistry:
                 return stored.model_copy(update={"items": items, "finished": task.status.terminal})
             await asyncio.sleep(OTHERS_POLL)
 
-    async def tokens(self, task_id: str, since: int = 0) -> AsyncIterator[TokenPiece]:
-        """Yield the text of a model after `since` characters, until the task ends; raise `TaskNotFound`."""
+    async def tokens(self, task_id: str, since: int = 0) -> AsyncIterator[TokenPiece | ReasoningPiece | ToolCallPiece]:
+        """Yield the text of a model after `since` characters, its reasoning and tool calls, until the task ends; raise `TaskNotFound`."""
         entry = self.find(task_id)
         if entry is not None and entry.tokens is not None:
             async for piece in entry.tokens.read(since):
@@ -354,12 +359,12 @@ class TaskRegistry:
             return
         task = await self.wait(task_id, parameters=False)
         if task.result is not None:
-            text = str(task.result.output.get("text") or "")
+            log = TokenLog.of(task.result.output)
         else:
             output = await self.output(task_id)
-            text = "".join(item.text or "" for item in output.items if item.name == "stdout")
-        if text[since:]:
-            yield TokenPiece(since, text[since:])
+            log = TokenLog.of({"text": "".join(item.text or "" for item in output.items if item.name == "stdout")})
+        async for piece in log.read(since):
+            yield piece
 
     async def payload(self, task_id: str) -> tuple[bytes | Path, str]:
         """Return the opaque result and its encoding; raise `TaskNotFound` if it is missing."""

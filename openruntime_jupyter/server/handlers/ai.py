@@ -11,9 +11,10 @@ from pydantic_core import to_json
 
 from openruntime_jupyter.errors import InvalidRequest, TaskNotFound
 from openruntime_jupyter.schemas import endpoints as api
-from openruntime_jupyter.schemas.ai import AiRequest, ConversationList, TokenEvent, Unloaded
+from openruntime_jupyter.schemas.ai import AiRequest, ConversationList, ReasoningEvent, TokenEvent, ToolCallEvent, Unloaded
 from openruntime_jupyter.schemas.insights import Insights, InsightsRequest
 from openruntime_jupyter.schemas.queries import ConversationsQuery, TokensQuery
+from openruntime_jupyter.schemas.values import ReasoningPiece, TokenPiece, ToolCallPiece
 from openruntime_jupyter.server.http.base import Handler, WaitingMixin, serves
 from openruntime_jupyter.server.http.requests import read_key, read_preference
 
@@ -57,11 +58,20 @@ async def with_pauses(items: AsyncIterator[Item], seconds: float) -> AsyncIterat
             coming.cancel()
 
 
+def _event_of(piece: TokenPiece | ReasoningPiece | ToolCallPiece) -> bytes:
+    """Return the event of a piece of a response."""
+    if isinstance(piece, TokenPiece):
+        return event("token", TokenEvent(text=piece.text, index=piece.index), piece.index + len(piece.text))
+    if isinstance(piece, ReasoningPiece):
+        return event("reasoning", ReasoningEvent(text=piece.text, index=piece.index))
+    return event("tool_call", ToolCallEvent(index=piece.index, id=piece.id, name=piece.name, arguments=piece.arguments))
+
+
 class TokenStream(Handler):
     """Base class of handlers that respond with server-sent events."""
 
     async def stream(self, service: AiService, task_id: str, since: int = 0) -> None:
-        """Send the text after `since` characters while it is generated, then the finished task, at the speed of the client."""
+        """Send the text after `since` characters, reasoning and tool calls while they are generated, then the finished task."""
         self.set_header("Content-Type", api.EVENT_STREAM)
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Accel-Buffering", "no")  # prevents buffering by nginx
@@ -71,11 +81,7 @@ class TokenStream(Handler):
             self.finish(set_content_type=api.EVENT_STREAM)
             return
         async for chunk in with_pauses(service.runtime.tasks.tokens(task_id, since), HEARTBEAT_SECONDS):
-            if chunk is None:
-                await self.write_chunk(HEARTBEAT)
-            else:
-                token = TokenEvent(text=chunk.text, index=chunk.index)
-                await self.write_chunk(event("token", token, chunk.index + len(chunk.text)))
+            await self.write_chunk(HEARTBEAT if chunk is None else _event_of(chunk))
         self.write(event("task", await service.get(task_id, None)))
         self.finish(set_content_type=api.EVENT_STREAM)
 

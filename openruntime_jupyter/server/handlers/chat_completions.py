@@ -97,7 +97,7 @@ class ChatCompletionsHandler(WaitingMixin, OpenAiHandler):
         """Generate the response of a model to messages, in OpenAI's format.
 
         Each request is a task of the queue with its position, priority and history. It is cancelled if the client disconnects. With
-        `"stream": true`, the text is sent as server-sent events while the model generates it.
+        `"stream": true`, text, reasoning and tool calls are sent as server-sent events while the model generates them.
         """
         options = read_headers(self.request.headers)
         request = await self.body(ChatCompletionRequest)
@@ -116,17 +116,16 @@ class ChatCompletionsHandler(WaitingMixin, OpenAiHandler):
             self.reply(completion_of(task_id, model, answer))
 
     async def _stream(self, service: AiService, task_id: str, model: str, request: ChatCompletionRequest) -> None:
-        """Send the text while it is generated. A task that fails before anything was sent has an error response."""
-        chunks, begun, first = Chunks(task_id, model), False, True
+        """Send the response while it is generated. A task that fails before anything was sent has an error response."""
+        chunks, begun = Chunks(task_id, model, 1 if request.parallel_tool_calls is False else None), False
         async for piece in with_pauses(service.runtime.tasks.tokens(task_id), HEARTBEAT_SECONDS):
             if not begun:
                 self._begin()
                 begun = True
             if piece is None:
                 await self.write_chunk(_heartbeat(await service.get(task_id)))
-            else:
-                await self.write_chunk(event(chunks.text(piece.text, first=first)))
-                first = False
+            elif (chunk := chunks.piece(piece)) is not None:
+                await self.write_chunk(event(chunk))
         answer = _outcome(await service.get(task_id, None), request)
         if isinstance(answer, Problem):
             if not begun:
@@ -137,7 +136,7 @@ class ChatCompletionsHandler(WaitingMixin, OpenAiHandler):
             if not begun:
                 self._begin()
             usage = request.stream_options is not None and request.stream_options.include_usage
-            for chunk in chunks.end(answer, first=first, usage=usage):
+            for chunk in chunks.end(answer, usage=usage):
                 self.write(event(chunk))
             self.write(LAST)
         self.finish(set_content_type=api.EVENT_STREAM)
@@ -154,7 +153,7 @@ def _heartbeat(task: AiTask) -> bytes:
 
 
 def _outcome(task: AiTask, request: ChatCompletionRequest) -> Answer | Problem:
-    """Return the response of an ended task, with at most one tool call if the request says so, or its failure."""
+    """Return the response of an ended task, with at most one tool call if the request allows only one, or its failure."""
     if task.answer is not None:
         calls = task.answer.tool_calls
         return task.answer.model_copy(update={"tool_calls": calls[:1]}) if calls and request.parallel_tool_calls is False else task.answer

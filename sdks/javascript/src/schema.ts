@@ -577,9 +577,9 @@ export interface Delta {
   role?: "assistant";
   /** Next piece of the text. */
   content?: string;
-  /** Reasoning of the model. */
+  /** Next piece of the reasoning of the model. */
   reasoning_content?: string;
-  /** All tool calls of the response. */
+  /** Next piece of a tool call. */
   tool_calls?: ToolCallDelta[];
 }
 
@@ -728,6 +728,14 @@ export interface FunctionDefinition {
   parameters?: Record<string, unknown>;
   /** true: the arguments must fit the schema exactly, if the provider supports it. */
   strict?: boolean;
+}
+
+/** Piece of the function that a model calls. */
+export interface FunctionDelta {
+  /** Name of the function, in the first piece of the call. */
+  name?: string;
+  /** Next piece of the arguments, which are JSON text. */
+  arguments: string;
 }
 
 /** Response of `GET /health`. */
@@ -1223,6 +1231,14 @@ export interface PromptTokensDetails {
   cached_tokens: number;
 }
 
+/** Piece of the reasoning before the text: the data of a server-sent event `reasoning`. */
+export interface ReasoningEvent {
+  /** Text of the piece. */
+  text: string;
+  /** Number of preceding characters of the reasoning; 0 again if it starts over. */
+  index: number;
+}
+
 /** Worker that keeps a model in memory. */
 export interface ResidentInfo {
   /** Id of the device. */
@@ -1569,6 +1585,8 @@ export interface TaskOutput {
   finished: boolean;
   /** Record of the task, if the request asks for it. */
   task: Task | null;
+  /** Reasoning so far of the model of a running AI task, if the request asks for the record. */
+  reasoning?: string;
 }
 
 /** New output of a task (topic). */
@@ -1726,16 +1744,28 @@ export interface ToolCall {
   function: FunctionCall;
 }
 
-/** Tool call in a chunk, complete. */
+/** Piece of a tool call. */
 export interface ToolCallDelta {
-  /** Id of the call, for `tool_call_id`. */
-  id: string;
-  /** Always `function`. */
-  type: "function";
-  /** Function with its arguments. */
-  function: FunctionCall;
   /** Position of the call. */
   index: number;
+  /** Id of the call, in its first piece. */
+  id?: string;
+  /** Always `function`, in the first piece of the call. */
+  type?: "function";
+  /** Piece of the function. */
+  function: FunctionDelta;
+}
+
+/** Piece of a tool call: the data of a server-sent event `tool_call`. */
+export interface ToolCallEvent {
+  /** Position of the call in the response. */
+  index: number;
+  /** Id of the call, in its first piece. */
+  id?: string;
+  /** Name of the function, in the first piece of the call. */
+  name?: string;
+  /** Next piece of the arguments, which are JSON text; empty in the first piece of the call. */
+  arguments: string;
 }
 
 export type ToolMode = "none" | "auto" | "required";

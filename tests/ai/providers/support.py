@@ -8,6 +8,7 @@ from typing import Any
 
 from openruntime_jupyter.ai.profiles import profiles_from
 from openruntime_jupyter.ai.providers.remote import RemoteProvider
+from openruntime_jupyter.schemas.values import ToolCallPiece
 
 KEY = "sk-test-0123456789abcdef-very-secret"
 ENVIRON = {"THE_KEY": KEY}
@@ -18,10 +19,18 @@ class Listener:
     """Recorder of the pieces and the progress of a response."""
 
     pieces: list[str] = field(default_factory=list)
+    reasoned: list[str] = field(default_factory=list)
+    calls: list[ToolCallPiece] = field(default_factory=list)
     progresses: list[tuple[float, str | None]] = field(default_factory=list)
 
     def token(self, text: str) -> None:
         self.pieces.append(text)
+
+    def reasoning(self, text: str) -> None:
+        self.reasoned.append(text)
+
+    def tool_call(self, piece: ToolCallPiece) -> None:
+        self.calls.append(piece)
 
     def progress(self, n: float, total: float | None = None, message: str | None = None) -> None:
         self.progresses.append((n, message))
@@ -47,4 +56,5 @@ async def ask(url: str, *, fields: Mapping[str, Any] | None = None, environ: Map
     finally:
         await asked.provider.close()
     assert "".join(asked.listener.pieces) == answer["text"]
+    assert "".join(asked.listener.reasoned) in (answer["reasoning"] or "", "")
     return answer

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import pytest
 
 from openruntime_jupyter.agent.relay import Relay
-from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed, encode
+from openruntime_jupyter.engines.hosts.messages import Displayed, Generated, Message, Printed, decode, encode
 from openruntime_jupyter.runtime.tasks.entry import OutputBuffer
+from openruntime_jupyter.schemas.values import ResponsePiece, ToolCallPiece
 from tests.runtimes import until
 
 MOST = 10_000
@@ -56,7 +57,7 @@ async def test_text_of_a_model_is_never_left_out() -> None:
     sent: list[Message] = []
     relay = Relay(1, sent.append, MOST)
     for _ in range(10):
-        relay.generated("word " * 10_000)
+        relay.generated(ResponsePiece("word " * 10_000))
     relay.flush()
     assert sum(len(message.text) for message in sent if isinstance(message, Generated)) == 500_000
 
@@ -182,3 +183,23 @@ async def test_slow_link_collects_updates_and_text_in_little_memory() -> None:
     assert sum(len(message.text) + message.omitted for message in texts) == 500_000
     (update,) = (message for message in sent[1:] if isinstance(message, Displayed))
     assert update.item["data"]["text/plain"].startswith("499 ")
+
+
+async def test_reasoning_and_calls_of_a_model_are_joined_by_their_parts() -> None:
+    sent: list[Message] = []
+    relay = Relay(1, sent.append, MOST)
+    relay.generated(ResponsePiece(reasoning="So"))
+    sent.clear()
+    for piece in (
+        *(ResponsePiece(reasoning=" it"), ResponsePiece(reasoning=" is."), ResponsePiece("Look: "), ResponsePiece("here")),
+        *(ResponsePiece(call=ToolCallPiece(0, id="a", name="add")), ResponsePiece(call=ToolCallPiece(0, "{"))),
+        *(ResponsePiece(call=ToolCallPiece(0, "}")), ResponsePiece(call=ToolCallPiece(1, id="b", name="add"))),
+    ):
+        relay.generated(piece)
+    relay.flush()
+    assert [decode(*encode(message)) for message in sent] == [
+        Generated(1, reasoning=" it is."),
+        Generated(1, "Look: here"),
+        Generated(1, call=ToolCallPiece(0, "{}", "a", "add")),
+        Generated(1, call=ToolCallPiece(1, "", "b", "add")),
+    ]

@@ -117,12 +117,12 @@ def test_ssh_never_asks_and_forwards_nothing(tmp_path: Path, monkeypatch: pytest
         ),
         (255, "/home/me/.ssh/config: line 1: Bad configuration option: a", "can't read its configuration", "`ssh me@gpu1 true` works"),
         (1, "xcode-select: note: No developer tools were found", "only the installer of Apple's Python", "name it in .*hosts.toml"),
-        (127, "bash: python3: command not found", "python3 does not start there", r'\["me@gpu1"\] in .*hosts.toml: python = '),
-        (126, "bash: python3: Permission denied", "python3 does not start there", "hosts.toml"),
+        (127, "bash: python3: command not found", "its python3 does not start", r'\["me@gpu1"\] in .*hosts.toml: python = '),
+        (126, "bash: python3: Permission denied", "its python3 does not start", "hosts.toml"),
         (
             1,
             "ModuleNotFoundError: No module named 'openruntime_jupyter'",
-            "python3 has no openruntime-jupyter there",
+            "its python3 has no openruntime-jupyter",
             "run `ssh me@gpu1 python3 -m pip install openruntime-jupyter==",
         ),
         (1, "ImportError: No module named openruntime_jupyter.agent", "is too old", "pip install openruntime-jupyter=="),
@@ -276,9 +276,9 @@ def test_real_ssh_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 assert await read(stream, 5) == b"first"
             with pytest.raises(HostUnreachable, match=r"^it accepts no logins \(channel 0: .*Connection refused\)$"):
                 await SshWay(replace(host, destination="beyond")).connect()
-            with pytest.raises(HostUnusable, match=r"^/nowhere/python does not start there \(.*No such file or directory\)$"):
+            with pytest.raises(HostUnusable, match=r"^its /nowhere/python does not start \(.*No such file or directory\)$"):
                 await SshWay(replace(host, python="/nowhere/python")).connect()
-            with pytest.raises(HostUnusable, match=r"has no openruntime-jupyter there \(ModuleNotFoundError"):
+            with pytest.raises(HostUnusable, match=r"has no openruntime-jupyter \(ModuleNotFoundError"):
                 await SshWay(replace(host, python=str(bare))).connect()
             (tmp_path / "key.pub").write_text("")
             with pytest.raises(HostUnusable, match=r"the login was refused \(.*Permission denied"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
-from tests.ai.provider_server import ProviderServer
-from tests.notebook.conftest import Kernel, error_of
+from tests.ai.provider_server import Connection, ProviderServer, Request, chunk
+from tests.notebook.conftest import Kernel, answer, error_of
 
 MODEL = """
 from pydantic import BaseModel
@@ -68,8 +69,8 @@ def test_map_stores_objects_by_row(server_kernel: Kernel, provider: ProviderServ
 
 
 def test_reasoning_is_folded_and_not_part_of_the_answer(kernel: Kernel, provider: ProviderServer) -> None:
-    answer = "<think>Maybe <b>so</b>:\n\n```python\nwrong = 1\n$x$\n</think>\n\n```python\nright = 2\n```"
-    cell = kernel.run(f"%%openruntime ai --raw --conversation thoughts --out found --insert\nrepeat {answer}")
+    written = "<think>Maybe <b>so</b>:\n\n```python\nwrong = 1\n$x$\n</think>\n\n```python\nright = 2\n```"
+    cell = kernel.run(f"%%openruntime ai --raw --conversation thoughts --out found --insert\nrepeat {written}")
     assert cell.status == "ok", cell.error
     head, details, *rest = cell.shown("text/markdown")[0].split("\n\n")
     assert "completed in" in head
@@ -81,6 +82,27 @@ def test_reasoning_is_folded_and_not_part_of_the_answer(kernel: Kernel, provider
     assert kernel.value("found.code, 'wrong' in str(found), 'wrong' in found.reasoning") == "('right = 2', False, True)"
     kernel.run("%%openruntime ai --conversation thoughts\nhello")
     assert "wrong" not in json.dumps(provider.requests[-1].json["messages"][1:])
+
+
+def test_reasoning_is_shown_while_it_is_written(kernel: Kernel, provider: ProviderServer) -> None:
+    seen = threading.Event()
+
+    def ponder(connection: Connection, request: Request) -> None:
+        connection.begin()
+        connection.event(chunk(None, reasoning_content="Let me see."))
+        assert seen.wait(30), "the reasoning was not shown before the answer"
+        connection.text("It is 3.")
+
+    provider.script(ponder)
+    try:
+        cell = kernel.run(
+            "%%openruntime ai --raw\n1 + 2?", lambda cell: "</summary>Let me see.<" in "".join(cell.shown("text/markdown")), seen.set
+        )
+    finally:
+        seen.set()
+        provider.script(answer)
+    assert cell.status == "ok", cell.error
+    assert cell.shown("text/markdown")[0].split("\n\n")[1:] == ["<details><summary>Reasoning</summary>Let me see.</details>", "It is 3."]
 
 
 def test_functions_of_the_kernel_are_tools(kernel: Kernel) -> None:
