@@ -14,17 +14,19 @@ from typing import Any
 
 from benchmarks.engine import NullObserver, job
 from benchmarks.rows import HEAD, Row, at_least, at_most, median, within
+from benchmarks.writers import TOKENS
 from openruntime_jupyter.engines.hosts.connection import Connection, HostsOptions, connect
 from openruntime_jupyter.engines.hosts.dask import DaskWay
 from openruntime_jupyter.engines.hosts.finder import HostsSetup
 from openruntime_jupyter.engines.hosts.link import Link
 from openruntime_jupyter.engines.local import LocalEngine, LocalOptions
-from openruntime_jupyter.engines.protocol import Job, JobRunner
+from openruntime_jupyter.engines.protocol import Job, JobRunner, StopReason
 from openruntime_jupyter.memory import Machine
 from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.runtime import Caller, Runtime
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.tasks import TaskRequest
+from openruntime_jupyter.schemas.values import ResponsePiece
 from tests.pipe_finder import PipeFinder, PipeWay
 from tests.runtimes import until
 
@@ -33,6 +35,20 @@ ROUNDS = 5
 LINES = 50
 TASKS = 40
 SLEEP = 0.05
+WRITERS = (100, 1000)
+WRITING = 3.0
+
+
+class TextCount(NullObserver):
+    """Observer that counts pieces of text and their characters."""
+
+    def __init__(self) -> None:
+        self.pieces = self.characters = 0
+
+    def generated(self, piece: ResponsePiece) -> None:
+        """Count the text."""
+        self.pieces += 1
+        self.characters += len(piece.text)
 
 
 class FirstText(NullObserver):
@@ -104,6 +120,33 @@ async def line_delay(connection: Connection) -> float:
     return median(observer.delays)
 
 
+async def writers(folder: Path, number: int) -> tuple[float, float]:
+    """Return the share of one core that the head needs for so many tasks that write tokens, and the messages per second."""
+    way = PipeWay("far", folder / "writers", arguments=("-m", "benchmarks.writers"))
+    options = HostsOptions("rt", folder, ArrayStore(Settings(data_dir=folder), "rt", Machine()), share_folders=False)
+    connection = await connect(way, Link(await way.connect()), options, {}, lambda silent: None, lambda used: None)
+    serving = asyncio.ensure_future(connection.serve())
+    count = TextCount()
+    jobs = [job(each) for each in range(number)]
+    for each in jobs:
+        each.lane = "far.device_0"
+    runs = [asyncio.ensure_future(connection.run(each, count)) for each in jobs]
+    await asyncio.sleep(1.0)
+    count.pieces = count.characters = 0
+    before, cpu = time.perf_counter(), time.process_time()
+    await asyncio.sleep(WRITING)
+    seconds, used = time.perf_counter() - before, time.process_time() - cpu
+    pieces, expected = count.pieces, number * TOKENS * len("token ") * seconds
+    assert count.characters > 0.8 * expected, "the writers were too slow on this machine"
+    for each in jobs:
+        connection.halt(each.task_id, StopReason.CANCELLED)
+    await asyncio.gather(*runs)
+    connection.close("the benchmark ended")
+    await serving
+    await connection.disconnect()
+    return used / seconds, pieces / seconds
+
+
 async def throughput(folder: Path, hosts: int) -> float:
     """Return the tasks per second of tasks that sleep 50 ms on so many hosts of one slot."""
     ways = [PipeWay(f"host{number}", folder / f"{hosts}_{number}") for number in range(hosts)]
@@ -143,10 +186,15 @@ async def _measure(folder: Path) -> list[Row]:
     await connection.disconnect()
     await engine.stop(5.0)
     one, two = await throughput(folder, 1), await throughput(folder, 2)
+    written = [(number, *await writers(folder, number)) for number in WRITERS]
     return [
         at_most("hosts: empty task on an agent over pipes, p50, and local", 1e6 * median(far), 1e6 * median(near), 6.0, "µs"),
         within("hosts: delay of a line of output, p50", 1e3 * delay, 5.0, "ms"),
         at_least("hosts: 50 ms tasks on two hosts of one slot, and on one", two, one, 1.8, "tasks/s"),
+        *(
+            within(f"hosts: core of the head for {number:,} writers of {TOKENS} tokens/s, {rate:,.0f} messages/s", 100 * share, 25.0, "%")
+            for number, share, rate in written
+        ),
         *await over_dask(folder),
     ]
 

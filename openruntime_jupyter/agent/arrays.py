@@ -88,10 +88,11 @@ class HostArrays:
         """Return the folders for results, best first, each with its free bytes and its free bytes without releasing free blocks."""
         return self._store.places()
 
-    def prepare(self, job: Job, copies: Mapping[str, int]) -> Job:
-        """Return the job with the files of its arrays, which stay until `release`. Raises `StorageUnavailable` if a copy is missing."""
-        given = job.files or JobFiles()
-        return dataclasses.replace(job, files=dataclasses.replace(given, inputs={**given.inputs, **self.lease(copies, job.task_id)}))
+    def prepare(self, job: Job, copies: Mapping[str, int]) -> None:
+        """Give a job the files of its arrays, which stay until `release`. Raises `StorageUnavailable` if a copy is missing."""
+        if copies:
+            given = job.files or JobFiles()
+            job.files = dataclasses.replace(given, inputs={**given.inputs, **self.lease(copies, job.task_id)})
 
     async def parameters(self, number: int) -> bytes:
         """Return the parameters of a job that were sent as a copy. Raises `ArrayNotFound`."""
@@ -135,7 +136,9 @@ class HostArrays:
 
     def release(self, task_id: str) -> None:
         """Release the copies of an ended task."""
-        self._store.release(task_id, self._leased.pop(task_id, []))
+        leased = self._leased.pop(task_id, [])
+        if leased:
+            self._store.release(task_id, leased)
 
     async def discard(self, copies: Iterable[int] = (), results: Iterable[str] = (), payloads: Iterable[str] = ()) -> None:
         """Delete what the runtime does not need here any more."""

@@ -21,24 +21,28 @@ class JobPlaces:
         self._empty: list[str] = []
         """Folders of ended jobs that left nothing. To delete and make them again would take longer than an empty job."""
 
-    def adapt(self, job: Job) -> Job:
-        """Return the job with the caller's interpreter and folder where this host has both, else with its own. Raises `OSError`."""
+    def adapt(self, job: Job) -> None:
+        """Let a job use the caller's interpreter and folder where this host has both, else its own. Raises `OSError`."""
         environment = job.environment
         if not job.private:
-            return job if self._shares_files else dataclasses.replace(job, interpreter=None)
+            if not self._shares_files:
+                job.interpreter = None
+            return
         if self._shares_files and (environment.directory is None or Path(environment.directory).is_dir()):
-            same = job.interpreter is None or os.access(job.interpreter, os.X_OK)
-            return job if same else dataclasses.replace(job, interpreter=None)
-        if job.session is not None:
-            folder = str(self._folder / job.session.id)
-        elif self._empty:
-            folder = self._empty.pop()
-        else:
-            self._number += 1
-            folder = str(self._folder / str(self._number))
-        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-        environment = dataclasses.replace(environment, directory=None, path=None)
-        return dataclasses.replace(job, interpreter=None, environment=environment, folder=folder)
+            if job.interpreter is not None and not os.access(job.interpreter, os.X_OK):
+                job.interpreter = None
+            return
+        job.interpreter = None
+        if environment.directory is not None or environment.path is not None:
+            job.environment = dataclasses.replace(environment, directory=None, path=None)
+        job.folder = self._empty.pop() if self._empty and job.session is None else self._made(job)
+
+    def _made(self, job: Job) -> str:
+        """Make a folder for a job, or return that of its session."""
+        self._number += 1
+        folder = self._folder / (job.session.id if job.session is not None else str(self._number))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return str(folder)
 
     async def leave(self, job: Job) -> None:
         """Remove what an adapted job has left in its private folder. Folders of sessions stay until the runtime leaves."""

@@ -40,6 +40,7 @@ from openruntime_jupyter.engines.hosts.messages import (
     Refused,
     Run,
     SessionEnded,
+    Started,
     StoredModels,
     Unload,
     Unloaded,
@@ -323,7 +324,8 @@ class Session:
     async def _report_state(self) -> None:
         while True:
             self._changed.clear()
-            self._send_state()
+            if not self._link.full:
+                self._send_state()
             await asyncio.sleep(CHANGED_SECONDS)
             try:
                 await asyncio.wait_for(self._changed.wait(), STATE_SECONDS - CHANGED_SECONDS)
@@ -331,7 +333,7 @@ class Session:
                 continue
 
     def _send_state(self) -> None:
-        if self._state is not None and not self._link.full:
+        if self._state is not None:
             self._send(self._state.read(self._engine, {number: run.job.task_id for number, run in self._runs.items()}))
 
     async def _report_models(self) -> None:
@@ -345,7 +347,7 @@ class Session:
             await asyncio.sleep(MODELS_SECONDS)
 
     def _send(self, message: Message) -> None:
-        self._link.send(*encode(message))
+        self._link.send(*encode(message), lazily=isinstance(message, Started))
 
     def _begin_measurement(self, job: Job) -> None:
         if job.device_type == "gpu":
@@ -443,10 +445,12 @@ class Session:
             return Stopped(run.stop_reason, Stage.QUEUE, Measurements())
         run.waiting = asyncio.current_task()
         try:
-            job = self.arrays.prepare(job, run.copies)
+            self.arrays.prepare(job, run.copies)
             if run.parameters is not None:
                 job.parameters = await self.arrays.parameters(run.parameters)
-            run.job = job = self._places.adapt(self._with_model(job))
+            if job.model is not None:
+                job.model = dataclasses.replace(job.model, source=self._known(job.model.source))
+            self._places.adapt(job)
             with self._turns.take(job.lane, device, job) as taken:
                 if not taken:
                     return DeviceTaken()
@@ -467,14 +471,12 @@ class Session:
             return model
         return next((each for each in self._catalog.known() if each.is_copy(model)), None)
 
-    def _with_model(self, job: Job) -> Job:
-        """Return the job with the files of its model on this host; raise `ModelNotFound`."""
-        if job.model is None:
-            return job
-        source = self._stored(job.model.source)
+    def _known(self, model: ModelSource) -> ModelSource:
+        """Return the model of this host that is a copy of the runtime's; raise `ModelNotFound`."""
+        source = self._stored(model)
         if source is None:
-            raise ModelNotFound(f"The host no longer has the model {job.model.source.name}")
-        return dataclasses.replace(job, model=dataclasses.replace(job.model, source=source))
+            raise ModelNotFound(f"The host no longer has the model {model.name}")
+        return source
 
     async def _make_room(self, message: MakeRoom) -> None:
         name = self._engine.models.make_room(message.lane, message.keep and self._stored(message.keep))

@@ -102,7 +102,7 @@ def download_end(url: str, target: Path, connections: Connections) -> bool:
                     file.write(piece)
                     if file.tell() > int(place["total"]):
                         return False
-    except (httpx.TransportError, OSError):
+    except (httpx.RequestError, OSError):
         return False
     return True
 
@@ -122,7 +122,7 @@ def _receive(url: str, part: Path, connections: Connections, progress: Progress)
                     _write(response, file.fileno(), part, progress)
                     file.seek(0, os.SEEK_END)
                     return
-            except httpx.TransportError as problem:
+            except httpx.RequestError as problem:
                 file.seek(0, os.SEEK_END)
                 failed = failed + 1 if file.tell() == before else 0
                 if failed == ATTEMPTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import subprocess
@@ -83,9 +84,12 @@ class PackageIndexes:
         except InvalidRequirement as problem:
             raise PullFailed(f"{text!r} is neither a known model, nor a path, nor a requirement such as NAME==VERSION: {problem}") from None
         name = canonicalize_name(requirement.name)
-        if requirement.url is not None:
-            return _file_at(requirement.url, name)
-        files = [file for file in self._files(name) if requirement.specifier.contains(file.version)]
+        try:
+            if requirement.url is not None:
+                return _file_at(requirement.url, name)
+            files = [file for file in self._files(name) if requirement.specifier.contains(file.version)]
+        except ValueError as problem:  # of urllib
+            raise PullFailed(f"{text} has an invalid address, or pip's settings have one ({problem}): see `pip config list`") from None
         if not files:
             where = ", ".join(map(_host, (*self.indexes, *self.links))) or "no index: pip's setting no-index is on"
             raise PullFailed(f"No file of {text} was found on {where}: check name and version, and pip's settings (`pip config list`)")
@@ -106,19 +110,20 @@ class PackageIndexes:
         if (folder := _local(url)) is not None:
             page = folder / "index.html"
             links = _anchors(page.read_text(encoding="utf-8")) if page.is_file() else ()
-            url = page.as_uri()
+            url = page.absolute().as_uri()
         else:
             url, links = self._request(url, optional=optional)
         for filename, link, sha256 in links:
-            if (file := _package_file(filename, urljoin(url, link), sha256, name)) is not None:
-                yield file
+            with contextlib.suppress(ValueError):  # an invalid address
+                if (file := _package_file(filename, urljoin(url, link), sha256, name)) is not None:
+                    yield file
 
     def _request(self, url: str, *, optional: bool) -> tuple[str, Iterable[Link]]:
         """Return the address of a page after redirections, and its links."""
         try:
             with self.connections.client(url) as client:
                 response = client.get(url, headers={"Accept": ACCEPT})
-        except httpx.TransportError as problem:
+        except (httpx.RequestError, httpx.InvalidURL) as problem:
             raise PullFailed(
                 f"{_host(url)} can't be reached ({str(problem) or type(problem).__name__}): check the network, the proxy (HTTPS_PROXY) and "
                 "pip's settings (`pip config list`), then pull again"
@@ -129,8 +134,11 @@ class PackageIndexes:
             raise PullFailed(f"{_host(url)} responded with status {response.status_code}: check pip's settings (`pip config list`)")
         if "json" not in response.headers.get("Content-Type", ""):
             return str(response.url), _anchors(response.text)
-        files: list[dict[str, Any]] = response.json().get("files", [])
-        found = [(each["filename"], each["url"], each.get("hashes", {}).get("sha256")) for each in files if not each.get("yanked")]
+        try:
+            files: list[dict[str, Any]] = response.json()["files"]
+            found = [(each["filename"], each["url"], (each.get("hashes") or {}).get("sha256")) for each in files if not each.get("yanked")]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise PullFailed(f"{_host(url)} sent an invalid list of files: check pip's settings (`pip config list`)") from None
         return str(response.url), found
 
 
@@ -184,7 +192,9 @@ def _anchors(page: str) -> Iterator[Link]:
     """Yield the file name, link and hash of each file on an HTML page that is not yanked."""
     parser = _Anchors()
     parser.feed(page)
-    yield from map(_link, parser.links)
+    for link in parser.links:
+        with contextlib.suppress(ValueError):  # an invalid address
+            yield _link(link)
 
 
 def _link(url: str) -> Link:

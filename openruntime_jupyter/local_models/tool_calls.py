@@ -95,7 +95,7 @@ class ToolCallFilter:
     on_text : gets the text outside of calls, in pieces
     start, end : markers; an empty `end` ends a call at the end of the text
     parse : returns the calls in the text between the markers, each a dict with `name` and `arguments`; may raise anything
-    on_piece : gets the pieces of each call; None for nobody
+    on_piece : gets the pieces of each call; None without a receiver
     as_json : whether calls are JSON objects. The arguments of such a call are passed on while they are generated, others once the call is
         complete.
     """

@@ -378,6 +378,46 @@ def test_wheel_whose_list_can_not_be_read_ahead_is_downloaded(
     assert index.ranges.count(None) == (2 if ranges else 4)
 
 
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    ("kind", "page", "said"),
+    [
+        ("application/json", "{", "sent an invalid list of files"),
+        ("application/json", "[]", "sent an invalid list of files"),
+        ("application/json", '{"files": [{"url": "a"}]}', "sent an invalid list of files"),
+        ("application/json", '{"files": [{"filename": "a.whl", "url": "http://[b/a.whl", "hashes": {}}]}', "No file of tiny"),
+        ("text/html", '<a href="http://[b/a.whl">a</a>', "No file of tiny"),
+        ("", "", "can't be reached .*redirects"),
+    ],
+)
+def test_invalid_page_of_an_index_is_reported(
+    tmp_path: Path, index: Path, settings: dict[str, str], kind: str, page: str, said: str
+) -> None:
+    class Handler(Quiet):
+        def do_GET(self) -> None:
+            self.send_response(200 if kind else 302)
+            self.send_header("Content-Type" if kind else "Location", kind or self.path)
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+    breaking = Breaking(next(index.glob("*.whl")))
+    breaking.server.RequestHandlerClass = Handler
+    with serving(breaking, settings), pytest.raises(PullFailed, match=said):
+        fetch(wanted(None, NAME), tmp_path / "models")
+
+
+def test_invalid_address_of_an_index_is_reported(tmp_path: Path, settings: dict[str, str]) -> None:
+    settings.clear()
+    for address, said in (
+        ("http://[b/simple", "pip's settings have one"),
+        ("no-address", "No file of tiny"),
+        ("ftp://127.0.0.1/", "protocol"),
+    ):
+        settings["index-url"] = address
+        with pytest.raises(PullFailed, match=said):
+            fetch(wanted(None, NAME), tmp_path / "models")
+
+
 @pytest.mark.usefixtures("untried", "hasty")
 def test_damaged_download_is_not_kept(tmp_path: Path, gguf: bytes, settings: dict[str, str]) -> None:
     sdist = tmp_path / f"{NAME}-1.0.tar.gz"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import os
@@ -20,37 +19,12 @@ from openruntime_jupyter.engines.hosts.link import HEADER, MAX_BODY, MAX_DATA, L
 from openruntime_jupyter.engines.hosts.messages import PROTOCOL, EngineSettings, Hello, Pong, Refused, Run, Welcome, decode, encode
 from openruntime_jupyter.engines.protocol import Job, SessionUse
 from openruntime_jupyter.schemas.queries import TasksQuery
-from tests.pipe_finder import PipeFinder, PipeWay
+from tests.engines.hosts.scripted_agent import DEVICE, WELCOME, frame, scripted_way
+from tests.pipe_finder import PipeFinder
 from tests.runtimes import cell, completed, runtime_in, until
 
-DEVICE: dict[str, Any] = {"type": "cpu", "index": 0, "name": "CPU", "memory": 1 << 30, "capabilities": [], "mlx_version": "0.32"}
-WELCOME: dict[str, Any] = {
-    "type": "Welcome",
-    "version": __version__,
-    "python": "3.11.7",
-    "platform": "Linux",
-    "boot_id": "1",
-    "cores": 2,
-    "memory": 1 << 30,
-    "devices": [DEVICE],
-    "folder": "/nowhere",
-}
 WORKER: dict[str, Any] = {"name": "w", "state": "idle", "resident": 1, "started": 1.0, "interpreter": "python"}
 STATE: dict[str, Any] = {"type": "State", "memory_total": 1, "memory_available": 1, "cpu": None}
-
-SPEAKS = """
-import os, sys
-os.read(0, 1 << 16)
-sys.stdout.buffer.write(bytes.fromhex(sys.argv[1]))
-sys.stdout.flush()
-if len(sys.argv) == 2:
-    while os.read(0, 1 << 16): pass
-"""
-
-
-def frame(*messages: dict[str, Any]) -> bytes:
-    return b"".join(HEADER.pack(len(body), 0) + body for body in (json.dumps(each).encode() for each in messages))
-
 
 FROM_AGENT: dict[str, tuple[bytes, str]] = {
     "garbage": (b"Last login: Mon Nov 30", "the other side sent a frame of"),
@@ -80,10 +54,7 @@ FROM_AGENT: dict[str, tuple[bytes, str]] = {
 
 
 async def test_hostile_agents_are_lost_and_nothing_else_suffers(tmp_path: Path) -> None:
-    ways = [
-        PipeWay(name, tmp_path / name, arguments=("-c", SPEAKS, sent.hex(), *(["end"] if name == "cut" else [])))
-        for name, (sent, _) in FROM_AGENT.items()
-    ]
+    ways = [scripted_way(name, tmp_path / name, sent, stay=name != "cut") for name, (sent, _) in FROM_AGENT.items()]
     async with runtime_in(tmp_path / "near", hosts=HostsSetup(PipeFinder(*ways))) as runtime:
 
         def problems() -> dict[str, str]:

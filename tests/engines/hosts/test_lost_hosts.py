@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -16,17 +17,22 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.engine import NullObserver, job
 from openruntime_jupyter import __version__
-from openruntime_jupyter.engines.hosts.connection import Connection
+from openruntime_jupyter.engines.hosts.connection import Connection, HostsOptions, connect
 from openruntime_jupyter.engines.hosts.finder import HostsSetup
-from openruntime_jupyter.engines.hosts.link import ByteStream
-from openruntime_jupyter.engines.protocol import Job, Observer, Outcome
+from openruntime_jupyter.engines.hosts.link import ByteStream, Link
+from openruntime_jupyter.engines.protocol import Died, Job, Observer, Outcome
 from openruntime_jupyter.errors import UnknownDevice
+from openruntime_jupyter.memory import Machine
+from openruntime_jupyter.runtime.arrays.store import ArrayStore
 from openruntime_jupyter.runtime.queue.lane import Lane
 from openruntime_jupyter.runtime.queue.scheduler import Scheduler
 from openruntime_jupyter.runtime.runtime import Runtime
+from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.schemas.hosts import Host
 from openruntime_jupyter.schemas.tasks import TaskState
+from tests.engines.hosts.scripted_agent import WELCOME, frame, scripted_way
 from tests.pipe_finder import PipeFinder, PipeWay
 from tests.runtimes import busy, cell, completed, ended, failed, runtime_in, until, waits_for
 
@@ -79,6 +85,30 @@ async def test_task_of_killed_agent_fails_at_once_and_leaves_nothing(tmp_path: P
         await until(lambda: len(way.agents) == 2, 10, "a second agent")
         await ready(runtime)
         assert len(list((tmp_path / "far" / "agents").glob("agent_*/"))) == 1, "the folder of the killed agent is left"
+
+
+KILLS = 7
+
+
+async def test_loss_is_known_within_a_tenth_of_a_second(tmp_path: Path) -> None:
+    files = ArrayStore(Settings(data_dir=tmp_path), "rt", Machine())
+    options = HostsOptions("rt", tmp_path, files, share_folders=False)
+    delays = []
+    for number in range(KILLS):  # the median, because another process may have the processor for a while
+        way = scripted_way("far", tmp_path / "far", frame(WELCOME))
+        connection = await connect(way, Link(await way.connect()), options, {}, lambda silent: None, lambda used: None)
+        serving = asyncio.ensure_future(connection.serve())
+        running = asyncio.ensure_future(connection.run(job(number), NullObserver()))
+        await asyncio.sleep(0)
+        killed = time.monotonic()
+        way.agent.kill()
+        outcome = await running
+        delays.append(time.monotonic() - killed)
+        assert isinstance(outcome, Died)
+        assert outcome.host_loss is not None
+        await serving
+        await connection.disconnect()
+    assert statistics.median(delays) < 0.1, delays
 
 
 async def test_task_with_retries_runs_again_elsewhere_when_its_first_run_is_over(tmp_path: Path) -> None:
