@@ -78,7 +78,8 @@ def test_hosts_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_server(tmp_path, STANDALONE, config=config, environment=environment, healthy=False) as server:
         wait_until(lambda: {host["state"] for host in server.get("/hosts")["hosts"]} == {"ready", "lost"}, 60)
         hosts = {host["name"]: host for host in server.get("/hosts")["hosts"]}
-        assert hosts["gone"]["problem"] == "ssh can't reach it (ssh: Could not resolve hostname gone)"
+        assert hosts["gone"]["problem"] == "its name is unknown (ssh: Could not resolve hostname gone)"
+        assert hosts["gone"]["advice"].startswith("check the name")
         assert hosts["mac2"]["address"] == "ssh mac2.local"
         devices = {device["id"] for device in server.get("/devices")["devices"]}
         assert devices == {"device_0", "gpu1.device_0", "mac2.device_0"}
