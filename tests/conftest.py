@@ -38,10 +38,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of `every_engine` over each."""
-    if metafunc.definition.get_closest_marker("every_engine") and metafunc.config.getoption("--engine") == "local":
-        metafunc.parametrize("engine", ["local", "agent"], indirect=True, scope="module")
+    """Run the tests of `every_engine` over each, those of clients over HTTP and embedded."""
+    mark = metafunc.definition.get_closest_marker("every_engine")
+    if mark is None or metafunc.config.getoption("--engine") != "local":
+        return
+    engines = ["local", "agent", *(["dask"] if mark.kwargs.get("dask") else [])]
+    if "backend" in metafunc.fixturenames:
+        kinds = [("http", "local"), *(("embedded", engine) for engine in engines)]
+        # As a mark, because it replaces the parameters of the fixture.
+        metafunc.definition.add_marker(pytest.mark.parametrize(("backend", "engine"), kinds, indirect=True, scope="module"))
+    else:
+        metafunc.parametrize("engine", engines, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="session")
+def dask_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a Dask cluster with one worker."""
+    from tests.engine_kinds import dask_cluster  # late: most tests need no runtime
+
+    with dask_cluster(tmp_path_factory.mktemp("dask")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,9 +69,9 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if kind == "local":
         yield kind
         return
-    from tests.engine_kinds import over  # late: most tests need no runtime
+    from tests.engine_kinds import agents, dask_workers, on_hosts  # late: most tests need no runtime
 
-    with over(kind, tmp_path_factory.mktemp(kind)):
+    with on_hosts(dask_workers(request.getfixturevalue("dask_address")) if kind == "dask" else agents(tmp_path_factory.mktemp(kind))):
         yield kind
 
 
@@ -68,8 +86,16 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run short tests first in one process, and long tests first in parallel, so that no worker runs them alone at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run short tests first in one process, and long tests first in parallel, so that no worker runs them alone at the end.
+
+    Skip those that are not for the engine of `--engine`.
+    """
+    engine = config.getoption("--engine")
+    for item in items:
+        for mark in item.iter_markers("not_over"):
+            if engine in mark.args:
+                item.add_marker(pytest.mark.skip(f"not over {engine}: {mark.kwargs['reason']}"))
     parallel = "PYTEST_XDIST_WORKER" in os.environ
     items.sort(key=lambda item: item.nodeid.startswith(LONG) != parallel)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -17,36 +18,42 @@ from tests.pipe_finder import PipeFinder, PipeWay
 from tests.runtimes import until
 
 
-def over(kind: str, folder: Path) -> AbstractContextManager[None]:
-    """Make each runtime of this process that is given no engine run all its tasks on the host `far`."""
-    return _on_dask(folder) if kind == "dask" else _on_hosts(_agent)
+def agents(folder: Path) -> Callable[[Settings], Finder]:
+    """Return what finds an agent for each runtime, with the runtime's models. Its data is in `folder`, apart for each data folder."""
+
+    def finder_of(settings: Settings) -> Finder:
+        far = folder / hashlib.sha256(bytes(settings.data_dir)).hexdigest()[:8]
+        far.mkdir(mode=0o700, exist_ok=True)
+        if not (far / "models").is_symlink():
+            (far / "models").symlink_to(settings.models)
+        return PipeFinder(PipeWay("far", far))
+
+    return finder_of
 
 
-def _agent(settings: Settings) -> Finder:
-    """Return the finder of an agent that has the runtime's models."""
-    folder = settings.data_dir / "far"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not (folder / "models").exists():
-        (folder / "models").symlink_to(settings.models)
-    return PipeFinder(PipeWay("far", folder))
+def dask_workers(address: str) -> Callable[[Settings], Finder]:
+    """Return what finds the workers of the Dask cluster at `address`."""
+    from openruntime_jupyter.engines.hosts.dask import DaskFinder  # late: importing Dask takes a second
+
+    return lambda settings: DaskFinder(address)
 
 
 @contextmanager
-def _on_dask(folder: Path) -> Iterator[None]:
-    from openruntime_jupyter.engines.hosts.dask import DaskFinder  # late: importing Dask takes a second
+def dask_cluster(folder: Path) -> Iterator[str]:
+    """Start a Dask cluster with the worker `far` and yield its address."""
     from tests.engines.hosts.dask_processes import PRELOAD, DaskProcesses
 
     cluster = DaskProcesses(folder)
     try:
         cluster.worker("far", *PRELOAD)
-        with _on_hosts(lambda settings: DaskFinder(cluster.address)):
-            yield
+        yield cluster.address
     finally:
         cluster.stop()
 
 
 @contextmanager
-def _on_hosts(finder_of: Callable[[Settings], Finder]) -> Iterator[None]:
+def on_hosts(finder_of: Callable[[Settings], Finder]) -> Iterator[None]:
+    """Make each runtime of this process that is given no engine run all its tasks on the hosts of its finder."""
     build, start = Runtime.__init__, Runtime.start
     hosted: WeakSet[Runtime] = WeakSet()
 

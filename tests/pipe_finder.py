@@ -28,10 +28,12 @@ class AgentStream(PipeStream):
     async def close(self) -> None:
         """Close the pipes and end the agent."""
         await super().close()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._agent.wait(), 10.0)
-        if self._agent.returncode is None:
-            self._agent.kill()
+        try:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._agent.wait(), 10.0)
+        finally:  # also if the runtime stops waiting
+            if self._agent.returncode is None:
+                self._agent.kill()
             await self._agent.wait()
 
 

@@ -75,7 +75,7 @@ class Turns:
         if lock is None:
             yield False
             return
-        lock.update_holder({**self._holder, "task_id": job.task_id, "name": job.operation})
+        lock.update_holder({**self._holder, "task_id": job.task_id, "name": job.name or job.operation})
         self._used.add(lock)
         try:
             yield True

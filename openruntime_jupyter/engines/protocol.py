@@ -121,7 +121,8 @@ class Job:
     A `private` job runs code of its caller, so it gets a worker process that no other task has used. Jobs with the same `burst` may
     follow each other in one process.
 
-    `files` and `folder` are set for other hosts: `folder` replaces the caller's working directory and import path.
+    `files` and `folder` are set for other hosts: `folder` replaces the caller's working directory and import path. `name` is shown to other
+    runtimes of the host that wait for its device.
     """
 
     task_id: Name
@@ -146,6 +147,7 @@ class Job:
     memory_largest: int | None = None
     files: JobFiles | None = None
     folder: str | None = None
+    name: str | None = None
 
 
 @dataclass(slots=True)

@@ -447,6 +447,7 @@ class Runtime:
             "ai_tasks_processed": self.metrics_service.counters.answered,
             "cpu_utilization": sample.cpu_utilization,
             "pending_tasks": self.lanes.pending,
+            "hosts": hosts_in_use(self.engine.hosts(), self.lanes.running_by_host()),
         }
 
     def _gpu_utilization(self) -> float | None:
@@ -572,6 +573,17 @@ def with_lanes(host: Host, lanes: Sequence[Lane]) -> Host:
 
 MOST_NAMED = 5
 """Number of hosts that `/health` names."""
+MOST_IN_LINE = 4
+"""Number of hosts in the line of the metrics, which status bars show."""
+
+
+def hosts_in_use(hosts: Sequence[Host], running: Mapping[str, int]) -> str | None:
+    """Return the hosts with `running` tasks and those that can't be used in one line, such as `2 on mac2, gpu1 lost`; None without any."""
+    unusable = {host.name: host.state for host in hosts if host.state not in ("ready", "connecting")}
+    parts = [f"{number} on {name}" for name, number in sorted(running.items()) if name]
+    parts += [f"{name} {state}" for name, state in unusable.items()]
+    more = len(parts) - MOST_IN_LINE
+    return ", ".join([*parts[:MOST_IN_LINE], *([f"{more} more"] if more > 0 else [])]) or None
 
 
 def hosts_problem(hosts: Sequence[Host]) -> str | None:

@@ -111,7 +111,7 @@ class Settings:
     engine: Literal["local", "ssh", "dask"] = "local"
     """Machines that run tasks: this one alone, or hosts that are reached by ssh or are the workers of a Dask cluster as well."""
     hosts: tuple[str, ...] = ()
-    """Hosts of the engine `ssh`, as ssh takes them: names, `USER@HOST` or `ssh://USER@HOST:PORT`."""
+    """Hosts of the engine `ssh`, as ssh takes them: names, `USER@HOST` or `USER@HOST:PORT`."""
     hosts_only: bool = False
     """Whether tasks run on hosts alone, and not on this machine."""
     dask_address: str = ""

@@ -99,6 +99,9 @@ class Metrics(Wire):
     ai_tasks_processed: int = Field(description="Number of AI tasks completed since the start of the runtime.")
     cpu_utilization: float | None = Field(None, description="CPU utilization in percent.")
     pending_tasks: int = Field(0, description="Number of pending tasks.")
+    hosts: str | None = absent(
+        "Other hosts that run tasks or can't be used, for people, such as `2 on mac2, gpu1 lost`; absent without such hosts."
+    )
 
 
 class SystemMetrics(Metrics):

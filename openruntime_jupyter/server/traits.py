@@ -268,7 +268,7 @@ class SettingsTraits(HasTraits):
     hosts = List(
         Unicode(),
         list(default_of("hosts")),
-        help="""Machines that run tasks with engine `ssh`, in the form `HOST`, `USER@HOST` or `ssh://USER@HOST:PORT`. They are reached by
+        help="""Machines that run tasks with engine `ssh`, in the form `HOST`, `USER@HOST` or `USER@HOST:PORT`. They are reached by
         your own `ssh`, which must log in without a password. Each needs this version of openruntime-jupyter; `hosts.toml` in your
         configuration folder sets its Python and environment. Empty: none.""",
     ).tag(config=True)

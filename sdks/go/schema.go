@@ -1459,6 +1459,10 @@ type Metrics struct {
 
 	// Number of pending tasks.
 	PendingTasks int64 `json:"pending_tasks"`
+
+	// Other hosts that run tasks or can't be used, for people, such as `2 on mac2, gpu1 lost`; absent without such
+	// hosts.
+	Hosts string `json:"hosts"`
 }
 
 // Response of `GET /metrics/history`.
@@ -2353,6 +2357,10 @@ type SystemMetrics struct {
 
 	// Number of pending tasks.
 	PendingTasks int64 `json:"pending_tasks"`
+
+	// Other hosts that run tasks or can't be used, for people, such as `2 on mac2, gpu1 lost`; absent without such
+	// hosts.
+	Hosts string `json:"hosts"`
 
 	// Uptime of the runtime, for example `2h 15m`.
 	Uptime string `json:"uptime"`

@@ -32,11 +32,19 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBacke
     backend.stop()
 
 
+@pytest.fixture(scope="module")
+def hosted(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBackend]:
+    """Return an embedded runtime over the module's engine."""
+    backend = EmbeddedBackend(Settings(data_dir=tmp_path_factory.mktemp("hosted"), embedded=True, cpu_slots=1))
+    yield backend
+    backend.stop()
+
+
 @pytest.fixture(scope="module", params=["http", "embedded"])
-def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+def backend(request: pytest.FixtureRequest, engine: str) -> Iterator[Backend]:
     """Return each kind of backend, with one CPU slot."""
     if request.param == "embedded":
-        yield request.getfixturevalue("embedded")
+        yield request.getfixturevalue("embedded" if engine == "local" else "hosted")
         return
     running: Server = request.getfixturevalue("server")
     http = HttpBackend(running.url, running.token)

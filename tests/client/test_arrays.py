@@ -48,6 +48,7 @@ def test_array_of_each_type_survives(plain: PlainClient, dtype: str) -> None:
     assert raw.dtype == (np.uint16 if dtype == "bfloat16" else value.dtype)
 
 
+@pytest.mark.every_engine
 def test_array_is_input_of_tasks_by_its_name(client: Client) -> None:
     name = f"weights-{uuid4().hex}"
     client.arrays.put(name, np.arange(4.0))
@@ -70,12 +71,14 @@ def test_client_with_numpy_returns_its_arrays(client: Client) -> None:
 
 
 @pytest.mark.parametrize("value", [array.array("d", [1, 2, 3]), memoryview(array.array("d", [1, 2, 3])), np.array([1.0, 2, 3])])
+@pytest.mark.every_engine
 def test_arrays_in_parameters_are_sent(plain: PlainClient, value: Any) -> None:
     before = {each.id for each in plain.arrays.list().arrays}
     assert plain.run("compute", expression="sum(a * b)", inputs={"a": value, "b": ArrayData.of(value)})["value"] == 14
     assert {each.id for each in plain.arrays.list().arrays} <= before, "released after the submission"
 
 
+@pytest.mark.every_engine
 def test_result_arrays_are_array_data(plain: PlainClient) -> None:
     found = plain.run("compute", expression="a + 1", inputs={"a": [1, 2]}, return_arrays=True)
     assert isinstance(found, ArrayData)

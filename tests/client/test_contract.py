@@ -67,11 +67,13 @@ def busy(client: Client) -> Iterator[TaskHandle]:
         handle.cancel()
 
 
+@pytest.mark.every_engine
 def test_an_operation_returns_its_output(client: Client) -> None:
     output = client.run("matrix_multiply", size=64, iterations=2)
     assert output["gflops"] > 0
 
 
+@pytest.mark.every_engine(dask=True)
 def test_a_function_of_this_process_is_computed_elsewhere(client: Client) -> None:
     factor = 3
 
@@ -85,6 +87,7 @@ def test_a_function_of_this_process_is_computed_elsewhere(client: Client) -> Non
     assert pid != os.getpid()
 
 
+@pytest.mark.every_engine(dask=True)
 def test_code_gets_its_inputs_and_gives_its_outputs(client: Client) -> None:
     code = "import sys\ntotal = sum(numbers)\nprint('one', flush=True)\nprint('two', file=sys.stderr)"
     handle = client.submit_code(code, {"numbers": [1, 2, 3]}, ("total",))
@@ -92,6 +95,7 @@ def test_code_gets_its_inputs_and_gives_its_outputs(client: Client) -> None:
     assert (handle.output.stdout, handle.output.stderr, str(handle.output)) == ("one\n", "two\n", "one\ntwo\n")
 
 
+@pytest.mark.every_engine
 def test_code_runs_in_the_folder_and_interpreter_of_the_caller(client: Client) -> None:
     import sys
 
@@ -99,6 +103,7 @@ def test_code_runs_in_the_folder_and_interpreter_of_the_caller(client: Client) -
     assert handle.result(timeout=60)["place"] == (os.getcwd(), sys.executable)
 
 
+@pytest.mark.every_engine(dask=True)
 def test_what_a_task_raises_comes_with_its_own_traceback(client: Client) -> None:
     def divide() -> float:
         return 1 / 0
@@ -112,6 +117,7 @@ def test_what_a_task_raises_comes_with_its_own_traceback(client: Client) -> None
     assert caught.value.task.failure.type == "ZeroDivisionError"
 
 
+@pytest.mark.every_engine(dask=True)
 def test_a_worker_that_is_killed_is_told_from_a_task_that_fails(client: Client) -> None:
     def die() -> None:
         import os
@@ -127,7 +133,7 @@ def test_a_worker_that_is_killed_is_told_from_a_task_that_fails(client: Client) 
     assert "these are my last words" in str(caught.value)
 
 
-@over_http
+@pytest.mark.every_engine
 def test_a_task_past_its_timeout_is_stopped(client: Client) -> None:
     with pytest.raises(TaskTimedOut, match="timeout"):
         client.with_options(timeout=0.3).call(sleeper(30))
@@ -141,6 +147,7 @@ def test_waiting_for_a_result_can_run_out_while_the_task_goes_on(client: Client)
     handle.cancel()
 
 
+@pytest.mark.every_engine(dask=True)
 def test_a_cancelled_task_says_so(client: Client) -> None:
     handle = running(client.submit_call(sleeper(30)))
     assert handle.cancel().status is TaskState.CANCELLED
@@ -162,6 +169,7 @@ def test_a_waiting_task_knows_its_place_and_can_be_moved_forward(client: Client)
         second.cancel()
 
 
+@pytest.mark.every_engine
 def test_progress_is_seen_while_the_task_runs(client: Client) -> None:
     def work() -> None:
 
@@ -328,6 +336,7 @@ def test_the_same_key_gives_the_same_task(backend: Backend) -> None:
     assert (again.task_id, again.status) == (first.task_id, TaskState.COMPLETED)
 
 
+@pytest.mark.every_engine
 def test_interrupting_a_call_cancels_its_task(client: Client) -> None:
     named = client.with_options(name=f"interrupted {new_key()}")
 

@@ -25,6 +25,7 @@ from tests.support import wait_until
 from tests.work import add, fails, invert, nap, square
 
 
+@pytest.mark.every_engine
 def test_calls_are_tasks_and_their_futures_bring_the_values(client: Client) -> None:
     with client.executor(name="squares") as executor:
         futures = [executor.submit(square, number) for number in range(6)]
@@ -47,6 +48,7 @@ def test_a_chunk_has_at_least_one_item(client: Client) -> None:
         executor.map(square, [1], chunksize=0)
 
 
+@pytest.mark.every_engine
 def test_a_future_can_be_cancelled_while_its_task_runs_or_waits(client: Client) -> None:
     with client.executor() as executor:
         running, waiting = executor.submit(nap, 600), executor.submit(nap, 600)

@@ -200,6 +200,7 @@ def test_a_batch_is_answered_item_by_item(backend: Backend) -> None:
     assert again.task_id == taken.task_id
 
 
+@pytest.mark.every_engine
 def test_collect_brings_records_and_payloads(backend: Backend) -> None:
     requests = [{"operation": "call", "parameters": {}}, {"operation": "compute", "parameters": {}}]
     ids = [answer.task_id for answer in backend.call(SUBMIT_BATCH, body={"tasks": requests}, key=new_key()) if isinstance(answer, Task)]
@@ -231,6 +232,7 @@ def test_function_is_pickled_once_and_its_arrays_are_sent_once(client: Client, m
     assert (len(pickled), len(sent)) == (1, 1)
 
 
+@pytest.mark.every_engine
 def test_arrays_among_the_items_go_with_their_chunks(client: Client) -> None:
     table = np.arange(100_000.0)
     items = [np.full(100_000, number) for number in range(4)]

@@ -32,6 +32,7 @@ def value_of(client: Client, expression: str, session: str = "train") -> object:
     return client.session(session).run_code(f"shown = {expression}", outputs=("shown",))["shown"]
 
 
+@pytest.mark.every_engine
 def test_cells_and_calls_share_variables(client: Client) -> None:
     train = client.session("train")
     train.run_code("model, steps = [1, 2], 0", {})

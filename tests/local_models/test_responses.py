@@ -21,6 +21,7 @@ from openruntime_jupyter.local_models.tool_calls import ToolCallFilter
 from openruntime_jupyter.runtime.settings import Settings
 from openruntime_jupyter.runtime.tasks.submission import Caller
 from openruntime_jupyter.schemas.ai import Answer
+from openruntime_jupyter.schemas.values import ToolCallPiece
 from tests.adapters import write_adapters
 from tests.gguf_twin import write_twin
 from tests.scripted_model import TOOL_TEMPLATE, make_scripted_model
@@ -354,3 +355,25 @@ def test_malformed_call_stays_in_the_text(size: int) -> None:
     calls.end(cut=False)
     assert "".join(text).replace("\n", "") == "a <cal b <call>{wrong</call> c"
     assert [call["function"] for call in calls.finished()] == [{"name": "f", "arguments": "{}"}]
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments", "cut"),
+    [
+        ('{"name": "f", "arguments": {"a": "}\\"", "b": [{}]}}', '{"a": "}\\"", "b": [{}]}', False),
+        ('{"name": "f", "arguments": {"a": "<call', '{"a": "<call', True),
+        ('{"arguments": {"a": 1}, "name": "f"}', '{"a": 1}', False),
+        ('{"name": "f"', None, True),
+    ],
+    ids=["nested", "cut", "other order", "cut before the arguments"],
+)
+def test_pieces_of_a_json_call_are_its_arguments(written: str, arguments: str | None, cut: bool) -> None:
+    text: list[str] = []
+    pieces: list[ToolCallPiece] = []
+    calls = ToolCallFilter(text.append, "<call>", "</call>", json.loads, pieces.append, as_json=True)
+    for letter in f"So: <call>{written}{'' if cut else '</call>'}":
+        calls.add(letter)
+    calls.end(cut)
+    assert "".join(text) == "So: "
+    assert "".join(piece.arguments for piece in pieces) == (arguments or "")
+    assert [call["function"] for call in calls.finished()] == ([] if arguments is None else [{"name": "f", "arguments": arguments}])

@@ -129,7 +129,7 @@ def _busy_for(seconds: float, answer: int) -> int:
     return answer
 
 
-@pytest.mark.every_engine
+@pytest.mark.every_engine(dask=True)
 async def test_cancel_while_large_parameters_are_written_keeps_worker(runtime: Runtime) -> None:
     await ended(runtime, await submit(runtime, "call"))
     for _ in range(4):

@@ -29,8 +29,8 @@ def other_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def interpreter_of(environment: Path, **more: Any) -> dict[str, Any]:
-    return {"interpreter": str(environment / "bin" / "python"), **more}
+def interpreter_of(venv: Path, **more: Any) -> dict[str, Any]:
+    return {"interpreter": str(venv / "bin" / "python"), **more}
 
 
 async def test_cell_runs_in_environment_folder_and_path_of_caller(tmp_path: Path, runtime: Runtime, other_environment: Path) -> None:
@@ -52,15 +52,21 @@ async def test_cell_runs_in_environment_folder_and_path_of_caller(tmp_path: Path
 async def test_missing_package_is_reported_with_command(tmp_path: Path, runtime: Runtime) -> None:
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
-    task = await ended(runtime, await submit(runtime, "python", {"code": "1", "world": interpreter_of(bare)}))
+    task = await ended(
+        runtime, await submit(runtime, "python", {"code": "1", "world": interpreter_of(bare, environment={"PYTHONPATH": None})})
+    )
     assert task.status == "failed"
     assert f"{bare}/bin/python -m pip install openruntime-jupyter=={openruntime_jupyter.__version__}" in (task.error or "")
     await completed(runtime, await submit(runtime, "call"))
 
 
-async def test_missing_interpreter_and_other_program_are_reported(runtime: Runtime) -> None:
+@pytest.mark.not_over("agent", "dask", reason="a host without the caller's interpreter uses its own")
+async def test_missing_interpreter_is_reported(runtime: Runtime) -> None:
     missing = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/no/such/python"}}))
     assert "/no/such/python can't be started: No such file" in (missing.error or "")
+
+
+async def test_other_program_is_reported(runtime: Runtime) -> None:
     silent = await ended(runtime, await submit(runtime, "python", {"world": {"interpreter": "/bin/true"}}))
     assert "/bin/true ended before it was ready" in (silent.error or "")
 
@@ -95,6 +101,7 @@ async def test_other_protocol_version_is_reported_with_command(tmp_path: Path, r
 
 
 @pytest.mark.every_engine
+@pytest.mark.not_over("dask", reason="its worker started before, with other variables")
 async def test_environment_of_worker_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENRUNTIME_TOKEN", "OPENAI_API_KEY", "JUPYTERHUB_API_TOKEN"):
         monkeypatch.setenv(name, "secret")
@@ -112,7 +119,6 @@ def _environment() -> dict[str, str]:
     return dict(os.environ)
 
 
-@pytest.mark.every_engine
 async def test_unpicklable_and_missing_outputs_are_named(runtime: Runtime) -> None:
     code = "fine = 1\nlock = __import__('threading').Lock()"
     for outputs, problem in ((["fine", "lock"], "'lock'"), (["fine", "b"], "without setting 'b'")):
@@ -217,6 +223,7 @@ async def prepared(runtime: Runtime) -> None:
     )
 
 
+@pytest.mark.not_over("agent", "dask", reason="looks at the spares of the pool")
 async def test_spare_imports_packages_that_its_kernel_used(tmp_path: Path, site: tuple[Path, dict[str, Any]]) -> None:
     async with runtime_in(tmp_path / "data", spare_workers=1) as runtime:
         assert await found(runtime, USES_IT, world=site[1]) == 1
@@ -226,6 +233,7 @@ async def test_spare_imports_packages_that_its_kernel_used(tmp_path: Path, site:
         assert await found(runtime, IMPORTED, world={**site[1], "kernel": "another"}) is False
 
 
+@pytest.mark.not_over("agent", "dask", reason="looks at the spares of the pool")
 async def test_spare_with_outdated_imports_is_not_used(tmp_path: Path, site: tuple[Path, dict[str, Any]]) -> None:
     packages, here = site
 
@@ -236,6 +244,7 @@ async def test_spare_with_outdated_imports_is_not_used(tmp_path: Path, site: tup
         assert await found(runtime, USES_IT, world=here) == 2
 
 
+@pytest.mark.not_over("agent", "dask", reason="looks at the spares of the pool")
 async def test_variable_set_before_an_import_counts(tmp_path: Path, site: tuple[Path, dict[str, Any]]) -> None:
     """A package may read its environment while it is imported, so a spare that imported it with another one is not used."""
     packages, here = site

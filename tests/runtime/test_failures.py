@@ -23,7 +23,7 @@ async def worker_pid(runtime: Runtime, task_id: str) -> int:
     return int((await printed(runtime, task_id)).split()[1])
 
 
-@pytest.mark.every_engine
+@pytest.mark.every_engine(dask=True)
 async def test_raised_error_has_type_message_and_lines_of_the_cell(runtime: Runtime) -> None:
     code = "def halve(n):\n    return 1 / n\n\nhalve(0)"
     task = await ended(runtime, await submit(runtime, "python", {"code": code, "filename": "<cell 7>"}, retries=3))
@@ -39,7 +39,14 @@ async def test_raised_error_has_type_message_and_lines_of_the_cell(runtime: Runt
     assert "openruntime_jupyter" not in (task.failure.traceback or "")
 
 
-@pytest.mark.every_engine
+async def test_values_that_a_worker_rejects_have_a_message_without_frames(runtime: Runtime) -> None:
+    task = await ended(runtime, await submit(runtime, "mlx_operation", {"function": "matmul", "args": [1, 2]}))
+    assert task.failure is not None
+    assert task.failure.message.startswith("InvalidRequest: parameters: matmul(int32[], int32[]): ")
+    assert task.failure.traceback == f"openruntime_jupyter.errors.{task.failure.message}\n"
+
+
+@pytest.mark.every_engine(dask=True)
 async def test_killed_worker_fails_its_task_with_signal_memory_and_output(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, cpu_slots=2) as runtime:
         victim, neighbour = await cell(runtime, LAST_WORDS), await cell(runtime, LAST_WORDS)
@@ -55,7 +62,7 @@ async def test_killed_worker_fails_its_task_with_signal_memory_and_output(tmp_pa
         await completed(runtime, await submit(runtime, "call"))
 
 
-@pytest.mark.every_engine
+@pytest.mark.every_engine(dask=True)
 async def test_task_with_retries_runs_again_after_worker_death(tmp_path: Path, runtime: Runtime) -> None:
     mark = tmp_path / "mark"
     code = f"import os, pathlib\nmark = pathlib.Path({str(mark)!r})\nif not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)\n"
@@ -130,7 +137,7 @@ async def test_smaller_tasks_pass_task_that_waits_for_memory(tmp_path: Path) -> 
         holder = await cell(runtime, LAST_WORDS)
         await says(runtime, holder, "worker")
         # Hold nearly all free memory by an estimate, without using it.
-        runtime.lanes.devices["device_0"].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
+        runtime.lanes.devices[runtime.devices()[0].id].running[holder].needs = runtime.devices()[0].memory_available - 50_000_000
         waits = await submit(runtime, "memory_bandwidth", {"size_mb": 100})
         await completed(runtime, await submit(runtime, "call"))
         await waits_for(runtime, waits, "memory")

@@ -39,7 +39,7 @@ async def longest_block() -> AsyncIterator[list[float]]:
     assert loop.is_running()
 
 
-@pytest.mark.every_engine
+@pytest.mark.every_engine(dask=True)
 async def test_output_keeps_its_order(runtime: Runtime) -> None:
     code = "from IPython.display import display, HTML\nprint('one')\ndisplay(HTML('<b>two</b>'))\nprint('three')\n4"
     task_id = await cell(runtime, code)

@@ -20,7 +20,6 @@ from openruntime_jupyter.schemas.tasks import Task
 from tests.runtimes import busy, cell, completed, ended, failed, pickled, runtime_in, submit, until, value
 
 
-@pytest.mark.every_engine
 async def test_task_that_breaks_its_worker_fails_alone(runtime: Runtime) -> None:
     holds = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()"
     breaks = "import openruntime_jupyter.worker.runner as t\ndef fails(*_, **__): raise RuntimeError('broken')\nt.describe = fails\n1 / 0"
@@ -39,7 +38,6 @@ async def test_unneeded_worker_held_by_thread_is_ended(tmp_path: Path) -> None:
         await until(lambda: len(runtime.engine.workers()) <= 1, 30, "the end of the workers beyond one")
 
 
-@pytest.mark.every_engine
 async def test_invalid_frame_ends_worker_with_reason(runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:
     speaks = "from openruntime_jupyter.current_task import current\nsend = current()._send.__self__._channel.send\n"
     nonsense = {
@@ -127,6 +125,7 @@ async def test_task_of_suspended_idle_worker_runs_on_another(runtime: Runtime, s
     await until(lambda: not psutil.pid_exists(pid), 60, "its end")
 
 
+@pytest.mark.not_over("agent", "dask", reason="changes how worker processes of this process are watched")
 async def test_task_of_suspended_worker_fails_if_its_start_is_unknown(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WorkerProcess, "unread", None)
     monkeypatch.setattr(WorkerProcess, "left_frames", property(lambda self: False, lambda self, value: None), raising=False)
@@ -138,6 +137,7 @@ async def test_task_of_suspended_worker_fails_if_its_start_is_unknown(runtime: R
 
 
 @ON_LINUX
+@pytest.mark.not_over("agent", "dask", reason="changes how worker processes of this process are watched")
 async def test_running_task_may_be_suspended_and_continued(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[bool | None] = []
     look = Attempt.kill_if_suspended

@@ -56,6 +56,7 @@ def _answer() -> str:
 
 
 @pytest.mark.every_engine
+@pytest.mark.not_over("dask", reason="its worker is not a process of the runtime")
 async def test_stopped_runtime_leaves_no_process_and_rejects_tasks(tmp_path: Path) -> None:
     others = since()
     runtime = Runtime(Settings(data_dir=tmp_path, cpu_slots=2))

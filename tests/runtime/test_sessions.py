@@ -101,7 +101,6 @@ def _uses_model() -> tuple[int, int]:
     return model["weights"], os.getpid()  # type: ignore[name-defined] # noqa: F821
 
 
-@pytest.mark.every_engine
 async def test_tasks_of_one_session_run_in_turn(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 
@@ -334,6 +333,7 @@ def _rate() -> int:
     return s.RATE  # type: ignore[name-defined] # noqa: F821
 
 
+@pytest.mark.not_over("agent", "dask", reason="gives this machine a second device")
 async def test_session_serves_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = LocalEngine.devices
 

@@ -16,10 +16,19 @@ from openruntime_jupyter import connect
 from openruntime_jupyter.engines.hosts.finder import InvalidHosts
 from openruntime_jupyter.runtime.hosts import hosts_of
 from openruntime_jupyter.runtime.settings import Settings
-from tests.engines.hosts.dask_processes import PRELOAD
+from tests.engines.hosts.dask_processes import NO_COMPILER, PRELOAD
 from tests.engines.hosts.sshd import ssh_that
 from tests.support import STANDALONE, Home, Server, running_server, wait_until
 from tests.tiny_model import make_tiny_model
+
+MEETING = """
+import os, pathlib, time
+folder = pathlib.Path({folder!r})
+(folder / f"{{os.getpid()}}.met").touch()
+while len(list(folder.glob("*.met"))) < 2:
+    time.sleep(0.01)
+"""
+"""Code of a task that ends once two of them run at once."""
 
 LOCAL = {"threads_per_worker": 1, "dashboard_address": ":0", "n_workers": 0}
 
@@ -69,7 +78,8 @@ def test_hosts_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_server(tmp_path, STANDALONE, config=config, environment=environment, healthy=False) as server:
         wait_until(lambda: {host["state"] for host in server.get("/hosts")["hosts"]} == {"ready", "lost"}, 60)
         hosts = {host["name"]: host for host in server.get("/hosts")["hosts"]}
-        assert hosts["gone"]["problem"] == "ssh can't reach it (ssh: Could not resolve hostname gone)"
+        assert hosts["gone"]["problem"] == "its name is unknown (ssh: Could not resolve hostname gone)"
+        assert hosts["gone"]["advice"].startswith("check the name")
         assert hosts["mac2"]["address"] == "ssh mac2.local"
         devices = {device["id"] for device in server.get("/devices")["devices"]}
         assert devices == {"device_0", "gpu1.device_0", "mac2.device_0"}
@@ -80,9 +90,9 @@ def test_hosts_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cluster_of_the_server_follows_its_queue(tmp_path: Path) -> None:
     arguments = {**LOCAL, "maximum": 2}
     config = settings(engine="dask", dask_cluster="distributed.LocalCluster", dask_arguments=arguments)
-    with running_server(home_with_model(tmp_path), STANDALONE, config=config, healthy=False) as server:
+    with running_server(home_with_model(tmp_path), STANDALONE, config=config, environment=NO_COMPILER, healthy=False) as server:
         assert server.get("/hosts")["hosts"] == []
-        tasks = [server.submit("python", {"code": "import time; time.sleep(3)"}, wait=False)["task_id"] for _ in range(4)]
+        tasks = [server.submit("python", {"code": MEETING.format(folder=str(tmp_path))}, wait=False)["task_id"] for _ in range(2)]
         assert {server.finished(task)["device_used"] for task in tasks} == {"worker-0.device_0", "worker-1.device_0"}
         run_all_kinds(server)
 
@@ -98,7 +108,7 @@ def test_cluster_of_jobs(tmp_path: Path) -> None:
         "worker_extra_args": [*PRELOAD],
     }
     config = settings(engine="dask", dask_cluster="dask_jobqueue.local.LocalCluster", dask_arguments=arguments)
-    with running_server(home_with_model(tmp_path), STANDALONE, config=config, healthy=False) as server:
+    with running_server(home_with_model(tmp_path), STANDALONE, config=config, environment=NO_COMPILER, healthy=False) as server:
         assert used(server) == "LocalCluster-0.device_0"
         run_all_kinds(server)
 

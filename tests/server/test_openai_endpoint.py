@@ -28,6 +28,7 @@ from tests.tiny_model import make_thinking_model, make_tiny_model
 PAGE = Path(__file__).parents[2] / "docs" / "other-tools.md"
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WRONG_TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "no such type"}}}]
+ENVIRONMENT = {"THE_KEY": KEY}
 QUESTION: list[Any] = [{"role": "user", "content": "Who waits?"}]
 
 
@@ -43,34 +44,55 @@ def scripted() -> Iterator[ProviderServer]:
         yield serving
 
 
-@pytest.fixture(scope="module", params=["standalone", "hub"])
-def server(
-    request: pytest.FixtureRequest, provider: ProviderServer, scripted: ProviderServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """Run a server with a local model and the profiles `cloud` and `scripted`."""
+@pytest.fixture(scope="module")
+def config(provider: ProviderServer, scripted: ProviderServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the configuration of a server with local models and the profiles `cloud` and `scripted`."""
     folder = tmp_path_factory.mktemp("v1")
     (folder / "models").mkdir()
     write_twin(make_tiny_model(folder / "tiny", context=4096), folder / "models" / "tiny.gguf")
     caller = make_scripted_model(folder / "with-tools", TWO_CALLS, TOOL_TEMPLATE)
     write_twin(caller, folder / "models" / "with-tools.gguf")
     write_twin(make_thinking_model(folder / "with-reasoning"), folder / "models" / "with-reasoning.gguf")
-    config = profile(provider.url)
-    config["OpenRuntimeApp"]["profiles"]["scripted"] = {"base_url": scripted.url, "max_retries": 0}
-    config["OpenRuntimeApp"] |= {"default_profile": "local", "models_dir": str(folder / "models"), "cpu_slots": 1}
-    options: dict[str, Any] = {"config": config, "environment": {"THE_KEY": KEY}}
-    if request.param == "hub":
-        with running_server(folder, JUPYTER, base_url="/user/jo/", **options) as running:
-            yield running
-    else:
-        with running_server(folder, STANDALONE, **options) as running:
-            yield running
+    made = profile(provider.url)
+    made["OpenRuntimeApp"]["profiles"]["scripted"] = {"base_url": scripted.url, "max_retries": 0}
+    made["OpenRuntimeApp"] |= {"default_profile": "local", "models_dir": str(folder / "models"), "cpu_slots": 1}
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("alone"), STANDALONE, config=config, environment=ENVIRONMENT) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def of_hub(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("hub")
+    with running_server(folder, JUPYTER, config=config, environment=ENVIRONMENT, base_url="/user/jo/") as running:
+        yield running
+
+
+@pytest.fixture(params=["alone", "of_hub"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Return a stand-alone server, and one below the base URL of a JupyterHub user."""
+    found: Server = request.getfixturevalue(request.param)
+    return found
+
+
+def client_of(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=str(server.token), http_client=openai.DefaultHttpxClient(trust_env=False))
 
 
 @pytest.fixture
 def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key=str(server.token), http_client=openai.DefaultHttpxClient(trust_env=False)
-    ) as made:
+    with client_of(server) as made:
+        yield made
+
+
+@pytest.fixture
+def plain(alone: Server) -> Iterator[openai.OpenAI]:
+    """Return a client of the stand-alone server, for what does not depend on the place of the server."""
+    with client_of(alone) as made:
         yield made
 
 
@@ -123,13 +145,13 @@ def test_stream_has_the_text_of_the_task_and_usage(client: openai.OpenAI, server
         ChatCompletionChunk.model_validate_json(line.removeprefix("data: "))
 
 
-def test_remote_model_gets_options_and_messages(client: openai.OpenAI, provider: ProviderServer) -> None:
+def test_remote_model_gets_options_and_messages(plain: openai.OpenAI, provider: ProviderServer) -> None:
     parts = [{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]
     messages: list[Any] = [
         *({"role": "developer", "content": "Be short."}, {"role": "user", "content": "one"}),
         *({"role": "assistant", "content": "two", "refusal": None, "annotations": []}, {"role": "user", "content": parts, "name": "jo"}),
     ]
-    answer = client.chat.completions.create(
+    answer = plain.chat.completions.create(
         model="cloud/tiny",
         messages=messages,
         temperature=0.5,
@@ -192,18 +214,18 @@ def assembled(deltas: list[ChoiceDelta]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_two_tools_are_called_at_once_and_answered(client: openai.OpenAI, scripted: ProviderServer, stream: bool) -> None:
+def test_two_tools_are_called_at_once_and_answered(plain: openai.OpenAI, scripted: ProviderServer, stream: bool) -> None:
     scripted.script(calls, says("Sunny at noon."))
     options: Any = {"model": "scripted/tiny", "tools": TOOLS, "tool_choice": "required"}
     if stream:
-        chunks = list(client.chat.completions.create(messages=QUESTION, stream=True, stream_options={"include_usage": True}, **options))
+        chunks = list(plain.chat.completions.create(messages=QUESTION, stream=True, stream_options={"include_usage": True}, **options))
         deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
         made: list[Any] = assembled(deltas)
         ends, told = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices], chunks[-1].usage
         reasoning = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
         message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": made}
     else:
-        answer = client.chat.completions.create(messages=QUESTION, **options)
+        answer = plain.chat.completions.create(messages=QUESTION, **options)
         said: Any = answer.choices[0].message
         made, reasoning, message = [call.model_dump() for call in said.tool_calls], said.reasoning_content, said.model_dump()
         ends, told = [answer.choices[0].finish_reason], answer.usage
@@ -218,7 +240,7 @@ def test_two_tools_are_called_at_once_and_answered(client: openai.OpenAI, script
     assert told.prompt_tokens_details.cached_tokens == 8
     results: list[Any] = [{"role": "tool", "tool_call_id": call["id"], "content": "fine"} for call in made]
     messages: list[Any] = [*QUESTION, message, *results]
-    reply = client.chat.completions.create(model="scripted/tiny", messages=messages, tools=TOOLS)
+    reply = plain.chat.completions.create(model="scripted/tiny", messages=messages, tools=TOOLS)
     assert reply.choices[0].message.content == "Sunny at noon."
     sent = scripted.requests[-1].json["messages"]
     assert [each["role"] for each in sent] == ["user", "assistant", "tool", "tool"]
@@ -227,7 +249,7 @@ def test_two_tools_are_called_at_once_and_answered(client: openai.OpenAI, script
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_truncated_call_ends_by_length(client: openai.OpenAI, scripted: ProviderServer, stream: bool) -> None:
+def test_truncated_call_ends_by_length(plain: openai.OpenAI, scripted: ProviderServer, stream: bool) -> None:
     def truncated(connection: Connection, request: Request) -> None:
         connection.begin()
         connection.event(chunk(None, tool_calls=[{"index": 0, "id": "a", "function": {"name": "weather", "arguments": '{"ci'}}]))
@@ -235,14 +257,14 @@ def test_truncated_call_ends_by_length(client: openai.OpenAI, scripted: Provider
         connection.event("[DONE]")
 
     scripted.script(truncated)
-    made: Any = client.chat.completions.create(model="scripted/tiny", messages=QUESTION, tools=TOOLS, stream=stream)
+    made: Any = plain.chat.completions.create(model="scripted/tiny", messages=QUESTION, tools=TOOLS, stream=stream)
     choices = [chunk.choices[0] for chunk in made] if stream else made.choices
     assert choices[-1].finish_reason == "length"
 
 
-def test_local_model_calls_two_tools_or_one(client: openai.OpenAI) -> None:
+def test_local_model_calls_two_tools_or_one(plain: openai.OpenAI) -> None:
     def ask(**options: Any) -> Any:
-        return client.chat.completions.create(model="with-tools", messages=QUESTION, tools=TOOLS, **options)
+        return plain.chat.completions.create(model="with-tools", messages=QUESTION, tools=TOOLS, **options)
 
     (both,) = ask().choices
     assert (both.message.content, both.finish_reason) == ("Both.\n", "tool_calls")
@@ -254,14 +276,14 @@ def test_local_model_calls_two_tools_or_one(client: openai.OpenAI) -> None:
     assert [json.loads(call["function"]["arguments"]) for call in streamed] == [{"city": "Berlin"}, {"city": "Rome"}]
     assert "<tool_call>" not in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     with pytest.raises(openai.BadRequestError, match="chat template has none") as caught:
-        client.chat.completions.create(model="tiny", messages=QUESTION, tools=TOOLS)
+        plain.chat.completions.create(model="tiny", messages=QUESTION, tools=TOOLS)
     assert caught.value.param == "tools"
 
 
-def test_local_model_fits_a_schema_and_tells_probabilities(client: openai.OpenAI) -> None:
+def test_local_model_fits_a_schema_and_tells_probabilities(plain: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
     wish: Any = {"type": "json_schema", "json_schema": {"name": "number", "schema": schema}}
-    (choice,) = client.chat.completions.create(
+    (choice,) = plain.chat.completions.create(
         model="tiny", messages=QUESTION, response_format=wish, max_tokens=64, logprobs=True, top_logprobs=2
     ).choices
     assert json.loads(choice.message.content or "") in ({"n": 1}, {"n": 2})
@@ -271,11 +293,11 @@ def test_local_model_fits_a_schema_and_tells_probabilities(client: openai.OpenAI
     assert all(len(token.top_logprobs) <= 2 and token.logprob <= 0 for token in choice.logprobs.content)
     wish["json_schema"]["schema"] = {"type": "no such type"}
     with pytest.raises(openai.BadRequestError, match="no such type") as caught:
-        client.chat.completions.create(model="tiny", messages=QUESTION, response_format=wish)
+        plain.chat.completions.create(model="tiny", messages=QUESTION, response_format=wish)
     assert str(caught.value.param).startswith("response_format")
 
 
-def test_schema_and_logprobs_of_a_remote_model(client: openai.OpenAI, scripted: ProviderServer) -> None:
+def test_schema_and_logprobs_of_a_remote_model(plain: openai.OpenAI, scripted: ProviderServer) -> None:
     class City(BaseModel):
         name: str
 
@@ -287,7 +309,7 @@ def test_schema_and_logprobs_of_a_remote_model(client: openai.OpenAI, scripted: 
         connection.event("[DONE]")
 
     scripted.script(answer)
-    answered = client.chat.completions.parse(model="scripted/tiny", messages=QUESTION, response_format=City, logprobs=True, top_logprobs=1)
+    answered = plain.chat.completions.parse(model="scripted/tiny", messages=QUESTION, response_format=City, logprobs=True, top_logprobs=1)
     (choice,) = answered.choices
     assert choice.message.parsed == City(name="Berlin")
     assert choice.logprobs is not None
@@ -328,11 +350,11 @@ def test_reasoning_and_calls_of_a_remote_model_are_streamed_as_they_come(client:
     assert parts == pieces
 
 
-def test_reasoning_of_a_local_model_is_streamed(client: openai.OpenAI, server: Server) -> None:
-    chunks = client.chat.completions.create(model="with-reasoning", messages=QUESTION, stream=True, max_tokens=2000, temperature=1.0)
+def test_reasoning_of_a_local_model_is_streamed(plain: openai.OpenAI, alone: Server) -> None:
+    chunks = plain.chat.completions.create(model="with-reasoning", messages=QUESTION, stream=True, max_tokens=2000, temperature=1.0)
     first = next(chunks)
     assert getattr(first.choices[0].delta, "reasoning_content", "")
-    assert server.get(f"/tasks/{first.id}")["status"] == "running"
+    assert alone.get(f"/tasks/{first.id}")["status"] == "running"
     chunks.close()
 
 
@@ -384,9 +406,9 @@ def test_closed_stream_cancels_the_task(client: openai.OpenAI, server: Server) -
     ],
     ids=str,
 )
-def test_rejected_option_is_named(client: openai.OpenAI, options: dict[str, Any], kind: type[openai.APIStatusError], param: str) -> None:
+def test_rejected_option_is_named(plain: openai.OpenAI, options: dict[str, Any], kind: type[openai.APIStatusError], param: str) -> None:
     with pytest.raises(kind) as caught:
-        client.chat.completions.create(**{"model": "tiny", "messages": QUESTION, **options})
+        plain.chat.completions.create(**{"model": "tiny", "messages": QUESTION, **options})
     assert caught.value.param == param
     assert caught.value.type == "invalid_request_error"
 
@@ -417,10 +439,10 @@ def test_async_client_gets_the_same_errors(server: Server) -> None:
     ]
 
 
-def test_picture_is_rejected_with_its_place(client: openai.OpenAI) -> None:
+def test_picture_is_rejected_with_its_place(plain: openai.OpenAI) -> None:
     picture: Any = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
     with pytest.raises(openai.BadRequestError, match="text") as caught:
-        client.chat.completions.create(model="tiny", messages=picture)
+        plain.chat.completions.create(model="tiny", messages=picture)
     assert str(caught.value.param).startswith("messages.0.content")
 
 
@@ -433,34 +455,34 @@ def test_wrong_token_is_an_authentication_error(client: openai.OpenAI, server: S
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_failed_task_is_an_error_and_is_not_repeated(client: openai.OpenAI, server: Server, provider: ProviderServer, stream: bool) -> None:
+def test_failed_task_is_an_error_and_is_not_repeated(plain: openai.OpenAI, alone: Server, provider: ProviderServer, stream: bool) -> None:
     before = len(provider.requests)
     with pytest.raises(openai.InternalServerError, match="no such thing") as caught:
-        client.chat.completions.create(model="cloud/tiny", messages=[{"role": "user", "content": "fail"}], stream=stream)
+        plain.chat.completions.create(model="cloud/tiny", messages=[{"role": "user", "content": "fail"}], stream=stream)
     assert (caught.value.status_code, caught.value.code, len(provider.requests)) == (503, "provider_refused", before + 1)
     too_long: Any = [{"role": "user", "content": "word " * 20_000}]
     with pytest.raises(openai.BadRequestError, match="4,096") as rejected:
-        client.chat.completions.create(model="tiny", messages=too_long, stream=stream)
+        plain.chat.completions.create(model="tiny", messages=too_long, stream=stream)
     assert (rejected.value.param, rejected.value.code) == ("messages", "context_length_exceeded"), "some programs then shorten the messages"
 
 
-def test_client_that_gives_up_cancels_the_task(client: openai.OpenAI, server: Server) -> None:
+def test_client_that_gives_up_cancels_the_task(plain: openai.OpenAI, alone: Server) -> None:
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.5, max_retries=0).chat.completions.create(
+        plain.with_options(timeout=0.5, max_retries=0).chat.completions.create(
             model="cloud/tiny", messages=[{"role": "user", "content": "hold on"}], extra_headers={"X-OpenRuntime-Name": "impatient"}
         )
 
     def ended() -> bool:
-        (task,) = server.get("/tasks", params={"name": "impatient"})["tasks"]
+        (task,) = alone.get("/tasks", params={"name": "impatient"})["tasks"]
         return bool(task["status"] == "cancelled")
 
     wait_until(ended, 30)
 
 
-def test_busy_provider_is_a_rate_limit(client: openai.OpenAI, scripted: ProviderServer) -> None:
+def test_busy_provider_is_a_rate_limit(plain: openai.OpenAI, scripted: ProviderServer) -> None:
     scripted.script(refuses("429 Too Many Requests", {"error": {"message": "slow down"}}))
     with pytest.raises(openai.RateLimitError, match="slow down") as caught:
-        client.with_options(max_retries=0).chat.completions.create(model="scripted/tiny", messages=QUESTION)
+        plain.with_options(max_retries=0).chat.completions.create(model="scripted/tiny", messages=QUESTION)
     assert (caught.value.status_code, caught.value.type) == (429, "rate_limit_error")
 
 

@@ -31,6 +31,14 @@ class HostUnusable(Exception):
         self.remedy = remedy
 
 
+class HostUnreachable(OSError):
+    """The host can't be reached now; `remedy` is what to do if it stays so, None if that is unknown."""
+
+    def __init__(self, reason: str, remedy: str | None = None) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
 class Way(Protocol):
     """Way to the agent of one host."""
 

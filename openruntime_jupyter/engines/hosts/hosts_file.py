@@ -18,11 +18,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-HOST = r"\[[0-9A-Fa-f:.%\w]+\]|[A-Za-z0-9_][\w.-]*"
-DESTINATION = re.compile(rf"(?:[A-Za-z0-9_][\w.+-]*@)?({HOST})|ssh://(?:[A-Za-z0-9_][\w.+-]*@)?({HOST})(?::\d+)?")
-"""Destination of `ssh`; the first letter is never `-`, which ssh would read as an option."""
+IPV6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.]*(?:%[\w.-]+)?"
+DESTINATION = re.compile(
+    rf"(?:ssh://)?(?:(?P<user>[A-Za-z0-9_][\w.+-]*)@)?(?:(?P<address>{IPV6})|(?:\[(?P<bracketed>{IPV6})\]|(?P<name>[A-Za-z0-9_][\w.-]*))"
+    r"(?::(?P<port>\d{1,5}))?)"
+)
+"""Destination with its parts. No part begins with `-`, which ssh would read as an option."""
 
-ADDRESS = re.compile(r"\[.*\]|[\d.]+")
+ADDRESS = re.compile(rf"{IPV6}|[\d.]+")
 
 VARIABLE = re.compile(r"[A-Za-z_]\w*")
 
@@ -35,8 +38,27 @@ class SshHost:
 
     name: str
     destination: str
+    """The host as the settings and `hosts.toml` name it."""
     python: str = DEFAULT_PYTHON
     environment: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def login(self) -> tuple[str, ...]:
+        """Arguments of ssh for this host. ssh itself takes a port only as an option or in a URL, and there no IPv6 address."""
+        parts = _parts(self.destination)
+        port, user = parts["port"], parts["user"]
+        return (*(("-p", port) if port else ()), f"{user}@{self.host}" if user else self.host)
+
+    @property
+    def host(self) -> str:
+        """Host name or address."""
+        return _host_name(self.destination)
+
+    @property
+    def known_host(self) -> str:
+        """The host's name in `known_hosts`."""
+        port = _parts(self.destination)["port"]
+        return f"[{self.host}]:{port}" if port not in (None, "22") else self.host
 
 
 def default_file() -> Path:
@@ -58,16 +80,21 @@ def ssh_hosts(destinations: Sequence[str], file: Path) -> list[SshHost]:
             raise InvalidHosts(f"hosts: {destination!r} is there {count} times. Name each machine once")
     names = [first if short.count(first) == 1 else name for first, name in zip(short, whole, strict=True)]
     return [
-        _host(unreserved(name.strip("[]").replace(":", "-")), destination, options.get(destination, {}), file)
+        _host(unreserved(re.sub(r"[:%]+", "-", name).strip("-") or "host"), destination, options.get(destination, {}), file)
         for name, destination in zip(names, destinations, strict=True)
     ]
 
 
-def _host_name(destination: str) -> str:
+def _parts(destination: str) -> dict[str, str | None]:
     match = DESTINATION.fullmatch(destination)
     if match is None:
-        raise InvalidHosts(f"hosts: {destination!r} is not a destination of ssh: write 'HOST', 'USER@HOST' or 'ssh://USER@HOST:PORT'")
-    return match[1] or match[2]
+        raise InvalidHosts(f"hosts: {destination!r} is not a destination of ssh: write HOST, USER@HOST or USER@HOST:PORT")
+    return match.groupdict()
+
+
+def _host_name(destination: str) -> str:
+    parts = _parts(destination)
+    return parts["address"] or parts["bracketed"] or parts["name"] or ""
 
 
 def _read(file: Path) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from openruntime_jupyter import __version__
-from openruntime_jupyter.engines.hosts.finder import HostUnusable, Way
+from openruntime_jupyter.engines.hosts.finder import HostUnreachable, HostUnusable, Way
 from openruntime_jupyter.engines.hosts.hosts_file import SshHost, default_file
 from openruntime_jupyter.engines.hosts.link import CLOSE_SECONDS, READ_BYTES
 from openruntime_jupyter.environment import is_secret
@@ -56,8 +56,14 @@ CANNOT_START = (126, 127)
 KEPT_STDERR = 8_000
 """Bytes of stderr kept for messages."""
 
-PLAIN = re.compile(r"~?[\w./+-]+")
-"""Paths that no shell changes, except for `~` at the begin."""
+PLAIN = re.compile(r"[\w./+-]+")
+HOME = re.compile(r"~[\w.-]*")
+"""Texts that no shell changes, and home folders that every shell knows."""
+
+NOISE = re.compile(
+    r"Connection (closed by|to) UNKNOWN port|kex_exchange_identification|stdio forwarding failed|Permission denied, please try again"
+)
+"""Lines of ssh with a jump host that follow the line with the cause."""
 
 
 class SshFinder:
@@ -89,7 +95,7 @@ class SshWay:
 
     def __init__(self, host: SshHost) -> None:
         self.name = host.name
-        self.address = f"ssh {host.destination}"
+        self.address = shlex.join(("ssh", *host.login))
         self._host = host
 
     async def connect(self) -> SshStream:
@@ -104,11 +110,12 @@ class SshWay:
         command = remote_command(self._host, arguments)
         try:
             process = await asyncio.create_subprocess_exec(
-                *("ssh", *OPTIONS, "--", self._host.destination, command),
+                *("ssh", *OPTIONS, *self._host.login[:-1], "--", self._host.login[-1], command),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env={name: value for name, value in os.environ.items() if not is_secret(name)},
+                # ssh does not hand BatchMode on to the ssh of a jump host, which would open a window for a password.
+                env={**{name: value for name, value in os.environ.items() if not is_secret(name)}, "SSH_ASKPASS_REQUIRE": "never"},
                 start_new_session=True,  # Ctrl-C in the terminal of the server must not end the connection before the server stops
                 limit=READ_BYTES,
             )
@@ -119,7 +126,9 @@ class SshWay:
             await asyncio.wait_for(stream.begin(self._host), START_SECONDS)
         except asyncio.TimeoutError:
             await stream.close()
-            raise TimeoutError(f"the agent did not start within {START_SECONDS:g} s{_because(stream.stderr)}") from None
+            raise HostUnreachable(
+                f"the agent did not start within {START_SECONDS:g} s{_because(stream.stderr)}", f"try `{self.address} true`"
+            ) from None
         except BaseException:
             await stream.close()
             raise
@@ -128,10 +137,21 @@ class SshWay:
 
 def remote_command(host: SshHost, arguments: Sequence[str]) -> str:
     """Return the command of the agent for the login shell of the host, which may be sh, bash, zsh, fish or tcsh."""
-    python = host.python if PLAIN.fullmatch(host.python) else shlex.quote(host.python)
+    python = quoted(host.python)
     variables = [f"{name}={shlex.quote(value)}" for name, value in host.environment]
     prefix = ["exec", *(["env", *variables] if variables else []), python]
     return f'{" ".join(prefix)} -c "{START}" {shlex.join(arguments)}'
+
+
+def quoted(path: str) -> str:
+    """Return a path as a word for every shell, which replaces `~` and `~USER` at its begin."""
+    home, slash, rest = path.partition("/")
+    return f"{home}/{quoted_word(rest)}" if slash and HOME.fullmatch(home) else quoted_word(path)
+
+
+def quoted_word(text: str) -> str:
+    """Return a text as a word for every shell."""
+    return text if PLAIN.fullmatch(text) else shlex.quote(text)
 
 
 class SshStream:
@@ -167,7 +187,8 @@ class SshStream:
             received += more
             if len(received) > NOISE_BYTES:
                 raise HostUnusable(
-                    f"its login scripts print more than {NOISE_BYTES >> 20} MiB", f"make `ssh {host.destination} true` print nothing"
+                    f"its login scripts print more than {NOISE_BYTES >> 20} MiB",
+                    f"make `{shlex.join(('ssh', *host.login))} true` print nothing",
                 )
         self._first = received[match.end() :]
 
@@ -218,7 +239,7 @@ class SshStream:
 
 @dataclass(frozen=True)
 class Symptom:
-    """Cause of a failure, by a text in stderr; `remedy` may name `{destination}`, `{host}`, `{python}`, `{version}` and `{file}`."""
+    """Cause of a failure, by a text in stderr; `remedy` may name `{login}`, `{copy}`, `{known}`, `{python}`, `{version}` and `{file}`."""
 
     text: str
     reason: str
@@ -229,49 +250,72 @@ OF_SSH = (
     Symptom(
         "HOST IDENTIFICATION HAS CHANGED",
         "its host key has changed since the last login",
-        "find out why. If the machine was reinstalled, run `ssh-keygen -R {host}` and `ssh {destination}`",
+        "find out why. If the machine was reinstalled, run `ssh-keygen -R {known}` and `{login}`",
     ),
-    Symptom("Host key verification failed", "its host key is unknown", "run `ssh {destination}` once and confirm the key"),
+    Symptom("Host key verification failed", "its host key is unknown", "run `{login}` once and confirm the key"),
     Symptom(
         "Permission denied",
         "the login was refused",
-        "make `ssh {destination} true` work without a password: `ssh-copy-id {destination}`, and `ssh-add` for a key with a passphrase",
+        "make `{login} true` work without a password: `{copy}`, and `ssh-add` for a key with a passphrase, for its jump host as well",
     ),
-    Symptom("Too many authentication failures", "the login was refused", "name the key of {destination} in ~/.ssh/config (IdentityFile)"),
+    Symptom("Too many authentication failures", "the login was refused", "name the key of {host} in ~/.ssh/config (IdentityFile)"),
+    Symptom("jumphost loop", "its jump host is itself", "correct ProxyJump of {host} in ~/.ssh/config"),
+    Symptom("Bad configuration option", "ssh can't read its configuration", "correct ~/.ssh/config until `{login} true` works"),
+    Symptom("Bad owner or permissions", "ssh can't read its configuration", "correct ~/.ssh/config until `{login} true` works"),
 )
 """Failed logins that a change of the configuration corrects."""
 
-INSTALL = "run `ssh {destination} {python} -m pip install openruntime-jupyter=={version}`, or name another Python in {file}"
+OF_NETWORK = (
+    Symptom("Could not resolve hostname", "its name is unknown", "check the name; a Mac that sleeps or is in another network has none"),
+    Symptom(
+        "Connection refused", "it accepts no logins", "turn on its ssh server; on a Mac: System Settings, General, Sharing, Remote Login"
+    ),
+    Symptom("timed out", "it does not respond", "check that it is awake and in this network: `{login} true`"),
+    Symptom("No route to host", "it is not in this network", "check that it is awake and in this network: `{login} true`"),
+    Symptom("", "ssh can't reach it", "try `{login} true`"),
+)
+"""Hosts that may become reachable without a change. The last symptom is any other one."""
+
+INSTALL = "run `{login} {python} -m pip install openruntime-jupyter=={version}`, or name another Python in {file}"
 
 OF_PYTHON = (
     Symptom("No module named openruntime_jupyter.agent", "its openruntime-jupyter is too old for this server", INSTALL),
-    Symptom("No module named 'openruntime_jupyter'", "{python} has no openruntime-jupyter there", INSTALL),
+    Symptom("No module named 'openruntime_jupyter'", "its {python} has no openruntime-jupyter", INSTALL),
+    Symptom("xcode-select", "its {python} is only the installer of Apple's Python", "install Python there, and name it in {file}"),
 )
 
 
 def refusal(host: SshHost, status: int | None, stderr: str) -> Exception:
-    """Return the error for an agent that did not start: `HostUnusable`, or `OSError` for a host that may become reachable."""
+    """Return the error for an agent that did not start: `HostUnusable`, or `HostUnreachable` for one that may become reachable."""
+    login = shlex.join(("ssh", *host.login))
     words = {
-        "destination": host.destination,
-        "host": host.destination.rpartition("@")[2],
-        "python": host.python,
+        "host": host.host,
+        "login": login,
+        "copy": shlex.join(("ssh-copy-id", *host.login)),
+        "known": shlex.quote(host.known_host),
+        "python": quoted(host.python),
         "version": __version__,
         "file": str(default_file()),
     }
+
+    def explained(symptom: Symptom) -> tuple[str, str]:
+        return symptom.reason.format(**words) + _because(stderr, symptom.text), symptom.remedy.format(**words)
+
     for symptom in OF_SSH if status == SSH_FAILED else OF_PYTHON:
         if symptom.text in stderr:
-            return HostUnusable(symptom.reason.format(**words) + _because(stderr), symptom.remedy.format(**words))
+            return HostUnusable(*explained(symptom))
     if status in (SSH_FAILED, None):
-        return OSError(f"ssh can't reach it{_because(stderr)}")
+        return HostUnreachable(*explained(next(symptom for symptom in OF_NETWORK if symptom.text in stderr)))
     if status in CANNOT_START:
         advice = f'write below ["{host.destination}"] in {words["file"]}: python = "/path/to/python"'
-        return HostUnusable(f"{host.python} does not start there{_because(stderr)}", advice)
-    advice = f"try `ssh {host.destination} {host.python} -c 'import openruntime_jupyter'`"
+        return HostUnusable(f"its {host.python} does not start{_because(stderr)}", advice)
+    advice = f"try `{login} {words['python']} -c 'import openruntime_jupyter'`"
     return HostUnusable(f"its agent ended with exit status {status}{_because(stderr)}", advice)
 
 
-def _because(stderr: str) -> str:
-    line = last_line(stderr)
+def _because(stderr: str, text: str = "") -> str:
+    """Return the last line with that text in parentheses; empty without one."""
+    line = last_line("\n".join(line for line in stderr.splitlines() if text in line and not NOISE.search(line)) or stderr)
     return f" ({line})" if line else ""
 
 

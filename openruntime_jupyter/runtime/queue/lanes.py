@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import islice
@@ -172,6 +173,10 @@ class Lanes:
     def running(self) -> int:
         """Number of running tasks."""
         return len(self._running_on)
+
+    def running_by_host(self) -> Counter[str]:
+        """Return the numbers of running tasks by the names of their hosts; the name of this machine is empty."""
+        return Counter(lane.host for lane in self._running_on.values())
 
     def begin(self, lane: Lane, entry: Entry) -> None:
         """Count a task as running on the lane."""

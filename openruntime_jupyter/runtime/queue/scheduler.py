@@ -284,6 +284,7 @@ class Scheduler:
             arrays=entry.arrays,
             array_name=result_name(entry.task_id, entry.attempt) if entry.returns_arrays else None,
             model=entry.model,
+            name=entry.name,
         )
 
     async def _conclude(self, lane: Lane, entry: Entry, outcome: Ended) -> None:

@@ -980,6 +980,8 @@ export interface Metrics {
   cpu_utilization: number | null;
   /** Number of pending tasks. */
   pending_tasks: number;
+  /** Other hosts that run tasks or can't be used, for people, such as `2 on mac2, gpu1 lost`; absent without such hosts. */
+  hosts?: string;
 }
 
 /** Response of `GET /metrics/history`. */
@@ -1443,6 +1445,8 @@ export interface SystemMetrics {
   cpu_utilization: number | null;
   /** Number of pending tasks. */
   pending_tasks: number;
+  /** Other hosts that run tasks or can't be used, for people, such as `2 on mac2, gpu1 lost`; absent without such hosts. */
+  hosts?: string;
   /** Uptime of the runtime, for example `2h 15m`. */
   uptime: string;
   /** Current time. */

@@ -183,9 +183,9 @@ def test_lost_scheduler_is_reported_and_found_again(tmp_path: Path, monkeypatch:
 
 
 def test_marker_task_keeps_a_busy_cluster_from_its_idle_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("MARKER_SECONDS", 2.0), ("RENEW_SECONDS", 1.0), ("CLOSE_SECONDS", 1.0)):
+    for name, seconds in (("MARKER_SECONDS", 1.5), ("RENEW_SECONDS", 0.7), ("CLOSE_SECONDS", 1.0)):
         monkeypatch.setattr(dask, name, seconds)
-    cluster = DaskProcesses(tmp_path / "cluster", "--idle-timeout", "3s")
+    cluster = DaskProcesses(tmp_path / "cluster", "--idle-timeout", "2s")
 
     async def body() -> None:
         async with runtime_over(DaskFinder(cluster.address), tmp_path / "runtime") as runtime:
@@ -193,7 +193,7 @@ def test_marker_task_keeps_a_busy_cluster_from_its_idle_timeout(tmp_path: Path, 
                 start = client.submit(abs, 1, workers=["missing"])  # the cluster is not idle before our task runs
                 cluster.worker("one", *PRELOAD)
                 await reaches(runtime, "one", "ready")
-                task_id = await busy(runtime, "import time\nprint('in', flush=True)\ntime.sleep(6)")
+                task_id = await busy(runtime, "import time\nprint('in', flush=True)\ntime.sleep(4)")
                 await start.cancel()
             await completed(runtime, task_id)
             await until(lambda: cluster.scheduler.poll() is not None, 30, "the idle cluster ends")

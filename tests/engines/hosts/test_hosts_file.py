@@ -14,6 +14,26 @@ def test_names_are_the_shortest_that_are_unique(tmp_path: Path) -> None:
     destinations = ["mac2.local", "me@gpu1", "gpu2.a.edu", "ssh://you@gpu2.b.edu:2222", "10.0.0.7", "10.0.0.8", "gpu"]
     names = [host.name for host in ssh_hosts(destinations, tmp_path / "missing.toml")]
     assert names == ["mac2", "gpu1", "gpu2.a.edu", "gpu2.b.edu", "10.0.0.7", "10.0.0.8", "host-gpu"]
+    names = [host.name for host in ssh_hosts(["::1", "me@[2001:db8::7]:22", "fe80::1%en0"], tmp_path / "missing.toml")]
+    assert names == ["1", "2001-db8-7", "fe80-1-en0"]
+
+
+@pytest.mark.parametrize(
+    ("destination", "login", "known"),
+    [
+        ("mac2.local", "mac2.local", "mac2.local"),
+        ("me@gpu1:2222", "-p 2222 me@gpu1", "[gpu1]:2222"),
+        ("ssh://me@gpu1:22", "-p 22 me@gpu1", "gpu1"),
+        ("::1", "::1", "::1"),
+        ("me@fe80::1%en0", "me@fe80::1%en0", "fe80::1%en0"),
+        ("[2001:db8::7]", "2001:db8::7", "2001:db8::7"),
+        ("ssh://me@[2001:db8::7]:2222", "-p 2222 me@2001:db8::7", "[2001:db8::7]:2222"),
+    ],
+)
+def test_ssh_gets_users_addresses_and_ports_in_its_form(destination: str, login: str, known: str, tmp_path: Path) -> None:
+    (host,) = ssh_hosts([destination], tmp_path / "missing.toml")
+    assert " ".join(host.login) == login
+    assert host.known_host == known
 
 
 def test_hosts_file_sets_python_and_environment(tmp_path: Path) -> None:
@@ -25,7 +45,9 @@ def test_hosts_file_sets_python_and_environment(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("destination", ["-oProxyCommand=id", "me@-x", "gpu1 rm", "gpu1;id", "", "gpu1:22", "$(id)"])
+@pytest.mark.parametrize(
+    "destination", ["-oProxyCommand=id", "me@-x", "gpu1 rm", "gpu1;id", "", "gpu1:port", "gpu1:", "[gpu1]:22", "a@b@c", "$(id)"]
+)
 def test_only_destinations_reach_ssh(destination: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidHosts, match="is not a destination of ssh"):
         ssh_hosts([destination], tmp_path / "missing.toml")

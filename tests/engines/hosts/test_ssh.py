@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from openruntime_jupyter.engines.hosts import ssh
-from openruntime_jupyter.engines.hosts.finder import HostsSetup, HostUnusable, Way
+from openruntime_jupyter.engines.hosts.finder import HostsSetup, HostUnreachable, HostUnusable, Way
 from openruntime_jupyter.engines.hosts.hosts_file import SshHost, ssh_hosts
 from openruntime_jupyter.engines.hosts.ssh import SshFinder, SshStream, SshWay
 from tests.engines.hosts.sshd import SSH, server, ssh_that
@@ -109,12 +109,20 @@ def test_ssh_never_asks_and_forwards_nothing(tmp_path: Path, monkeypatch: pytest
             "ssh-keygen -R gpu1",
         ),
         (255, "me@gpu1: Permission denied (publickey).", r"the login was refused \(me@gpu1: Permission denied", "ssh-copy-id me@gpu1"),
-        (127, "bash: python3: command not found", "python3 does not start there", r'\["me@gpu1"\] in .*hosts.toml: python = '),
-        (126, "bash: python3: Permission denied", "python3 does not start there", "hosts.toml"),
+        (
+            255,
+            "Permission denied, please try again.\nme@jump: Permission denied (password).\nConnection closed by UNKNOWN port 65535",
+            r"the login was refused \(me@jump: Permission denied \(password\)\.\)$",
+            "for its jump host as well",
+        ),
+        (255, "/home/me/.ssh/config: line 1: Bad configuration option: a", "can't read its configuration", "`ssh me@gpu1 true` works"),
+        (1, "xcode-select: note: No developer tools were found", "only the installer of Apple's Python", "name it in .*hosts.toml"),
+        (127, "bash: python3: command not found", "its python3 does not start", r'\["me@gpu1"\] in .*hosts.toml: python = '),
+        (126, "bash: python3: Permission denied", "its python3 does not start", "hosts.toml"),
         (
             1,
             "ModuleNotFoundError: No module named 'openruntime_jupyter'",
-            "python3 has no openruntime-jupyter there",
+            "its python3 has no openruntime-jupyter",
             "run `ssh me@gpu1 python3 -m pip install openruntime-jupyter==",
         ),
         (1, "ImportError: No module named openruntime_jupyter.agent", "is too old", "pip install openruntime-jupyter=="),
@@ -133,17 +141,42 @@ def test_unusable_host_says_what_to_do(
 
 
 @pytest.mark.parametrize(
-    "stderr",
+    ("stderr", "reason", "remedy"),
     [
-        "ssh: Could not resolve hostname gpu1: Name or service not known",
-        "ssh: connect to host gpu1 port 22: Connection refused",
-        "Connection timed out during banner exchange",
+        ("ssh: Could not resolve hostname gpu1: Name or service not known", "its name is unknown", "check the name"),
+        ("ssh: connect to host gpu1 port 22: Connection refused", "it accepts no logins", "Remote Login"),
+        ("ssh: connect to host gpu1 port 22: Operation timed out", "it does not respond", "awake.*`ssh -p 2222 me@gpu1 true`"),
+        ("Connection timed out during banner exchange", "it does not respond", "awake"),
+        ("ssh: connect to host gpu1 port 22: No route to host", "it is not in this network", "awake"),
+        ("kex: something new", "ssh can't reach it", "try `ssh -p 2222 me@gpu1 true`"),
     ],
 )
-def test_unreachable_host_may_become_reachable(stderr: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ssh_that(tmp_path, monkeypatch, f"echo '{stderr}' >&2; exit 255")
-    with pytest.raises(OSError, match=stderr.replace(".", r"\.")):
-        live(SshWay(SshHost("gpu1", "gpu1")).connect())
+def test_unreachable_host_may_become_reachable(
+    stderr: str, reason: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = (
+        "stdio forwarding failed\nkex_exchange_identification: Connection closed by remote host\nConnection closed by UNKNOWN port 65535"
+    )
+    (tmp_path / "stderr").write_text(f"{stderr}\n{noise}\n")
+    ssh_that(tmp_path, monkeypatch, f"cat {tmp_path}/stderr >&2; exit 255")
+    with pytest.raises(HostUnreachable, match=rf"^{reason} \({re.escape(stderr)}\)$") as caught:
+        live(SshWay(SshHost("gpu1", "me@gpu1:2222")).connect())
+    assert re.search(remedy, caught.value.remedy or "")
+
+
+@pytest.mark.parametrize("folder", ["{home}/a b", "~/a b", "~/plain"])
+def test_python_may_have_blanks_in_its_path(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ssh_that(tmp_path, monkeypatch, HERE)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    place = Path(folder.format(home=tmp_path)).expanduser()
+    place.mkdir()
+    python(place, "#!/bin/sh\necho openruntime-agent 3 2; echo $SSH_ASKPASS_REQUIRE\n")
+
+    async def body() -> None:
+        async with connected(SshHost("gpu1", "gpu1", f"{folder.format(home=tmp_path)}/python")) as stream:
+            assert await read(stream, 100) == b"never\n", "the ssh of a jump host must not open a window"
+
+    live(body())
 
 
 def test_machine_without_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +190,7 @@ def test_host_that_never_starts_an_agent(script: str, tmp_path: Path, monkeypatc
     ssh_that(tmp_path, monkeypatch, script)
     monkeypatch.setattr(ssh, "START_SECONDS", 0.3)
     monkeypatch.setattr(ssh, "CLOSE_SECONDS", 0.1)
-    with pytest.raises(TimeoutError, match=r"did not start within 0\.3 s"):
+    with pytest.raises(HostUnreachable, match=r"did not start within 0\.3 s"):
         live(SshWay(SshHost("gpu1", "gpu1")).connect())
 
 
@@ -233,9 +266,19 @@ def test_real_ssh_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 os.kill(stream.pid, signal.SIGTERM)
                 with pytest.raises(ConnectionError):
                     await stream.read()
-            with pytest.raises(HostUnusable, match=r"^/nowhere/python does not start there \(.*No such file or directory\)$"):
+            port = destination.rpartition(":")[2]
+            for name, target in (("through", port), ("beyond", "1")):
+                with (tmp_path / "config").open("a") as config:
+                    config.write(
+                        f"Host {name}\nHostName localhost\nPort {target}\nHostKeyAlias [127.0.0.1]:{port}\nProxyJump 127.0.0.1:{port}\n"
+                    )
+            async with connected(replace(host, destination="through")) as stream:
+                assert await read(stream, 5) == b"first"
+            with pytest.raises(HostUnreachable, match=r"^it accepts no logins \(channel 0: .*Connection refused\)$"):
+                await SshWay(replace(host, destination="beyond")).connect()
+            with pytest.raises(HostUnusable, match=r"^its /nowhere/python does not start \(.*No such file or directory\)$"):
                 await SshWay(replace(host, python="/nowhere/python")).connect()
-            with pytest.raises(HostUnusable, match=r"has no openruntime-jupyter there \(ModuleNotFoundError"):
+            with pytest.raises(HostUnusable, match=r"has no openruntime-jupyter \(ModuleNotFoundError"):
                 await SshWay(replace(host, python=str(bare))).connect()
             (tmp_path / "key.pub").write_text("")
             with pytest.raises(HostUnusable, match=r"the login was refused \(.*Permission denied"):
@@ -245,5 +288,5 @@ def test_real_ssh_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 await SshWay(host).connect()
 
         live(body())
-    with pytest.raises(OSError, match="Connection refused"):
+    with pytest.raises(HostUnreachable, match=r"it accepts no logins .*Connection refused"):
         live(SshWay(host).connect())

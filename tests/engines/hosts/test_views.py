@@ -16,7 +16,7 @@ from openruntime_jupyter.runtime.metrics.gpu import GpuReadings
 from openruntime_jupyter.runtime.metrics.sampler import Sample
 from openruntime_jupyter.runtime.queue.admission import Admission
 from openruntime_jupyter.runtime.queue.lane import Lane
-from openruntime_jupyter.runtime.runtime import hosts_problem, readings_of, view_device
+from openruntime_jupyter.runtime.runtime import hosts_in_use, hosts_problem, readings_of, view_device
 from openruntime_jupyter.schemas.hosts import Host, HostState
 from tests.pipe_finder import PipeFinder, PipeWay
 from tests.runtimes import busy, runtime_in, until
@@ -54,6 +54,7 @@ async def test_hosts_are_listed_with_devices_slots_and_problems(tmp_path: Path) 
         assert (closed.state, closed.problem, closed.advice) == ("refused", "it has no package openruntime-jupyter", "install it there")
         health = runtime.health()
         assert health.status == "degraded"
+        assert health.metrics.hosts == runtime.system_metrics().hosts == "1 on far, closed refused"
         assert any("closed (refused)" in problem for problem in health.problems)
         assert not any("far" in problem for problem in health.problems)
         await runtime.cancel(task_id)
@@ -69,6 +70,14 @@ def test_health_names_a_few_hosts_that_run_no_tasks(number: int, named: int) -> 
     problem = hosts_problem([host("a", "ready"), host("b", "connecting"), *lost])
     assert (problem or "").count("(lost)") == named
     assert ("895 more" in (problem or "")) == (number == 900)
+
+
+def test_status_bars_name_a_few_hosts() -> None:
+    hosts = [host("a", "ready"), host("b", "connecting"), host("c", "silent"), host("d", "lost")]
+    assert hosts_in_use([], {"": 2}) is None
+    assert hosts_in_use(hosts[:2], {}) is None
+    assert hosts_in_use(hosts, {"": 2, "c": 1, "a": 2}) == "2 on a, 1 on c, c silent, d lost"
+    assert hosts_in_use([*hosts, host("e", "refused"), host("f", "lost")], {"a": 1}) == "1 on a, c silent, d lost, e refused, 1 more"
 
 
 async def test_figures_of_a_gpu_are_those_of_its_host(tmp_path: Path) -> None:

@@ -18,18 +18,18 @@ class City(BaseModel):
 ULM = '{"name": "Ulm", "inhabitants": 5}'
 
 
-def test_result_is_an_object_and_is_displayed_once_as_json(kernel: Kernel, provider: ProviderServer) -> None:
-    kernel.run(MODEL)
-    cell = kernel.run(f"%%openruntime ai --raw --json City --out ulm\nrepeat {ULM}")
+def test_result_is_an_object_and_is_displayed_once_as_json(server_kernel: Kernel, provider: ProviderServer) -> None:
+    server_kernel.run(MODEL)
+    cell = server_kernel.run(f"%%openruntime ai --raw --json City --out ulm\nrepeat {ULM}")
     assert cell.status == "ok", cell.error
     (text,) = cell.shown("text/markdown")
     assert text.endswith('```json\n{\n  "name": "Ulm",\n  "inhabitants": 5\n}\n```')
     assert len(cell.outputs) == 1, "the object is not displayed again"
-    assert kernel.value("ulm, _ is ulm, ulm.inhabitants + 1") == "(City(name='Ulm', inhabitants=5), True, 6)"
-    assert "City(name='Ulm'" in kernel.run("ulm").value, "it is displayed by later cells"
+    assert server_kernel.value("ulm, _ is ulm, ulm.inhabitants + 1") == "(City(name='Ulm', inhabitants=5), True, 6)"
+    assert "City(name='Ulm'" in server_kernel.run("ulm").value, "it is displayed by later cells"
     assert provider.requests[-1].json["response_format"]["json_schema"]["name"] == "City"
-    assert kernel.run(f"found = %openruntime ai --raw --json City repeat {ULM}").status == "ok"
-    assert kernel.value("found == ulm") == "True"
+    assert server_kernel.run(f"found = %openruntime ai --raw --json City repeat {ULM}").status == "ok"
+    assert server_kernel.value("found == ulm") == "True"
 
 
 def test_schema_can_be_a_dict_or_a_file(server_kernel: Kernel, tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_map_stores_objects_by_row(server_kernel: Kernel, provider: ProviderServ
     assert len(provider.requests) == before + 1, "only the failed row is sent again"
 
 
-def test_reasoning_is_folded_and_not_part_of_the_answer(kernel: Kernel, provider: ProviderServer) -> None:
+def test_reasoning_is_folded_and_not_part_of_the_answer(server_kernel: Kernel, provider: ProviderServer) -> None:
     written = "<think>Maybe <b>so</b>:\n\n```python\nwrong = 1\n$x$\n</think>\n\n```python\nright = 2\n```"
-    cell = kernel.run(f"%%openruntime ai --raw --conversation thoughts --out found --insert\nrepeat {written}")
+    cell = server_kernel.run(f"%%openruntime ai --raw --conversation thoughts --out found --insert\nrepeat {written}")
     assert cell.status == "ok", cell.error
     head, details, *rest = cell.shown("text/markdown")[0].split("\n\n")
     assert "completed in" in head
@@ -79,12 +79,12 @@ def test_reasoning_is_folded_and_not_part_of_the_answer(kernel: Kernel, provider
     )
     assert rest == ["```python\nright = 2\n```"]
     assert "wrong" not in cell.shown()[0]
-    assert kernel.value("found.code, 'wrong' in str(found), 'wrong' in found.reasoning") == "('right = 2', False, True)"
-    kernel.run("%%openruntime ai --conversation thoughts\nhello")
+    assert server_kernel.value("found.code, 'wrong' in str(found), 'wrong' in found.reasoning") == "('right = 2', False, True)"
+    server_kernel.run("%%openruntime ai --conversation thoughts\nhello")
     assert "wrong" not in json.dumps(provider.requests[-1].json["messages"][1:])
 
 
-def test_reasoning_is_shown_while_it_is_written(kernel: Kernel, provider: ProviderServer) -> None:
+def test_reasoning_is_shown_while_it_is_written(server_kernel: Kernel, provider: ProviderServer) -> None:
     seen = threading.Event()
 
     def ponder(connection: Connection, request: Request) -> None:
@@ -95,7 +95,7 @@ def test_reasoning_is_shown_while_it_is_written(kernel: Kernel, provider: Provid
 
     provider.script(ponder)
     try:
-        cell = kernel.run(
+        cell = server_kernel.run(
             "%%openruntime ai --raw\n1 + 2?", lambda cell: "</summary>Let me see.<" in "".join(cell.shown("text/markdown")), seen.set
         )
     finally:
@@ -105,14 +105,14 @@ def test_reasoning_is_shown_while_it_is_written(kernel: Kernel, provider: Provid
     assert cell.shown("text/markdown")[0].split("\n\n")[1:] == ["<details><summary>Reasoning</summary>Let me see.</details>", "It is 3."]
 
 
-def test_functions_of_the_kernel_are_tools(kernel: Kernel) -> None:
-    kernel.run("import threading\nmain = threading.main_thread()\nfrom openruntime_jupyter import connect\nvisited = []")
-    cell = kernel.run(
+def test_functions_of_the_kernel_are_tools(server_kernel: Kernel) -> None:
+    server_kernel.run("import threading\nmain = threading.main_thread()\nfrom openruntime_jupyter import connect\nvisited = []")
+    cell = server_kernel.run(
         "def visit(city: str) -> int:\n    'Visit a city.'\n    visited.append((city, threading.current_thread() is main))\n"
         '    return len(visited)\nreply = connect().ask(\'call {"city": "Ulm"}\', tools=[visit]).result()\nprint(reply)'
     )
     assert cell.stream() == "You said: 1\n"
-    assert kernel.value("visited, reply.calls[0].name, reply.calls[0].result") == "([('Ulm', True)], 'visit', '1')"
+    assert server_kernel.value("visited, reply.calls[0].name, reply.calls[0].result") == "([('Ulm', True)], 'visit', '1')"
 
 
 def test_text_of_completed_task_is_not_repeated_by_its_output(server_kernel: Kernel) -> None:

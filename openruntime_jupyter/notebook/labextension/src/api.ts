@@ -46,6 +46,7 @@ export interface IMetrics {
   memory_usage: number | null;
   active_tasks: number;
   pending_tasks: number;
+  hosts?: string;
 }
 
 export interface IHealth {

@@ -42,7 +42,7 @@ class Dashboard extends Widget {
     super();
     this.addClass('jp-OpenRuntime-dashboard');
     this.title.icon = queueIcon;
-    this.title.caption = 'OpenRuntime: tasks of all notebooks on this machine';
+    this.title.caption = 'OpenRuntime: tasks of all notebooks';
     this.#model = new DashboardModel(feed, where);
   }
 

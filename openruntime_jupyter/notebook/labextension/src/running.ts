@@ -12,9 +12,14 @@ import { CommandIDs, IOpenRuntime, NAME } from './runtime';
 const DELAY = 500;
 const LIMIT = 100;
 
+/** Where a task runs, in a few letters, because the column is narrow; empty for this machine. */
+function hostOf({ device_used }: ITask): string | undefined {
+  return /.+(?=\.)/.exec(device_used ?? '')?.[0];
+}
+
 export const runningPlugin: JupyterFrontEndPlugin<void> = {
   id: `${NAME}:running`,
-  description: 'Lists running and waiting tasks in the panel of running terminals and kernels.',
+  description: 'Lists tasks in the panel of running things.',
   autoStart: true,
   requires: [IOpenRuntime],
   optional: [IRunningSessionManagers],
@@ -58,7 +63,7 @@ export const runningPlugin: JupyterFrontEndPlugin<void> = {
       icon: () => queueIcon,
       label: () => titleOf(task),
       labelTitle: () => joined([task.notebook, task.task_id], '\n'),
-      detail: () => (task.status === 'pending' && task.position ? `waiting, position ${task.position}` : task.status),
+      detail: () => (task.status === 'pending' && task.position ? `waiting, position ${task.position}` : hostOf(task) ? `on ${hostOf(task)}` : task.status),
       open: () => void app.commands.execute(CommandIDs.togglePanel, { task: task.task_id }),
       shutdown: () => cancel(task)
     });
@@ -76,7 +81,7 @@ export const runningPlugin: JupyterFrontEndPlugin<void> = {
       runningChanged,
       shutdownLabel: 'Cancel',
       shutdownAllLabel: 'Cancel All',
-      shutdownAllConfirmationText: 'Cancel all running and waiting tasks that you may cancel?'
+      shutdownAllConfirmationText: 'Cancel all tasks that you may cancel?'
     });
   }
 };

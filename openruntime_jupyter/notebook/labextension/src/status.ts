@@ -9,9 +9,9 @@ import { Widget } from '@lumino/widgets';
 import { IMetrics, joined } from './api';
 import { CommandIDs, IOpenRuntime, NAME } from './runtime';
 
-const HELP = 'OpenRuntime: the tasks of all notebooks on this machine. Click for the dashboard.';
+const HELP = 'OpenRuntime: tasks of all notebooks. Click for the dashboard.';
 
-/** The queue in one line: `2 running · 1 waiting · GPU 87 % · memory 24 %`. */
+/** The queue in one line: `2 running · 1 waiting · 1 on mac2 · GPU 87 % · memory 24 %`. */
 class StatusLine extends Widget {
   constructor(
     private readonly openruntime: IOpenRuntime,
@@ -44,17 +44,17 @@ class StatusLine extends Widget {
 }
 
 function describe(metrics: IMetrics): string {
-  const { active_tasks, pending_tasks, gpu_utilization, cpu_utilization, memory_usage } = metrics;
+  const { active_tasks, pending_tasks, hosts, gpu_utilization, cpu_utilization, memory_usage } = metrics;
   const percent = (label: string, value: number | null) => (value === null ? '' : `${label} ${Math.round(value)} %`);
   const queue = active_tasks || pending_tasks ? `${active_tasks} running · ${pending_tasks} waiting` : 'idle';
   // Without a GPU its utilization is 0, and the processor does the work.
   const device = gpu_utilization ? percent('GPU', gpu_utilization) : percent('CPU', cpu_utilization);
-  return joined([queue, device, percent('memory', memory_usage)]);
+  return joined([queue, hosts, device, percent('memory', memory_usage)]);
 }
 
 export const statusPlugin: JupyterFrontEndPlugin<void> = {
   id: `${NAME}:status`,
-  description: 'Shows the queue in the status bar or the top bar.',
+  description: 'Shows the queue in the status bar or top bar.',
   autoStart: true,
   requires: [IOpenRuntime],
   optional: [IStatusBar, IToolbarWidgetRegistry],
