@@ -29,7 +29,7 @@ def steps(stop):
     for number in range(100):
         if stop.is_set():
             return
-        compute(5)
+        compute(3)
         if number > 1:
             yield number
 
@@ -91,6 +91,7 @@ def test_interrupt_ends_the_wait_for_a_batch() -> None:
     except KeyboardInterrupt:
         interrupted = True
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         batch_ends.set()
     requests.wait()

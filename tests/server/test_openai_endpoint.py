@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from tests.tiny_model import make_thinking_model, make_tiny_model
 PAGE = Path(__file__).parents[2] / "docs" / "other-tools.md"
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WRONG_TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "no such type"}}}]
+ENVIRONMENT = {"THE_KEY": KEY}
 QUESTION: list[Any] = [{"role": "user", "content": "Who waits?"}]
 
 
@@ -44,30 +44,31 @@ def scripted() -> Iterator[ProviderServer]:
         yield serving
 
 
-@contextlib.contextmanager
-def serving(provider: ProviderServer, scripted: ProviderServer, folder: Path, kind: Sequence[str], **options: Any) -> Iterator[Server]:
-    """Run a server with local models and the profiles `cloud` and `scripted`."""
+@pytest.fixture(scope="module")
+def config(provider: ProviderServer, scripted: ProviderServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the configuration of a server with local models and the profiles `cloud` and `scripted`."""
+    folder = tmp_path_factory.mktemp("v1")
     (folder / "models").mkdir()
     write_twin(make_tiny_model(folder / "tiny", context=4096), folder / "models" / "tiny.gguf")
     caller = make_scripted_model(folder / "with-tools", TWO_CALLS, TOOL_TEMPLATE)
     write_twin(caller, folder / "models" / "with-tools.gguf")
     write_twin(make_thinking_model(folder / "with-reasoning"), folder / "models" / "with-reasoning.gguf")
-    config = profile(provider.url)
-    config["OpenRuntimeApp"]["profiles"]["scripted"] = {"base_url": scripted.url, "max_retries": 0}
-    config["OpenRuntimeApp"] |= {"default_profile": "local", "models_dir": str(folder / "models"), "cpu_slots": 1}
-    with running_server(folder, kind, config=config, environment={"THE_KEY": KEY}, **options) as running:
+    made = profile(provider.url)
+    made["OpenRuntimeApp"]["profiles"]["scripted"] = {"base_url": scripted.url, "max_retries": 0}
+    made["OpenRuntimeApp"] |= {"default_profile": "local", "models_dir": str(folder / "models"), "cpu_slots": 1}
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("alone"), STANDALONE, config=config, environment=ENVIRONMENT) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def alone(provider: ProviderServer, scripted: ProviderServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(provider, scripted, tmp_path_factory.mktemp("v1"), STANDALONE) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def of_hub(provider: ProviderServer, scripted: ProviderServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(provider, scripted, tmp_path_factory.mktemp("v1"), JUPYTER, base_url="/user/jo/") as running:
+def of_hub(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("hub")
+    with running_server(folder, JUPYTER, config=config, environment=ENVIRONMENT, base_url="/user/jo/") as running:
         yield running
 
 
