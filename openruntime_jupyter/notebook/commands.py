@@ -298,7 +298,7 @@ def _result(session: Session, arguments: Arguments, word: str) -> Any:
     if handle.last_seen.operation != "python" or not value:
         raise UsageError(f"{handle.id} has no --out variables: assign its result with `x = %openruntime result {word}`")
     session.namespace.update(value)
-    return Note(f"Set {', '.join(value)}, the outputs of {handle.last_seen.name or handle.id}")
+    return Note(f"Set {', '.join(value)}, the {'output' if len(value) == 1 else 'outputs'} of {handle.last_seen.name or handle.id}")
 
 
 @command("run a task again, as a new task", _task(), example="[options]", options=True, follows=True)

@@ -21,7 +21,7 @@ from openruntime_jupyter.worker.channel import Channel, as_json, flush_output, w
 from openruntime_jupyter.worker.control import InterruptGuard, end_group, watch
 from openruntime_jupyter.worker.frames import PROTOCOL, Kind, display_marker
 from openruntime_jupyter.worker.imports import Imports, installed_folders, read_fresh_sources
-from openruntime_jupyter.worker.progress_bars import watch_progress_bars
+from openruntime_jupyter.worker.progress_bars import ProgressBars
 
 CRASHED = 70
 """Exit code of a worker after an internal error (`EX_SOFTWARE`)."""
@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> None:
     channel = Channel(data, int(generation), guard)
     installed = installed_folders()
     imports = Imports(installed)
-    watch_progress_bars()
+    bars = ProgressBars()
     blas = choose(blas_path)
     hello_body = hello(blas, devices == "describe")
     channel.send(Kind.HELLO, as_json(hello_body))
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> None:
     from openruntime_jupyter.schemas.base import loads
     from openruntime_jupyter.worker.runner import Runner
 
-    runner = Runner(channel, guard, blas, display_marker(marker), imports, hello_body["problem"])
+    runner = Runner(channel, guard, blas, display_marker(marker), imports, bars, hello_body["problem"])
     read_fresh_sources(installed)
     imports.ready()
     # Exclude the loaded modules from later collections, such as the one after each failed task: 19 ms otherwise.

@@ -2,11 +2,15 @@
 
 `tqdm.std` is patched when the task imports it. All variants of tqdm (`auto`, `notebook`, `contrib`, `asyncio`) inherit from its class.
 tqdm redraws a bar at most ten times a second, and reports follow only then: `for i in tqdm(range(10**6))` takes 0.33 s instead of 0.32 s.
+
+`tqdm.auto` looks for a kernel in its process. In the cells of a notebook it shows widgets, as it does in the kernel of the notebook.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import os
 import sys
 import weakref
@@ -18,7 +22,10 @@ from typing import Any
 
 from openruntime_jupyter.current_task import current
 
-MODULE = "tqdm.std"
+Patch = Callable[[ModuleType], None]
+
+BARS, CHOICE, AUTOMATIC = "tqdm.std", "tqdm.autonotebook", "tqdm.auto"
+"""Modules of tqdm: the base class of all bars, the choice between text and widgets, and the usual name of its result."""
 
 
 class Bars:
@@ -111,9 +118,9 @@ def _draw_on_one_line(kind: Any) -> None:
 
 
 class _PatchingLoader(Loader):
-    """Loader of `tqdm.std` that patches the module after its execution, and leaves the original loader in it."""
+    """Loader of a module that patches it after its execution, and leaves the original loader in it."""
 
-    def __init__(self, loader: Any, patch: Callable[[ModuleType], None]) -> None:
+    def __init__(self, loader: Any, patch: Patch) -> None:
         self._loader = loader
         self._patch = patch
 
@@ -131,28 +138,40 @@ class _PatchingLoader(Loader):
         self._patch(module)
 
 
-class _Finder(MetaPathFinder):
-    """Finder that only changes the loader of `tqdm.std`."""
+class ProgressBars(MetaPathFinder):
+    """Finder that only changes the loaders of tqdm's modules. It patches `tqdm.std` also if it is already imported."""
 
-    def __init__(self, patch: Callable[[ModuleType], None]) -> None:
-        self._patch = patch
+    def __init__(self) -> None:
+        self._patches: dict[str, Patch] = {BARS: functools.partial(_patch, bars=Bars()), CHOICE: self._choose}
+        self._widgets = False
+        if BARS in sys.modules:
+            self._patches[BARS](sys.modules[BARS])
+        sys.meta_path.insert(0, self)
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Return the spec that the other finders return for `tqdm.std`, with a patching loader."""
-        if fullname != MODULE:
+        """Return the spec that the other finders return for a module of tqdm, with a patching loader."""
+        if fullname not in self._patches:
             return None
         for finder in sys.meta_path:
             spec = finder.find_spec(fullname, path, target) if finder is not self and hasattr(finder, "find_spec") else None
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _PatchingLoader(spec.loader, self._patch)
+                    spec.loader = _PatchingLoader(spec.loader, self._patches[fullname])
                 return spec
         return None
 
+    def show_widgets(self) -> None:
+        """Let `tqdm.auto` show widgets from now on, also if this worker has imported it ahead of its task."""
+        if not self._widgets:
+            self._widgets = True
+            for name in (CHOICE, AUTOMATIC):
+                if name in sys.modules:
+                    importlib.reload(sys.modules[name])
 
-def watch_progress_bars() -> None:
-    """Patch tqdm when it is imported, or now if it already is."""
-    patch = functools.partial(_patch, bars=Bars())
-    if MODULE in sys.modules:
-        patch(sys.modules[MODULE])
-    sys.meta_path.insert(0, _Finder(patch))
+    def _choose(self, module: Any) -> None:
+        """Choose the bars of `tqdm.notebook`, unless the environment has no ipywidgets."""
+        if self._widgets:
+            with contextlib.suppress(Exception):  # as tqdm does with a broken ipywidgets
+                notebook: Any = importlib.import_module("tqdm.notebook")
+                if notebook.IProgress is not None:
+                    module.tqdm, module.trange = notebook.tqdm, notebook.trange

@@ -30,6 +30,7 @@ from openruntime_jupyter.worker.control import InterruptGuard
 from openruntime_jupyter.worker.devices import no_backend, select
 from openruntime_jupyter.worker.frames import INLINE_PAYLOAD, MAX_DISPLAY_JSON, MAX_OUTPUT_JSON, Kind
 from openruntime_jupyter.worker.imports import Imports
+from openruntime_jupyter.worker.progress_bars import ProgressBars
 from openruntime_jupyter.worker.resident import Resident, children_peak
 
 MLX_CACHE_KEPT = 64 << 20
@@ -49,6 +50,7 @@ class Runner:
         blas: Blas | None,
         marker: bytes,
         imports: Imports,
+        bars: ProgressBars,
         problem: str | None = None,
     ) -> None:
         self._channel = channel
@@ -56,6 +58,7 @@ class Runner:
         self._blas = blas
         self._marker = marker
         self._imports = imports
+        self._bars = bars
         self._problem = problem
         self._resident = Resident()
         self._threads = 0
@@ -208,6 +211,8 @@ class Runner:
         world = getattr(checked, "world", None)
         if world is not None and not (body["session"] and self._used):  # a session keeps the folder and import path set by its tasks
             enter(world if body["folder"] is None else world.model_copy(update={"directory": body["folder"], "path": None}))
+        if kind.name == "python" and world is not None and world.notebook is not None:
+            self._bars.show_widgets()
         # Only for the first task of a burst: later ones import the same modules, and the check costs 200 µs.
         records_imports = body["private"] and not self._used
         environment = _import_environment() if records_imports else None
@@ -391,7 +396,8 @@ def describe(error: BaseException, only_own: bool = False) -> dict[str, str]:
         described = traceback.TracebackException(type(error), error, tb)
         if only_own:
             _hide_machinery(described)
-        lines = "".join(described.format())
+        # The message of an error of this package is complete, and the frames of its operations help no caller.
+        lines = "".join(described.format() if only_own or not isinstance(error, OpenRuntimeError) else described.format_exception_only())
         message = str(error)
     except Exception as problem:  # a task's exception may have a broken __str__
         lines, message = f"{type(error).__name__} (its __str__ failed: {problem!r})", ""

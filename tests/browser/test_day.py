@@ -148,7 +148,7 @@ def test_day_of_a_user(server: Server) -> None:
 async def train_and_plot(day: Day) -> None:
     output = await day.start("train")
     await expect(output).to_contain_text(re.compile(r"[1-9]\d?% \(\d+ of 200\) · about \d+ s left.*loss=\d", re.DOTALL))
-    await expect(output).to_contain_text(re.compile(r"training: +100%.*200/200"), timeout=180_000)
+    await expect(output).to_contain_text(re.compile(r"training:\s+100%.*200/200"), timeout=180_000)
     await expect(output).to_contain_text(re.compile(r"completed in 1 min.*[\d.]+ [kMG]B", re.DOTALL))
     await day.notebook.done()
 

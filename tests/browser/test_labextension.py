@@ -26,9 +26,11 @@ LOAD = "%load_ext openruntime_jupyter"
 SLEEP = "import time; time.sleep(600)"
 COUNT = """import time
 from openruntime_jupyter import progress
+newest = display('no epoch', display_id=True)
 for epoch in range(1000):
     progress(epoch, 1000, 'counting')
     print('epoch', epoch, flush=True)
+    newest.update(f'newest: {epoch}')
     time.sleep(0.1)"""
 EVIL = """<img src=x.png onerror="document.title='run'"> ![p](x.png) <b style="background:url(x.png)">bold</b>"""
 FAILED_REQUEST = "Failed to load resource"
@@ -191,6 +193,7 @@ def test_saved_outputs_are_live_again_in_new_page(server: Server, app: App) -> N
             await expect(task(page, card)).to_contain_text(re.compile(r"running · \d+"))
             await expect(task(page, name)).to_contain_text(re.compile(r"running · \d+% \(\d+ of 1,000\) · about"))
             await expect(page.locator(".jp-OpenRuntime-task-output")).to_contain_text(re.compile(r"epoch \d{2,}"))
+            await expect(page.locator(".jp-OpenRuntime-task-output")).to_contain_text(re.compile(r"newest: \d{2,}"))
             assert [file.name for file in server.home.path.glob(f"*{name}*.ipynb")] == [f"{name}.ipynb"]
             await run_cell(notebook, 5)  # the kernel is busy
             await cancel_and_retry(page, card)

@@ -13,7 +13,8 @@ from tests.support import Home, Server, running_server
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 SHOW = "%load_ext openruntime_jupyter\n%openruntime tasks"
-OTHERS = ("status", "devices", "workers", "operations", "agents")
+OTHERS = ("status", "devices", "workers", "operations", "agents", "hosts", "")
+"""Commands that show tables, a note with a long command, and the help."""
 EVERY_COLUMN = """from openruntime_jupyter import connect
 from openruntime_jupyter.schemas.tasks import TaskPage
 from openruntime_jupyter.notebook.display.tasks import TaskTable
@@ -25,6 +26,9 @@ TaskTable(page, {"device_0": "Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz", "
 TOO_WIDE = """() => [...document.querySelectorAll('.ort-t')].filter(each => each.scrollWidth > each.clientWidth + 1)
     .map(each => `${each.querySelector('caption').textContent}: ${each.scrollWidth} in ${each.clientWidth}`)"""
 BROKEN_WORDS = "() => [...document.querySelectorAll('.u')].filter(each => each.getClientRects().length > 1).map(each => each.textContent)"
+BROKEN_IDS = "() => [...document.querySelectorAll('code.i')].filter(each => each.clientHeight > 30).map(each => each.textContent)"
+CUT_CODE = """() => [...document.querySelectorAll('.ort > div code')].filter(each =>
+    each.getBoundingClientRect().right > each.closest('.ort').getBoundingClientRect().right + 1).map(each => each.textContent)"""
 CARDS = """() => [...document.querySelectorAll('.ort-k tbody tr')].every(row => getComputedStyle(row).display === 'flex')"""
 HEADS = """() => [...document.querySelectorAll('.jp-CodeCell .ort-k')].slice(0, 1).flatMap(each =>
     [...each.querySelectorAll('th')].map(head => head.textContent))"""
@@ -43,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.parametrize(("app", "dark"), [("lab", False), ("notebook7", True)])
 async def test_tables_fit_their_cell(server: Server, app: App, dark: bool) -> None:
     name = f"tables-{app}-{dark}.ipynb"
-    new_notebook(server, name, SHOW, *(f"%openruntime {word}" for word in OTHERS), EVERY_COLUMN)
+    new_notebook(server, name, SHOW, *(f"%openruntime {word}".strip() for word in OTHERS), EVERY_COLUMN)
     async with opened(server, name, app) as notebook:
         page = notebook.page
         await notebook.menu("Settings", "Theme", "JupyterLab Dark" if dark else "JupyterLab Light")
@@ -59,6 +63,9 @@ async def test_tables_fit_their_cell(server: Server, app: App, dark: bool) -> No
         await narrow(page)
         assert await page.evaluate(TOO_WIDE) == [], "on a narrow page"
         assert await page.evaluate(CARDS)
+        assert await page.evaluate(BROKEN_WORDS) == []
+        assert await page.evaluate(BROKEN_IDS) == []
+        assert await page.evaluate(CUT_CODE) == []
 
 
 async def narrow(page: Page) -> None:

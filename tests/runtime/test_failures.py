@@ -39,6 +39,13 @@ async def test_raised_error_has_type_message_and_lines_of_the_cell(runtime: Runt
     assert "openruntime_jupyter" not in (task.failure.traceback or "")
 
 
+async def test_values_that_a_worker_rejects_have_a_message_without_frames(runtime: Runtime) -> None:
+    task = await ended(runtime, await submit(runtime, "mlx_operation", {"function": "matmul", "args": [1, 2]}))
+    assert task.failure is not None
+    assert task.failure.message.startswith("InvalidRequest: parameters: matmul(int32[], int32[]): ")
+    assert task.failure.traceback == f"openruntime_jupyter.errors.{task.failure.message}\n"
+
+
 @pytest.mark.every_engine
 async def test_killed_worker_fails_its_task_with_signal_memory_and_output(tmp_path: Path) -> None:
     async with runtime_in(tmp_path, cpu_slots=2) as runtime:

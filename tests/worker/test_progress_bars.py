@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -61,6 +62,21 @@ async def test_nested_bars_share_one_line(runtime: Runtime, leave: bool) -> None
     assert lines[-1].startswith("epochs: 100%")
     assert all(line.startswith("batches of this epoch: 100%") for line in lines[:-1])
     assert all(line.endswith("it/s]") and line.count("it/s") == 1 for line in lines), "no rest of a longer bar"
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_automatic_bars_are_widgets_in_notebooks(runtime: Runtime, ahead: bool) -> None:
+    notebook = {"kernel": uuid4().hex, "notebook": "train.ipynb"}
+    code = "from tqdm.auto import tqdm\nassert tqdm(range(5), desc='epochs').total == 5\nfor i in tqdm(range(4), desc='steps'): pass"
+    if ahead:  # the next worker of this kernel imports tqdm before its task
+        await ended(runtime, await submit(runtime, "python", {"code": "import tqdm.auto", "world": notebook}))
+    task = await ended(runtime, await submit(runtime, "python", {"code": code, "world": notebook}))
+    assert task.error is None
+    assert _seen(task.progress) == (0, 5, "epochs")
+    items = (await runtime.tasks.output(task.task_id)).items
+    assert [item.output_type for item in items] == ["display_data", "display_data"]
+    assert all("progress" in (item.data or {})["text/html"] for item in items)
+    assert (items[1].data or {})["text/plain"].split()[:2] == ["steps:", "100%"]
 
 
 async def test_bar_of_a_call_is_seen_while_it_runs(runtime: Runtime) -> None:

@@ -27,13 +27,14 @@ STYLE = """<style>
 font-variant-numeric:tabular-nums;max-width:72em;margin:4px 6px}
 .ort.ort.ort .m{color:var(--jp-ui-font-color2,currentColor)}
 .ort.ort.ort code{font-family:var(--jp-code-font-family,ui-monospace,monospace);font-size:var(--jp-code-font-size,13px);\
-background:none;padding:0;border:0;white-space:nowrap}
+background:none;padding:0;border:0;overflow-wrap:anywhere}
 .ort-c{border:1px solid var(--jp-border-color2,rgba(128,128,128,.4));border-radius:4px;padding:8px 12px}
 .ort-h{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline}
 .ort-h .r{margin-left:auto;flex-shrink:0}
 .ort-l{flex-wrap:nowrap;white-space:nowrap}.ort-l>.s{white-space:normal;min-width:0}
 .ort-l>.t{overflow:hidden;text-overflow:ellipsis;flex:1 0 6em;max-width:max-content}.ort-w{max-width:110em}
-.ort.ort.ort code.i{display:inline-block;max-width:15ch;overflow:hidden;text-overflow:ellipsis;vertical-align:bottom;user-select:all}
+.ort.ort.ort code.i{display:inline-block;white-space:nowrap;max-width:15ch;\
+overflow:hidden;text-overflow:ellipsis;vertical-align:bottom;user-select:all}
 @media (max-width:640px){.ort-l{flex-wrap:wrap;white-space:normal}}
 .ort-c>.ort-h{flex-wrap:nowrap}
 .ort-x{border-left:3px solid var(--jp-error-color1,#d32f2f)}
@@ -54,7 +55,7 @@ color:inherit;white-space:pre}
 .ort.ort.ort th,.ort.ort.ort td{text-align:left;padding:3px 10px 3px 0;border:0;background:none;\
 vertical-align:baseline;max-width:none;color:inherit;line-height:inherit}
 .ort.ort.ort :is(th,.n){white-space:nowrap}
-.ort.ort.ort td.w{overflow-wrap:anywhere;min-width:7em}.ort .u{white-space:nowrap}.ort.ort.ort td.w code{white-space:normal}
+.ort.ort.ort td.w{overflow-wrap:anywhere;min-width:7em}.ort .u,.ort.ort.ort td:not(.w) code{white-space:nowrap}
 .ort.ort.ort th{font-weight:normal;color:var(--jp-ui-font-color2,currentColor)}
 .ort.ort.ort thead th{border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.4))}
 .ort.ort.ort .n{text-align:right}
@@ -65,13 +66,16 @@ vertical-align:baseline;max-width:none;color:inherit;line-height:inherit}
 .ort.ort.ort .ort-k tbody tr{display:flex;flex-wrap:wrap;gap:2px 14px;padding:6px 0;\
 border-top:1px solid var(--jp-border-color2,rgba(128,128,128,.4))}
 .ort.ort.ort .ort-k td{padding:0;min-width:0;text-align:left;overflow-wrap:anywhere}
-.ort.ort.ort .ort-k td code{white-space:normal}
+.ort.ort.ort .ort-k td code:not(.i){white-space:normal}
 .ort.ort.ort .ort-k td[data-l]::before{content:attr(data-l) " ";color:var(--jp-ui-font-color2,currentColor)}}
 </style>"""
 
 LONGEST_WORD = 18
-"""Maximum length of a word that table cells do not break, in characters: that of the operations' names."""
-MANY_COLUMNS = 3
+"""Maximum length of an unbroken word, in characters: that of the operations' names."""
+WORD = re.compile(r"(\S+)")
+HYPHENATED = re.compile(r"(\S*-\S*)")
+"""Words within which all text may be wrapped, as in `--out`."""
+MANY_COLUMNS = 2
 """Minimum number of columns for which a narrow page shows table rows as cards."""
 
 
@@ -120,8 +124,8 @@ def line(*children: Any, class_: str | None = None) -> Styled:
 
 
 def code(text: str, class_: str | None = None) -> Styled:
-    """Return a text in code style."""
-    return styled("code", text, class_=class_)
+    """Return a text in code style. In HTML it is not wrapped at its hyphens."""
+    return Styled(text, tag("code", _unbroken(text, HYPHENATED), class_=class_))
 
 
 def task_id(text: str, class_: str = "") -> Styled:
@@ -146,7 +150,7 @@ CODE = re.compile(r'("[^"]*"|`[^`]*`)')
 
 def prose(text: str) -> Styled:
     """Return a text. In HTML, text between backticks is in code style."""
-    pieces = (tag("code", piece[1:-1]) if piece.startswith("`") else Html.of(piece) for piece in CODE.split(text))
+    pieces = (code(piece[1:-1]).html if piece.startswith("`") else Html.of(piece) for piece in CODE.split(text))
     return Styled(text, Html("".join(pieces)))
 
 
@@ -199,7 +203,7 @@ def _html_table(caption: str, columns: Sequence[Column[Any]], rows: Sequence[Seq
 
     def cell(column: Column[Any], value: Any) -> Html:
         label = column.name if cards and value != "" and column.labelled else None
-        shown = _unbroken(value) if column.kind == "wrap" else value
+        shown = _unbroken(value, WORD if column.kind == "wrap" else HYPHENATED)
         return tag("td", shown, class_=classes.get(column.kind), role=role("cell"), data_l=label)
 
     heads = (tag("th", column.name, scope="col", class_=classes.get(column.kind), role=role("columnheader")) for column in columns)
@@ -209,11 +213,11 @@ def _html_table(caption: str, columns: Sequence[Column[Any]], rows: Sequence[Seq
     return tag("div", tag("table", *parts, role=role("table")), class_="ort-t ort-k" if cards else "ort-t", tabindex="0")
 
 
-def _unbroken(value: Any) -> Any:
+def _unbroken(value: Any, words: re.Pattern[str]) -> Any:
     """Return plain text as HTML that is not wrapped within its words, except for long ones."""
     if not isinstance(value, str) or isinstance(value, (Styled, Html)):
         return value
-    parts = (tag("span", part, class_="u") if part.strip() and len(part) <= LONGEST_WORD else part for part in re.split(r"(\s+)", value))
+    parts = (tag("span", part, class_="u") if words.fullmatch(part) and len(part) <= LONGEST_WORD else part for part in words.split(value))
     return Html("".join(map(Html.of, parts)))
 
 

@@ -384,4 +384,5 @@ class Help(View):
 
 
 def _usages(caption: str, name: str, rows: Sequence[tuple[str, str]]) -> Styled:
-    return table(caption, [Column(name, lambda row: code(row[0])), Column("description", lambda row: prose(row[1]), "wrap")], rows)
+    usage = Column[tuple[str, str]](name, lambda row: code(row[0]), "wrap", labelled=False)
+    return table(caption, [usage, Column("description", lambda row: prose(row[1]), "wrap", labelled=False)], rows)

@@ -256,13 +256,14 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
       this.#displays.clear();
     } else if (output_type === 'stream') {
       model.add({ output_type, name: name ?? 'stdout', text: text ?? '' });
-    } else if (output_type !== 'update_display_data') {
-      model.add({ ...item, metadata: item.metadata ?? {} } as any);
-      if (display_id) {
-        this.#displays.set(display_id, model.length - 1);
+    } else {
+      const shown: any = { ...item, output_type: output_type.replace('update_', ''), metadata: item.metadata ?? {} };
+      if (at !== undefined && shown.output_type !== output_type) {
+        model.set(at, shown);
+      } else {
+        // Also an update of a display that the cell has: saved displays have no ids.
+        this.#displays.set(display_id ?? '', model.add(shown) - 1);
       }
-    } else if (at !== undefined) {
-      model.set(at, { ...item, output_type: 'display_data', metadata: item.metadata ?? {} } as any);
     }
   }
 

@@ -30,7 +30,7 @@ export class Search {
     this.query = {};
     this.looked = 0;
     this.known = [];
-    this.text = make("input", { type: "search", placeholder: "Search name, code, parameters", "aria-label": "Search tasks by name, code or parameters", maxlength: 200, oninput: () => this.typed() });
+    this.text = make("input", { type: "search", placeholder: "Search tasks", title: "Name, code or parameters", "aria-label": "Search tasks by name, code or parameters", maxlength: 200, oninput: () => this.typed() });
     const states = Object.entries(STATES).map(([value, [label]]) => make("option", { value }, label));
     this.state = make("select", { "aria-label": "Only tasks in this state", onchange: () => this.start() }, make("option", { value: "" }, "all states"), states);
     this.notebook = make("select", { "aria-label": "Only tasks of this notebook", onchange: () => this.start() });
