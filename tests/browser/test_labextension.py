@@ -212,10 +212,24 @@ def test_saved_outputs_are_live_again_in_new_page(server: Server, app: App) -> N
 
 
 async def cancel_and_retry(page: Page, name: str) -> None:
-    """Cancel a task by its output, run it again, and cancel it."""
+    """Cancel a task by its output, run it again while a request for the cancelled one is unanswered, and cancel it."""
+    asked, answered, release = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def late(route: Route) -> None:
+        asked.set()
+        await release.wait()
+        await route.fulfill(response=await route.fetch())
+        answered.set()
+
+    await page.route(re.compile(r"/tasks/\w+\?parameters=false$"), late, times=1)
     for label, state in (("Cancel", "cancelled after"), ("Retry", "running"), ("Cancel", "cancelled after")):
         await task(page, name).get_by_role("button", name=label).click()
         await expect(task(page, name)).to_contain_text(state)
+        if label == "Cancel":
+            await asyncio.wait_for(asked.wait(), 60)
+        else:
+            release.set()
+            await asyncio.wait_for(answered.wait(), 60)
 
 
 async def prompt_is_completed(notebook: Notebook, name: str) -> None:

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openruntime_jupyter import connect
+from openruntime_jupyter import __version__, connect
+from openruntime_jupyter.client.client import Client
+from openruntime_jupyter.client.transport.http import HttpBackend
 from openruntime_jupyter.engines.hosts.finder import InvalidHosts
+from openruntime_jupyter.notebook.doctor import examine
 from openruntime_jupyter.runtime.hosts import hosts_of
 from openruntime_jupyter.runtime.settings import Settings
 from tests.engines.hosts.dask_processes import NO_COMPILER, PRELOAD
 from tests.engines.hosts.sshd import ssh_that
-from tests.support import STANDALONE, Home, Server, running_server, wait_until
+from tests.support import STANDALONE, TOKEN, Home, Server, running_server, wait_until
 from tests.tiny_model import make_tiny_model
 
 MEETING = """
@@ -85,6 +88,10 @@ def test_hosts_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert devices == {"device_0", "gpu1.device_0", "mac2.device_0"}
         task = server.submit("python", {"code": "print(1)"}, device_preference="mac2")
         assert (task["status"], task["device_used"]) == ("completed", "mac2.device_0")
+        checks = {check.name: check for check in examine(lambda: Client(HttpBackend(server.url, TOKEN)))}
+        assert (checks["mac2"].verdict, checks["gone"].verdict) == ("ok", "wrong")
+        assert "lost, ssh gone: its name is unknown (ssh: Could not resolve hostname gone): check the name" in checks["gone"].says
+        assert f"OpenRuntime {__version__}" in checks["mac2"].says
 
 
 def test_cluster_of_the_server_follows_its_queue(tmp_path: Path) -> None:

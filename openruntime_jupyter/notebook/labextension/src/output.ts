@@ -40,15 +40,8 @@ const KERNEL_SILENT = 3_000;
 /** Interval between requests for output, in milliseconds. */
 const OUTPUT_EVERY = 500;
 
-const SIGNS: Record<TaskState, string> = {
-  pending: '○',
-  running: '●',
-  completed: '✓',
-  failed: '✕',
-  cancelled: '■',
-  timed_out: '✕',
-  interrupted: '✕'
-};
+/** Signs of states; that of the others is ✕. */
+const SIGNS: Partial<Record<TaskState, string>> = { pending: '○', running: '●', completed: '✓', cancelled: '■' };
 
 function count(n: number): string {
   return n.toLocaleString('en');
@@ -188,14 +181,17 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
       this.#task = null;
     } else if (!this.#kernelLive && !this.#busy && !document.hidden) {
       this.#busy = true;
+      const shows = () => saved.task_id === this.#saved?.task_id && !this.#kernelLive; // not after "Retry"
       try {
-        await this.#refresh(saved.task_id);
+        await this.#refresh(saved.task_id, shows);
         this.#problem = '';
       } catch (error) {
-        this.#fail(error);
-        if (this.#unknown) {
-          this.#stop();
-          this.#problem = '';
+        if (shows()) {
+          this.#fail(error);
+          if (this.#unknown) {
+            this.#stop();
+            this.#problem = '';
+          }
         }
       }
       this.#busy = false;
@@ -205,29 +201,32 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
 
   #fail(error: unknown): void {
     this.#problem = messageOf(error);
-    this.#unknown = error instanceof ResponseError && error.status === 404; // deleted, or of another runtime
+    this.#unknown = (error as Partial<ResponseError> | undefined)?.status === 404; // deleted, or of another runtime
   }
 
-  async #refresh(id: string): Promise<void> {
-    const { connection } = this.openruntime;
-    this.#task ??= await connection.request<ITask>('GET', `tasks/${id}?parameters=false`);
-    const final = ended(this.#task.status);
-    const since = Math.max(this.#since, this.#saved?.shown ?? 0);
-    const output = await connection.request<ITaskOutput>('GET', `tasks/${id}/output?since=${since}`);
-    if (this.#kernelLive || id !== this.#saved?.task_id) {
-      return;
+  /** Request what is shown; reject if `shows` tells that the output shows something else by then. */
+  async #refresh(id: string, shows: () => boolean): Promise<void> {
+    const read = async <T>(path: string): Promise<T> => {
+      const answer = await this.openruntime.connection.request<T>('GET', `tasks/${id}${path}`);
+      return shows() ? answer : Promise.reject();
+    };
+    // Again while it is pending: the event of its start may have come before the last answer.
+    if (!this.#task || this.#task.status === 'pending') {
+      this.#task = await read<ITask>('?parameters=false');
     }
+    const since = Math.max(this.#since, this.#saved?.shown ?? 0);
+    const output = await read<ITaskOutput>(`/output?since=${since}`);
     this.#since = output.next;
     output.items.forEach(item => this.#append(item));
-    if (final && output.finished) {
-      this.#task = await connection.request<ITask>('GET', `tasks/${id}?parameters=false`);
+    if (output.finished) {
+      this.#task = await read<ITask>('?parameters=false');
       const answer = this.#task.result?.output.text;
       if (answer) {
         this.#answer?.set(answer);
       }
       this.#stop();
     }
-    if (output.items.length || final) {
+    if (output.items.length || output.finished) {
       await this.#answer?.render();
     }
   }
@@ -276,7 +275,7 @@ class TaskRenderer extends Panel implements IRenderMime.IRenderer {
     const { status, progress } = task ?? saved;
     const { state } = this.openruntime.connection;
     this.node.dataset.state = status;
-    write(this.#sign, SIGNS[status]);
+    write(this.#sign, SIGNS[status] ?? '✕');
     write(this.#name, titleOf(saved));
     this.#name.title = saved.task_id;
     const current = task || this.#kernelLive || ended(status);
