@@ -254,7 +254,7 @@ async def test_host_that_fails_to_start_is_tried_again(tmp_path: Path) -> None:
         await waits_for(runtime, first, "a device, and none is available")
         named = [await cell(runtime, "1", device_preference=preference) for preference in ("far", "far.device_0")]
         await waits_for(runtime, named[1], "far.device_0, which is not available")
-        assert runtime.health().status == "degraded"
+        await until(lambda: runtime.health().status == "degraded", 10, "its first agent has failed")
         way.variables.pop("PYTHONHOME")
         for each in (first, *named):
             assert (await completed(runtime, each)).device_used == "far.device_0"
