@@ -88,7 +88,7 @@ def test_widgets_are_live_and_saved_as_static_forms(server: Server, app: App) ->
             assert "widget-view" not in await save(), "the file of a running cell names no models"
             await notebook.restart()
             await expect(box).to_contain_text("no longer watched")
-            await expect(box.locator("progress")).to_be_visible()
+            await expect(box.locator("progress").first).to_be_visible()
             await expect(box).to_contain_text("two: right")
             assert "widget-view" not in await save()
             server.request("DELETE", f"/tasks/{server.get('/tasks', params={'state': 'running'})['tasks'][0]['task_id']}")
@@ -97,7 +97,7 @@ def test_widgets_are_live_and_saved_as_static_forms(server: Server, app: App) ->
             await expect(tqdm.locator("progress")).to_be_visible()
             await expect(tqdm.get_by_role("button", name="Retry")).to_be_visible()
             await expect(foreign).to_contain_text("Counter")
-            await expect(box.locator("progress")).to_be_visible()
+            await expect(box.locator("progress").first).to_be_visible()
             assert "model not found" not in await page.locator(".jp-Notebook").inner_text()
 
     run(story())

@@ -61,26 +61,37 @@ def is_safe(address: str) -> bool:
 
 
 class CommStream:
-    """Byte stream over a comm of Dask: each message is one bytes object. Nothing that is received is unpickled."""
+    """Byte stream over a comm of Dask: each message is one `Serialized` object with the bytes, which Dask neither copies nor unpickles."""
 
     def __init__(self, comm: Any) -> None:
-        self._comm = comm
+        from distributed.protocol.serialize import Serialized
 
-    async def read(self) -> bytes:
+        self._comm = comm
+        self._envelope: Any = Serialized  # untyped
+        self._sent: Any = None
+        """Future of the last bytes to be sent."""
+        comm.deserialize = False
+
+    async def read(self) -> bytes | memoryview:
         """Return the next bytes; `b""` at the end, which Dask does not tell from a lost connection."""
         try:
-            data = await self._comm.read(deserializers=["msgpack"])
+            received = await self._comm.read()
         except OSError:
             if self._comm.closed():
                 return b""
             raise
-        if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise OSError(f"the other side sent {type(data).__name__} instead of bytes")
-        return bytes(data)
+        if not isinstance(received, self._envelope) or len(received.frames) != 1:
+            raise OSError(f"the other side sent {type(received).__name__} instead of bytes")
+        return memoryview(received.frames[0]).cast("B")
 
     async def write(self, data: bytes) -> None:
-        """Send bytes."""
-        await self._comm.write(data, serializers=["msgpack"])
+        """Send bytes, and return when those of the previous call are sent."""
+        await self._comm.write(self._envelope({}, [data]))
+        if (stream := getattr(self._comm, "stream", None)) is not None:
+            # A comm returns before its bytes are sent, and would hold any number of them in memory.
+            sent, self._sent = self._sent, stream.write(b"")
+            if sent is not None:
+                await sent
 
     async def close(self) -> None:
         """Close the connection."""

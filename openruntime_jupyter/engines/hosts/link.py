@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import struct
@@ -21,6 +22,8 @@ MAX_DATA = 32 << 20
 """Maximum bytes of the data of a frame: the parameters of a task, or its payload."""
 
 READ_BYTES = 1 << 18
+PIPE_BYTES = 1 << 20
+"""Size of a pipe. 100 MB there and back over pipes take 0.7 times as long as with 64 KiB."""
 
 FULL = 1 << 20
 """Unsent bytes from which a link is full. It has drained at a quarter of them."""
@@ -39,7 +42,7 @@ class LinkClosed(Exception):
 class ByteStream(Protocol):
     """Connection that carries bytes in order, such as the pipes of `ssh` or a comm of Dask."""
 
-    async def read(self) -> bytes:
+    async def read(self) -> bytes | memoryview:
         """Return the next bytes, as many as there are; `b""` at the end. Raises `OSError`."""
 
     async def write(self, data: bytes) -> None:
@@ -83,6 +86,8 @@ async def pipe_stream(source: int, target: int) -> PipeStream:
     if os.path.samestat(os.fstat(source), os.fstat(target)):
         os.close(source)
         return PipeStream(*await asyncio.open_connection(sock=socket.socket(fileno=target), limit=READ_BYTES))
+    for descriptor in (source, target):
+        _enlarge(descriptor)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(READ_BYTES)
     reading, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(source, "rb", 0))
@@ -90,6 +95,13 @@ async def pipe_stream(source: int, target: int) -> PipeStream:
         lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), os.fdopen(target, "wb", 0)
     )
     return PipeStream(reader, asyncio.StreamWriter(writing, protocol, reader, loop), reading)
+
+
+def _enlarge(pipe: int) -> None:
+    """Let a pipe hold `PIPE_BYTES` instead of 64 KiB, where the system allows that."""
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):  # another kind of file, or the user's limit is reached
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 class Link:

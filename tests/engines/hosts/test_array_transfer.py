@@ -38,7 +38,7 @@ class CountedStream:
         self._inner = inner
         self._most = most
 
-    async def read(self) -> bytes:
+    async def read(self) -> bytes | memoryview:
         return await self._inner.read()
 
     async def write(self, data: bytes) -> None:
