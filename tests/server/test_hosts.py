@@ -106,7 +106,6 @@ def test_cluster_of_the_server_follows_its_queue(tmp_path: Path) -> None:
 
 def test_cluster_of_jobs(tmp_path: Path) -> None:
     """`dask_jobqueue.local.LocalCluster` starts workers by the scripts that SLURM and others would get."""
-    pytest.importorskip("dask_jobqueue")
     arguments = {
         "cores": 1,
         "memory": "4GB",
