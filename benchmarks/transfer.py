@@ -59,7 +59,7 @@ async def running(folder: Path, hosts: HostsSetup | None) -> AsyncIterator[Trip]
     async def trip(array: Array) -> None:
         sent = await put(runtime.arrays, array)
         data = pickling.pack((back, (array,), {}), lambda array, layout: None)
-        # Calls of one burst, as those of `map`, run in one process, like the peer's. The start of a process is no part of a transfer.
+        # Calls of one burst, as those of `map`, run in one process, like the peer's. A transfer does not include the start of a process.
         parameters = {"pickled": base64.b64encode(data).decode(), "arrays": [{"array": sent.id}], "burst": "benchmark"}
         task_id = await runtime.submission.submit(TaskRequest(operation="call", parameters=parameters), Caller())
         await runtime.arrays.remove(sent.id)

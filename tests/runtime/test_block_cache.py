@@ -171,7 +171,7 @@ async def test_free_files_expire_and_are_released_when_memory_is_short(store: Ar
     assert store.page().warm_bytes == (0 if store._spool.places[0].in_memory else SIZE)
 
 
-@pytest.mark.not_over("agent", "dask", reason="free files of this machine are no memory of a host")
+@pytest.mark.not_over("agent", "dask", reason="local free files do not count for hosts")
 async def test_task_gets_memory_of_free_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with runtime_in(tmp_path) as runtime:
         store = runtime.arrays

@@ -183,6 +183,7 @@ class Lane:
         machine: Capacity,
         durations: Durations | None = None,
         python: str | None = None,
+        holder: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.id = lane_id
         self.host = lane_id.rpartition(".")[0]
@@ -202,8 +203,8 @@ class Lane:
         """Running tasks in the same memory, also those of other lanes."""
         self.open = True
         """False once the lane takes no more tasks."""
-        self.holder: Callable[[], str | None] = _nobody
-        """Returns who uses the device of another host in another runtime of that host."""
+        self.holder = holder
+        """Returns the other runtime that uses the device of another host, or None."""
         self.waiting_for: str | None = None
         """Why the whole lane waits: the holder of the device in another runtime."""
         self.problem: str | None = None
@@ -403,10 +404,6 @@ class Lane:
     def recover(self) -> None:
         """Take all tasks again, because a worker has started."""
         self.problem, self._pause = None, 0.0
-
-
-def _nobody() -> None:
-    """Return the holder of a device that no other runtime uses."""
 
 
 def _wake(slot: asyncio.Future[None]) -> bool:

@@ -175,7 +175,7 @@ class Lanes:
         return len(self._running_on)
 
     def running_by_host(self) -> Counter[str]:
-        """Return the numbers of running tasks by the names of their hosts; the name of this machine is empty."""
+        """Return the numbers of running tasks by the names of their hosts; the local name is empty."""
         return Counter(lane.host for lane in self._running_on.values())
 
     def begin(self, lane: Lane, entry: Entry) -> None:

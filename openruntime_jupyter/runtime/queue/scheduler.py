@@ -601,9 +601,8 @@ class DeviceDiscovery:
         slots = self._settings.slots_of(report.type, machine.cores)
         if host is None:
             return Lane(f"device_{number}", report, slots, aging, self._engine, machine, durations)
-        lane = Lane(f"{host.name}.device_{number}", report, slots, aging, host, machine, durations, host.python)
-        lane.holder = partial(host.holder, lane.id)
-        return lane
+        lane_id = f"{host.name}.device_{number}"
+        return Lane(lane_id, report, slots, aging, host, machine, durations, host.python, partial(host.holder, lane_id))
 
     def _join(self, host: HostDevices) -> None:
         """Open the lanes of another host."""

@@ -143,7 +143,7 @@ async def test_killed_worker_fails_its_task_and_comes_back_by_its_nanny(over_das
 
 
 async def test_late_worker_joins_and_leaves(over_dask: Runtime, cluster: DaskProcesses) -> None:
-    process = cluster.worker("late")  # which nobody has prepared
+    process = cluster.worker("late")  # without --preload
     await reaches(over_dask, "late", "ready")
     await completed(over_dask, await cell(over_dask, "1", device_preference="late"))
     process.kill()
